@@ -1,0 +1,127 @@
+"""OpenVINO on the CPU: bf16 where the CPU has matrix units for it (AMX), fp32 otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.backends import Probe
+from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.errors import BackendError, UsageError
+
+_HINT: Final = "pip install 'mtdp[cpu]'"
+_DEPTH: Final = 2
+
+
+class OpenVINO:
+    """A model compiled by OpenVINO, with two requests in flight."""
+
+    def __init__(self, compiled: Any, name: str, precision: str, batch: int) -> None:
+        self.name = name
+        self.precision = precision
+        self.batch = batch
+        self.depth = _DEPTH
+        self._outputs = [(i, next(iter(sorted(port.get_names())))) for i, port in enumerate(compiled.outputs)]
+        self._requests = [compiled.create_infer_request() for _ in range(_DEPTH)]
+        self._tiles: list[NDArray[np.uint8] | None] = [None] * _DEPTH  # kept alive: the request reads them in place
+        self._submitted = 0
+
+    @classmethod
+    def probe(cls) -> Probe:
+        try:
+            import openvino
+        except ImportError as error:
+            return Probe("openvino", False, f"not installed ({error})", _HINT)
+        core = openvino.Core()
+        if "CPU" not in core.available_devices:
+            return Probe("openvino", False, "it finds no CPU device", _HINT)
+        device = core.get_property("CPU", "FULL_DEVICE_NAME")
+        reason = f"OpenVINO {_version()} on {device}"
+        if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            return Probe("openvino", True, f"{reason}, fp32 (the CPU has no bf16)", precisions=("fp32",))
+        if _has_amx_bf16():
+            return Probe("openvino", True, f"{reason}, bf16 on AMX matrix units", precisions=("bf16", "fp32"))
+        # Vector instructions alone (avx512_bf16) were no faster than fp32 where we measured: benchmarks/RESULTS.md.
+        return Probe(
+            "openvino", True, f"{reason}, fp32 (bf16 only by vector units, no AMX)", precisions=("fp32", "bf16")
+        )
+
+    @classmethod
+    def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
+        import openvino
+
+        offered = cls.probe().precisions
+        chosen = offered[0] if precision == "auto" else precision
+        if chosen not in offered:
+            raise UsageError(
+                f"--precision {chosen}: OpenVINO on this machine runs {', '.join(offered)}",
+                hint=f"Use --precision {offered[0]}, or leave it out.",
+            )
+        file = bundle.checked(bundle.variant("fp32").file)
+        core = openvino.Core()
+        config = {
+            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[chosen],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            model = core.read_model(file)
+            tile_px = bundle.manifest.tile_px
+            model.reshape([batch, tile_px, tile_px, 3])
+            compiled = core.compile_model(model, "CPU", config)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO refuses {file}: {_last_line(error)}", "Try --backend onnxruntime.") from error
+        return cls(compiled, f"openvino {_version()}", chosen, batch)
+
+    def submit(self, tiles: NDArray[np.uint8]) -> int:
+        import openvino
+
+        ticket = self._submitted
+        slot = ticket % _DEPTH
+        self._tiles[slot] = tiles
+        self._requests[slot].set_input_tensor(openvino.Tensor(tiles, shared_memory=True))
+        self._requests[slot].start_async()
+        self._submitted += 1
+        return ticket
+
+    def result(self, ticket: int) -> Mapping[str, NDArray[np.float32]]:
+        request = self._requests[ticket % _DEPTH]
+        try:
+            request.wait()
+        except RuntimeError as error:
+            raise BackendError(f"{self.name} failed on a batch: {_last_line(error)}") from error
+        return {name: np.array(request.get_output_tensor(i).data, np.float32) for i, name in self._outputs}
+
+    def close(self) -> None:
+        for request in self._requests:
+            request.wait()
+        self._requests = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _has_amx_bf16() -> bool:
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("openvino")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,214 @@
+"""mtdp-bench: tiles a second of each stage alone and of the whole way, and what the ceiling is."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mtdp_runtime.console import run_app
+
+if TYPE_CHECKING:
+    from mtdp_runtime.backends import Backend
+    from mtdp_runtime.bundle import Bundle
+    from mtdp_runtime.extract import ExtractSettings, Plan
+    from mtdp_runtime.slide import Slide
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+class What(StrEnum):
+    """What is measured: a stage alone, or the whole way with its stages beside it."""
+
+    READ = "read"
+    INFER = "infer"
+    EXTRACT = "extract"
+
+
+@app.command()
+def bench(
+    what: Annotated[
+        What, typer.Argument(help="read: tiles from the slide; infer: the model; extract: all, and both alone.")
+    ],
+    slide: Annotated[Path | None, typer.Argument(metavar="SLIDE", help="A slide; a synthetic one if left out.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model bundle; the packaged one if left out.", metavar="BUNDLE")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, or one that the backend runs.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Tiles in a batch.", min=1)] = 16,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; the cores of this machine if left out.", min=1)
+    ] = None,
+    slide_mpp: Annotated[
+        float | None, typer.Option(help="µm per level-0 pixel, where the slide does not say it.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Each figure is the median of so many runs.", min=1)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
+    from mtdp_runtime.bundle import default_bundle_path, load_bundle
+    from mtdp_runtime.demo import write_demo_slide
+    from mtdp_runtime.extract import ExtractSettings
+    from mtdp_runtime.slide.open import open_slide
+
+    bundle = load_bundle(model if model is not None else default_bundle_path())
+    settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)
+    cores = threads or len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="mtdp-bench-") as folder:
+        path = slide
+        if path is None:
+            path = Path(folder) / "demo-slide.tiff"
+            write_demo_slide(path)
+        with open_slide(path, slide_mpp, "--slide-mpp") as opened:
+            rates = measure(opened, bundle, settings, what, backend, precision, batch, cores, repeats, Path(folder))
+    print(json.dumps(rates, indent=1)) if as_json else _print(rates)
+
+
+def measure(
+    slide: Slide,
+    bundle: Bundle,
+    settings: ExtractSettings,
+    what: What,
+    backend: str,
+    precision: str,
+    batch: int,
+    threads: int,
+    repeats: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Return the median tiles/s of each stage asked for, with what they were measured on."""
+    from mtdp_runtime.backends import choose
+    from mtdp_runtime.extract import make_plan
+
+    plan = make_plan(slide, bundle.manifest.tile_px, settings)
+    result: dict[str, Any] = {
+        "slide": slide.info.path.name,
+        "reader": slide.info.reader,
+        "tiles": len(plan.kept),
+        "scale": plan.grid.scale,
+        "model": bundle.manifest.name,
+        "threads": threads,
+        "repeats": repeats,
+    }
+    stages: dict[str, Callable[[], float]] = {}
+    if what in (What.READ, What.EXTRACT):
+        stages["read"] = lambda: _read_rate(slide, plan, threads)
+    if what is What.READ:
+        return result | _medians(stages, repeats)
+    with choose(backend)[0].load(bundle, precision, batch, threads) as engine:
+        result |= {"engine": engine.name, "precision": engine.precision, "batch": batch}
+        stages["infer"] = lambda: _infer_rate(engine, len(plan.kept), bundle.manifest.tile_px)
+        last: dict[str, Any] = {}
+        if what is What.EXTRACT:
+            stages["extract"] = lambda: _extract_rate(slide, plan, bundle, engine, settings, threads, folder, last)
+        result |= _medians(stages, repeats)
+    if what is What.EXTRACT:
+        # Both stages share the cores, so a tile costs what reading and inferring cost together.
+        ceiling = 1 / (1 / result["read_tiles_per_s"] + 1 / result["infer_tiles_per_s"])
+        result |= {
+            "ceiling_tiles_per_s": ceiling,
+            "extract_of_ceiling": result["extract_tiles_per_s"] / ceiling,
+            "extract_of_infer": result["extract_tiles_per_s"] / result["infer_tiles_per_s"],
+            **last,
+        }
+    return result
+
+
+def _medians(stages: dict[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
+    runs: dict[str, list[float]] = {name: [] for name in stages}
+    for _ in range(repeats):
+        for name, stage in stages.items():
+            runs[name].append(stage())
+    rates: dict[str, Any] = {f"{name}_tiles_per_s": statistics.median(rates) for name, rates in runs.items()}
+    return rates | {f"{name}_runs": [round(rate, 2) for rate in rates] for name, rates in runs.items()}
+
+
+def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
+    """Read every tile once, nothing else, from a slide opened anew so that no decoded tile is left in its cache."""
+    import numpy as np
+
+    from mtdp_runtime.read import read_tile
+    from mtdp_runtime.slide.open import open_slide
+
+    coords = plan.coords
+    buffers = np.empty((threads, plan.grid.tile_px, plan.grid.tile_px, 3), np.uint8)
+    with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:
+
+        def work(thread: int) -> None:
+            for x0, y0 in coords[thread::threads].tolist():
+                read_tile(fresh, buffers[thread], x0, y0, plan.grid.scale)
+
+        start = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
+    return len(coords) / (time.perf_counter() - start)
+
+
+def _infer_rate(engine: Backend, tiles: int, tile_px: int) -> float:
+    """Run the model on as many tiles as the slide has, two batches in flight, with nothing to wait for."""
+    import numpy as np
+
+    shape = (engine.batch, tile_px, tile_px, 3)
+    batches = [np.random.default_rng(i).integers(0, 256, shape, np.uint8) for i in range(engine.depth)]
+    count = max(1, tiles // engine.batch)
+    engine.result(engine.submit(batches[0]))
+    tickets: list[int] = []
+    start = time.perf_counter()
+    for i in range(count):
+        if len(tickets) == engine.depth:
+            engine.result(tickets.pop(0))
+        tickets.append(engine.submit(batches[i % engine.depth]))
+    for ticket in tickets:
+        engine.result(ticket)
+    return count * engine.batch / (time.perf_counter() - start)
+
+
+def _extract_rate(
+    slide: Slide,
+    plan: Plan,
+    bundle: Bundle,
+    engine: Backend,
+    settings: ExtractSettings,
+    threads: int,
+    folder: Path,
+    last: dict[str, Any],
+) -> float:
+    """Run the pipeline, the file included; the tissue search is left out, as it is no stage of it."""
+    from mtdp_runtime.extract import extract_slide
+    from mtdp_runtime.slide.open import open_slide
+
+    with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:
+        outcome, _ = extract_slide(fresh, folder / "bench.h5", bundle, engine, settings, threads, overwrite=True)
+    assert outcome.times is not None
+    last.update(bottleneck=outcome.times.bottleneck, device_idle=round(outcome.times.device_idle, 3))
+    return outcome.times.tiles_per_s
+
+
+def _print(rates: dict[str, Any]) -> None:
+    print(f"{rates['slide']}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {rates['threads']} threads")
+    if "engine" in rates:
+        print(f"engine {rates['engine']}, {rates['precision']}, batch {rates['batch']}; model {rates['model']}")
+    for stage in ("read", "infer", "extract"):
+        if f"{stage}_tiles_per_s" in rates:
+            print(f"{stage:<8} {rates[f'{stage}_tiles_per_s']:9.1f} tiles/s   runs {rates[f'{stage}_runs']}")
+    if "ceiling_tiles_per_s" in rates:
+        print(
+            f"ceiling  {rates['ceiling_tiles_per_s']:9.1f} tiles/s, reading and inferring on the same cores; "
+            f"extract is {rates['extract_of_ceiling']:.0%} of it "
+            f"and {rates['extract_of_infer']:.0%} of the model alone; bottleneck {rates['bottleneck']}"
+        )
+
+
+def main() -> None:
+    """Entry point of `mtdp-bench`."""
+    run_app(app)

@@ -1,0 +1,344 @@
+"""The model bundle: a folder that holds a frozen model and the proof of what it computes.
+
+    NAME/  bundle.json            what this module describes
+           model.<precision>.onnx one file a variant; uint8[N, tile_px, tile_px, 3] in, float32 outputs
+           golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that torch gave, by name
+           card.md                the model card, for people
+
+bundle.json becomes frozen dataclasses here and nowhere else. Every digest is checked before a file is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_NAME: Final = "bundle.json"
+PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A classification task that the model still carries: the output `probabilities_<name>` float32[N, C]."""
+
+    name: str
+    class_names: tuple[str, ...]
+
+    @property
+    def output(self) -> str:
+        return f"probabilities_{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where the weights came from."""
+
+    sha256: str  # of the weights as numbers: see mtdp_export
+    origin: str
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How closely a variant repeats torch fp32 on the golden tiles."""
+
+    backend: str  # what computed it: the engine's name and version
+    tiles: int
+    cosine_min: float
+    cosine_mean: float
+    max_abs_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A file of the bundle and what it must hash to."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The model at one precision."""
+
+    precision: str
+    file: FileRef
+    parity: Parity
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """bundle.json."""
+
+    name: str
+    arch: str
+    mtdp_version: str
+    tile_px: int
+    mpp: float  # micrometres a pixel at which the model wants to see tissue
+    mean: tuple[float, float, float]  # of RGB in 0..1; applied inside the graph, stated for the record
+    std: tuple[float, float, float]
+    features_dim: int
+    heads: tuple[Head, ...]
+    weights: Weights
+    variants: tuple[Variant, ...]
+    golden: FileRef
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document, WSInfer's seven model keys included.
+
+        WSInfer knows one list of classes; it gets the classes of all heads as `task/class`, in the order of the
+        outputs, or the names of the features where no head was kept.
+        """
+        classes = [f"{head.name}/{label}" for head in self.heads for label in head.class_names]
+        classes = classes or [f"feature_{i}" for i in range(self.features_dim)]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "spec_version": "1.0",
+            "architecture": self.arch,
+            "num_classes": len(classes),
+            "class_names": classes,
+            "patch_size_pixels": self.tile_px,
+            "spacing_um_px": self.mpp,
+            "transform": [
+                {"name": "Resize", "arguments": {"size": self.tile_px}},
+                {"name": "ToTensor"},
+                {"name": "Normalize", "arguments": {"mean": list(self.mean), "std": list(self.std)}},
+            ],
+            "mtdp": asdict(self),
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> Manifest:
+        """Parse a document; `Manifest.from_json(m.to_json()) == m`.
+
+        Raises:
+            BundleInvalid: naming the place in the document, what was expected and what stands there.
+        """
+        top = _Reader(document, MANIFEST_NAME)
+        version = top.integer("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleInvalid(
+                f"{MANIFEST_NAME}: schema_version: this version reads {SCHEMA_VERSION}, got {version}",
+                hint="Export the bundle again, or install the mtdp version that wrote it.",
+            )
+        root = top.child("mtdp")
+        weights = root.child("weights")
+        manifest = cls(
+            name=root.text("name"),
+            arch=root.text("arch"),
+            mtdp_version=root.text("mtdp_version"),
+            tile_px=root.integer("tile_px", minimum=1),
+            mpp=root.positive("mpp"),
+            mean=root.rgb("mean"),
+            std=root.rgb("std"),
+            features_dim=root.integer("features_dim", minimum=1),
+            heads=tuple(Head(h.text("name"), h.texts("class_names")) for h in root.children("heads")),
+            weights=Weights(weights.digest("sha256"), weights.text("origin"), weights.text("licence")),
+            variants=tuple(_variant(v) for v in root.children("variants")),
+            golden=_file_ref(root.child("golden")),
+        )
+        precisions = [v.precision for v in manifest.variants]
+        if not precisions or len(set(precisions)) != len(precisions):
+            raise root.wrong("variants", "at least one variant, each precision once", precisions)
+        for key, stated in (("patch_size_pixels", manifest.tile_px), ("spacing_um_px", manifest.mpp)):
+            if top.value(key) != stated:
+                raise top.wrong(key, f"{stated} as in mtdp", top.value(key))
+        return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk whose manifest was read."""
+
+    path: Path
+    manifest: Manifest
+    digest: str  # sha256 of bundle.json, which names the digest of every other file
+
+    def variant(self, precision: str) -> Variant:
+        """Return the variant of that precision.
+
+        Raises:
+            UsageError: the bundle does not hold it.
+        """
+        for variant in self.manifest.variants:
+            if variant.precision == precision:
+                return variant
+        have = ", ".join(v.precision for v in self.manifest.variants)
+        raise UsageError(
+            f"{self.path}: no {precision} variant in this bundle (it has {have})",
+            hint=f"Use --precision {self.manifest.variants[0].precision}, or export with --precision {precision}.",
+        )
+
+    def checked(self, ref: FileRef) -> Path:
+        """Return the file's path after its size and digest were compared with the manifest.
+
+        Raises:
+            BundleDigestMismatch: the file is missing, cut or changed.
+        """
+        path = self.path / ref.file
+        hint = "The bundle was changed or damaged after its export: copy it again, or export it again."
+        if not path.is_file():
+            raise BundleDigestMismatch(f"{path}: missing from the bundle", hint)
+        size_bytes = path.stat().st_size
+        if size_bytes != ref.size_bytes:
+            raise BundleDigestMismatch(f"{path}: {size_bytes} bytes, bundle.json says {ref.size_bytes}", hint)
+        digest = sha256_of(path)
+        if digest != ref.sha256:
+            raise BundleDigestMismatch(f"{path}: sha256 {digest}, bundle.json says {ref.sha256}", hint)
+        return path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_ref(folder: Path, name: str) -> FileRef:
+    """Describe a file that was just written into a bundle folder."""
+    path = folder / name
+    return FileRef(name, sha256_of(path), path.stat().st_size)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write bundle.json, in a fixed order, so that equal manifests have equal digests."""
+    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
+    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def default_bundle_path() -> Path:
+    """Return the folder of the bundle that ships with the package."""
+    return Path(str(resources.files("mtdp_runtime"))) / "default_bundle"
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read and validate bundle.json. The other files are checked when they are used (`Bundle.checked`).
+
+    Raises:
+        BundleNotFound: no such folder, or no bundle.json in it.
+        BundleInvalid: bundle.json cannot be understood.
+    """
+    folder = Path(path)
+    file = folder / MANIFEST_NAME
+    if not file.is_file():
+        raise BundleNotFound(
+            f"{folder}: not a model bundle (no {MANIFEST_NAME} in it)",
+            hint="Give a folder that mtdp-export wrote, or leave --model out for the packaged model.",
+        )
+    text = file.read_bytes()
+    try:
+        document = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BundleInvalid(f"{file}: not JSON: {error}", hint="Copy or export the bundle again.") from error
+    try:
+        manifest = Manifest.from_json(document)
+    except BundleInvalid as error:
+        raise BundleInvalid(f"{folder}: {error}", hint=error.hint) from error
+    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A JSON object and where it stands, so that each complaint opens with the place."""
+
+    data: Any
+    place: str
+
+    def wrong(self, key: str, expected: str, got: object) -> BundleInvalid:
+        shown = repr(got) if len(repr(got)) <= 60 else f"{repr(got)[:57]}..."
+        return BundleInvalid(f"{self.place}: {key}: {expected}, got {shown}", hint="Copy or export the bundle again.")
+
+    def value(self, key: str) -> Any:
+        if not isinstance(self.data, Mapping):
+            raise BundleInvalid(f"{self.place}: an object was expected, got {type(self.data).__name__}")
+        if key not in self.data:
+            raise BundleInvalid(f"{self.place}: {key}: missing", hint="Copy or export the bundle again.")
+        return self.data[key]
+
+    def child(self, key: str) -> _Reader:
+        return _Reader(self.value(key), f"{self.place}: {key}")
+
+    def children(self, key: str) -> list[_Reader]:
+        value = self.value(key)
+        if not isinstance(value, list):
+            raise self.wrong(key, "a list", value)
+        return [_Reader(item, f"{self.place}: {key}[{i}]") for i, item in enumerate(value)]
+
+    def text(self, key: str) -> str:
+        value = self.value(key)
+        if not isinstance(value, str) or not value:
+            raise self.wrong(key, "a text", value)
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.value(key)
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
+            raise self.wrong(key, "a list of texts", value)
+        return tuple(value)
+
+    def integer(self, key: str, minimum: int = 0) -> int:
+        value = self.value(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self.wrong(key, f"an integer of at least {minimum}", value)
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.value(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise self.wrong(key, "a number", value)
+        return float(value)
+
+    def positive(self, key: str) -> float:
+        value = self.number(key)
+        if not 0 < value < float("inf"):
+            raise self.wrong(key, "a positive number", value)
+        return value
+
+    def rgb(self, key: str) -> tuple[float, float, float]:
+        value = self.value(key)
+        if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
+            raise self.wrong(key, "three numbers", value)
+        return (float(value[0]), float(value[1]), float(value[2]))
+
+    def digest(self, key: str) -> str:
+        value = self.value(key)
+        if not isinstance(value, str) or not _SHA256.fullmatch(value):
+            raise self.wrong(key, "64 hex digits", value)
+        return value
+
+
+def _file_ref(reader: _Reader) -> FileRef:
+    name = reader.text("file")
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or len(pure.parts) != 1 or name in {".", ".."} or "\\" in name:
+        raise reader.wrong("file", "a plain file name inside the bundle", name)
+    return FileRef(name, reader.digest("sha256"), reader.integer("size_bytes"))
+
+
+def _variant(reader: _Reader) -> Variant:
+    precision = reader.text("precision")
+    if precision not in PRECISIONS:
+        raise reader.wrong("precision", f"one of {', '.join(PRECISIONS)}", precision)
+    parity = reader.child("parity")
+    return Variant(
+        precision,
+        _file_ref(reader.child("file")),
+        Parity(
+            backend=parity.text("backend"),
+            tiles=parity.integer("tiles", minimum=1),
+            cosine_min=parity.number("cosine_min"),
+            cosine_mean=parity.number("cosine_mean"),
+            max_abs_error=parity.number("max_abs_error"),
+        ),
+    )

@@ -1,0 +1,65 @@
+"""What a person sees: progress on a terminal, plain lines elsewhere; errors as a line and a hint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mtdp_runtime.errors import RuntimeFailure, UsageError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def print_error(error: RuntimeFailure) -> None:
+    """Print what happened and what to do, one line each, to stderr."""
+    print(f"error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def exit_code(error: RuntimeFailure) -> int:
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+
+
+def run_app(app: Callable[..., Any]) -> None:
+    """Run a Typer app; an error of ours becomes a line, a hint and an exit code."""
+    try:
+        app()
+    except RuntimeFailure as error:
+        print_error(error)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        print("interrupted: what was computed is kept; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def tile_progress(name: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar with tiles/s and the time left, on a terminal; yields a function that takes the tiles just done."""
+    if not shown or not sys.stderr.isatty() or not total:
+        yield lambda tiles: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total, rate="")
+
+        def advance(tiles: int) -> None:
+            bar.advance(task, tiles)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.0f} tiles/s" if speed else "")
+
+        yield advance

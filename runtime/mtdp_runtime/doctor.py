@@ -1,0 +1,133 @@
+"""mtdp-doctor: what this machine can run, and a self-test of the whole way."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from mtdp_runtime.console import run_app
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+    """Show what this machine can run, and try it: extract the features of a small synthetic slide."""
+    findings = diagnose()
+    if as_json:
+        print(json.dumps(findings, ensure_ascii=False, indent=1))
+    else:
+        _print(findings)
+    if findings["problems"]:
+        raise typer.Exit(1)
+
+
+def diagnose() -> dict[str, Any]:
+    """Probe the machine and run the self-test."""
+    from importlib import metadata
+
+    import openslide
+
+    from mtdp_runtime.backends import probe_all
+    from mtdp_runtime.bundle import default_bundle_path, load_bundle
+    from mtdp_runtime.errors import RuntimeFailure
+
+    problems: list[str] = []
+    installed = {name: _version(metadata, name) for name in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")}
+    if installed["onnxruntime"] and installed["onnxruntime-gpu"]:
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "pip uninstall both, then install the one you want"
+        )
+    probes = probe_all()
+    if not any(probe.usable for probe in probes):
+        problems.append(f"no inference engine is usable: {probes[0].hint}")
+    bundle = ""
+    try:
+        loaded = load_bundle(default_bundle_path())
+        bundle = f"{loaded.manifest.name} ({loaded.manifest.arch}), digest {loaded.digest[:16]}"
+    except RuntimeFailure as error:
+        problems.append(f"packaged model: {error}")
+    test: dict[str, Any] = {}
+    if not problems:
+        try:
+            test = _self_test()
+        except RuntimeFailure as error:
+            problems.append(f"self-test: {error}")
+    return {
+        "machine": f"{platform.platform()}, Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores",
+        "openslide": openslide.__library_version__,
+        "packages": installed,
+        "backends": [asdict(probe) for probe in probes],
+        "packaged_model": bundle,
+        "self_test": test,
+        "problems": problems,
+    }
+
+
+def _self_test() -> dict[str, Any]:
+    """Extract a small synthetic slide on every usable backend, and replay the packaged golden tiles."""
+    import tempfile
+    from pathlib import Path
+
+    from mtdp_runtime.backends import backend_class, probe_all
+    from mtdp_runtime.bundle import default_bundle_path, load_bundle
+    from mtdp_runtime.demo import write_demo_slide
+    from mtdp_runtime.extract import ExtractSettings, extract_slide
+    from mtdp_runtime.slide.open import open_slide
+
+    bundle = load_bundle(default_bundle_path())
+    settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)
+    cores = len(os.sched_getaffinity(0))
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="mtdp-doctor-") as folder:
+        slide_path = Path(folder) / "demo.tiff"
+        write_demo_slide(slide_path, 2048, 1536)
+        for probe in probe_all():
+            if probe.usable:
+                with (
+                    backend_class(probe.name).load(bundle, "auto", 8, cores) as engine,
+                    open_slide(slide_path) as slide,
+                ):
+                    path = Path(folder) / f"{probe.name}.h5"
+                    outcome, _ = extract_slide(slide, path, bundle, engine, settings, cores)
+                    rate = outcome.times.tiles_per_s if outcome.times else 0.0
+                    results[probe.name] = {
+                        "precision": engine.precision,
+                        "tiles": outcome.tiles,
+                        "tiles_per_s": round(rate, 1),
+                    }
+    return results
+
+
+def _version(metadata: Any, name: str) -> str:
+    try:
+        return str(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _print(findings: dict[str, Any]) -> None:
+    print(f"machine         {findings['machine']}")
+    print(f"openslide       {findings['openslide']}")
+    print(f"packaged model  {findings['packaged_model'] or 'missing'}")
+    for probe in findings["backends"]:
+        mark = "yes" if probe["usable"] else "no "
+        print(
+            f"{probe['name']:<15} {mark}  {probe['reason']}" + (f"  ({probe['hint']})" if not probe["usable"] else "")
+        )
+    for name, result in findings["self_test"].items():
+        print(f"self-test       {name} {result['precision']}: {result['tiles']} tiles, {result['tiles_per_s']} tiles/s")
+    for problem in findings["problems"]:
+        print(f"problem: {problem}", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of `mtdp-doctor`."""
+    run_app(app)

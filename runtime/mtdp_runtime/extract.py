@@ -1,0 +1,247 @@
+"""One slide to one feature file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mtdp_runtime
+from mtdp_runtime.backends import Backend
+from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable
+from mtdp_runtime.grid import Grid, make_grid
+from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
+from mtdp_runtime.slide import Slide, SlideInfo, level_for
+from mtdp_runtime.store import FeatureStore, Layout, is_done
+from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
+
+OnBadTile = Literal["nan", "drop", "fail"]
+Status = Literal["done", "skipped", "no-tissue", "planned", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractSettings:
+    """What decides which numbers come out."""
+
+    mpp: float  # target scale, micrometres a pixel
+    stride_px: int
+    min_tissue: float = 0.25  # part of a tile's area that must be tissue
+    on_bad_tile: OnBadTile = "nan"
+    tissue: TissueSettings = field(default_factory=TissueSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be computed for a slide: known before any inference."""
+
+    info: SlideInfo
+    grid: Grid
+    tissue: TissueMask
+    kept: NDArray[np.int64]  # indices into the grid
+    fractions: NDArray[np.float32]  # of the kept tiles
+    seconds: float  # what the planning took
+
+    @property
+    def coords(self) -> NDArray[np.int64]:
+        """int64[N, 2]: level-0 x, y of the kept tiles."""
+        return self.grid.origins()[self.kept]
+
+    @property
+    def level(self) -> int:
+        return level_for(self.info.levels, self.grid.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a slide went: one line of run.jsonl."""
+
+    slide: Path
+    status: Status
+    output: Path | None = None
+    tiles: int = 0
+    bad_tiles: int = 0
+    seconds: float = 0.0
+    times: RunTimes | None = None
+    message: str = ""
+    hint: str = ""
+
+
+def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings) -> Plan:
+    """Find the tissue of a slide and the tiles to compute.
+
+    Raises:
+        SlideError: the slide has no usable scale, or cannot be decoded.
+    """
+    start = time.perf_counter()
+    grid = make_grid(slide.info, tile_px, settings.mpp, settings.stride_px)
+    tissue = find_tissue(slide, settings.tissue)
+    fractions = tissue_fractions(tissue, grid)
+    kept = np.flatnonzero((fractions >= settings.min_tissue) & (fractions > 0))
+    return Plan(slide.info, grid, tissue, kept, fractions[kept], time.perf_counter() - start)
+
+
+def fingerprint(info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings) -> str:
+    """Return what a feature file is made of, as 64 hex digits: slide, model, grid, tissue rule and precision."""
+    facts = {
+        "slide": [info.quickhash, info.size_bytes, info.width, info.height, info.mpp],
+        "bundle": bundle.digest,
+        "precision": precision,
+        "tile_px": bundle.manifest.tile_px,
+        "settings": asdict(settings),
+        "format": 1,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def extract_slide(
+    slide: Slide,
+    path: Path,
+    bundle: Bundle,
+    backend: Backend,
+    settings: ExtractSettings,
+    readers: int,
+    overwrite: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[Outcome, Plan | None]:
+    """Write the features of a slide to a file; a file that is already complete and the same is left alone.
+
+    Raises:
+        SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
+    """
+    start = time.perf_counter()
+    key = fingerprint(slide.info, bundle, backend.precision, settings)
+    if path.exists() and not overwrite:
+        if is_done(path, key):
+            return Outcome(slide.info.path, "skipped", path, message="already done"), None
+        raise _other_file(path)
+    plan = make_plan(slide, bundle.manifest.tile_px, settings)
+    if on_plan is not None:
+        on_plan(plan)
+    layout = _layout(plan, path, bundle, backend, settings, key)
+    with FeatureStore(path, layout) as store:
+        resumed = store.rows_done
+        times, bad = run_pipeline(
+            slide,
+            plan.coords,
+            plan.grid.scale,
+            bundle.manifest.tile_px,
+            backend,
+            store,
+            readers,
+            on_progress,
+            settings.on_bad_tile == "fail",
+        )
+        store.finish(_run_attrs(times, bad, plan, resumed), drop_bad=settings.on_bad_tile == "drop")
+    status: Status = "done" if len(plan.kept) else "no-tissue"
+    message = "" if len(plan.kept) else _why_empty(plan)
+    seconds = time.perf_counter() - start
+    return Outcome(slide.info.path, status, path, len(plan.kept), bad.count, seconds, times, message), plan
+
+
+def _layout(plan: Plan, path: Path, bundle: Bundle, backend: Backend, settings: ExtractSettings, key: str) -> Layout:
+    info, grid, manifest = plan.info, plan.grid, bundle.manifest
+    level = info.levels[plan.level]
+    assert info.mpp is not None
+    root: dict[str, Any] = {
+        "mtdp_version": mtdp_runtime.__version__,
+        "model": manifest.name,
+        "bundle_digest": bundle.digest,
+        "backend": backend.name,
+        "precision": backend.precision,
+        "batch": backend.batch,
+        "slide": info.path.name,
+        "slide_bytes": info.size_bytes,
+        "slide_vendor": info.vendor,
+        "quickhash": info.quickhash,
+        "mpp_level0": info.mpp,
+        "mpp_source": info.mpp_source,
+        "mpp": settings.mpp,
+        "scale": grid.scale,
+        "level": plan.level,
+        "level_downsample": level.downsample,
+        "resampling": "area" if grid.scale >= level.downsample else "linear",
+        "reader": info.reader,
+        "reader_reason": info.reader_reason,
+        "grid": asdict(grid),
+        "min_tissue": settings.min_tissue,
+        "tissue": asdict(settings.tissue),
+        "tissue_threshold": plan.tissue.threshold,
+        "tissue_mm2": plan.tissue.area_mm2,
+    }
+    coords: dict[str, Any] = {
+        # TRIDENT's names. Magnification is 10 / mpp there; ours is exact where TRIDENT's is rounded to a class.
+        "patch_size": grid.tile_px,
+        "patch_size_level0": round(grid.tile0),
+        "level0_magnification": 10 / info.mpp,
+        "target_magnification": 10 / settings.mpp,
+        "overlap": grid.tile_px - settings.stride_px,
+        "name": path.stem,
+        "savetodir": str(path.parent),
+        "level0_width": info.width,
+        "level0_height": info.height,
+    }
+    outputs = {"features": manifest.features_dim}
+    resume_key = json.dumps([backend.name, backend.batch])
+    return Layout(plan.coords, plan.fractions, outputs, coords, root, key, resume_key)
+
+
+def _run_attrs(times: RunTimes, bad: BadTiles, plan: Plan, resumed: int) -> dict[str, Any]:
+    return {
+        "timing": {
+            "wall_s": times.wall_s,
+            "plan_s": plan.seconds,
+            "device_idle": times.device_idle,
+            **{
+                f"{stage.name}_{what}": getattr(stage, what)
+                for stage in (times.read, times.infer, times.store)
+                for what in ("busy_s", "starved_s", "blocked_s")
+            },
+        },
+        "tiles_per_s": times.tiles_per_s,
+        "bottleneck": times.bottleneck,
+        "bad_tiles": bad.count,
+        "bad_tile_reasons": bad.reasons,
+        "rows_from_an_earlier_run": resumed,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _why_empty(plan: Plan) -> str:
+    if not len(plan.grid):
+        info = plan.info
+        return f"the slide ({info.width} x {info.height} px) is smaller than one tile ({plan.grid.tile0:.0f} px)"
+    return f"no tile has enough tissue ({plan.tissue.area_mm2:.3g} mm² found in the whole slide)"
+
+
+def _other_file(path: Path) -> FingerprintMismatch:
+    return FingerprintMismatch(
+        f"{path}: exists, but is incomplete or was made from another slide, model, grid or precision",
+        hint="Use --overwrite to replace it, or another --out.",
+    )
+
+
+def writable_folder(folder: Path) -> None:
+    """Make the folder and prove that it can be written.
+
+    Raises:
+        OutputUnwritable: it cannot.
+    """
+    probe = folder / f".mtdp-{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputUnwritable(
+            f"{folder}: cannot be written: {error.strerror}", hint="Choose another folder with --out."
+        ) from error

@@ -1,0 +1,204 @@
+"""The reference reader: every format that OpenSlide opens."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import cv2
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
+from mtdp_runtime.slide import Level, SlideInfo, level_for
+from mtdp_runtime.slide.resample import resample_into, source_px
+
+_CACHE_BYTES: Final = 128 << 20  # decoded codec tiles, shared by all handles of a slide
+_MAX_ANISOTROPY: Final = 0.01
+_WHITE: Final = (255, 255, 255)
+
+
+class OpenSlideReader:
+    """A slide read through OpenSlide, with a handle for each thread that reads at the same moment.
+
+    OpenSlide latches an error: a handle that failed once fails for ever. So a failed read is tried again on a new
+    handle, and the failed one is closed.
+    """
+
+    def __init__(self, path: Path, slide_mpp: float | None, given_by: str, reason: str = "reads every format") -> None:
+        self._path = path
+        self._cache = openslide.OpenSlideCache(_CACHE_BYTES)
+        self._idle: queue.LifoQueue[openslide.OpenSlide] = queue.LifoQueue()
+        self._all: set[openslide.OpenSlide] = set()
+        self._lock = threading.Lock()
+        handle = self._open()
+        try:
+            self.info = _info(path, handle, slide_mpp, given_by, reason)
+        except SlideError:
+            self.close()
+            raise
+        self._idle.put(handle)
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        level_index = level_for(self.info.levels, scale)
+        level = self.info.levels[level_index]
+        level_scale = scale / level.downsample
+        height, width = out.shape[:2]
+        # The rectangle starts at a whole pixel of its level, so that nothing is interpolated before the averaging.
+        lx, ly = round(x0 / level.downsample), round(y0 / level.downsample)
+        wanted = (source_px(width, level_scale), source_px(height, level_scale))
+        # A level's size is rounded: a tile inside level 0 may end a pixel beyond a coarser one; its last pixel is
+        # repeated then.
+        over_x, over_y = (
+            min(max(over, 0), 1) for over in (lx + wanted[0] - level.width, ly + wanted[1] - level.height)
+        )
+        size = (wanted[0] - over_x, wanted[1] - over_y)
+        location = (round(lx * level.downsample), round(ly * level.downsample))
+        try:
+            try:
+                source = self._read(location, level_index, size)
+            except openslide.OpenSlideError:
+                source = self._read(location, level_index, size)
+        except openslide.OpenSlideError as error:
+            raise TileUnreadable(
+                f"{self._path}: cannot decode {size[0]} x {size[1]} px at ({x0}, {y0}), level {level_index}: {error}",
+                hint="The file is damaged there: compare its checksum with the original and copy it again.",
+            ) from error
+        if over_x or over_y:
+            source = cv2.copyMakeBorder(source, 0, over_y, 0, over_x, cv2.BORDER_REPLICATE)
+        resample_into(out, source, level_scale)
+
+    def close(self) -> None:
+        with self._lock:
+            handles, self._all = self._all, set()
+        for handle in handles:
+            handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            handle = openslide.OpenSlide(self._path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise SlideUnreadable(
+                f"{self._path}: not a slide that OpenSlide can read",
+                hint="Check that the file is complete, of a whole-slide format, and (for a TIFF) tiled.",
+            ) from error
+        except openslide.OpenSlideError as error:
+            detail = str(error).removeprefix(f"Reading {self._path}: ")
+            raise SlideUnreadable(
+                f"{self._path}: OpenSlide refuses it: {detail}",
+                hint="Compare the file's checksum with the original; convert it to a tiled TIFF if it is intact.",
+            ) from error
+        handle.set_cache(self._cache)
+        with self._lock:
+            self._all.add(handle)
+        return handle
+
+    def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return uint8[H, W, 3]; OpenSlide's error closes the handle that it latched."""
+        try:
+            handle = self._idle.get_nowait()
+        except queue.Empty:
+            handle = self._open()
+        try:
+            rgba = np.asarray(handle.read_region(location, level, size))
+        except openslide.OpenSlideError:
+            with self._lock:
+                self._all.discard(handle)
+            handle.close()
+            raise
+        self._idle.put(handle)
+        return _on_background(rgba, self.info.background)
+
+
+def _on_background(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return uint8[H, W, 3]: RGBA as OpenSlide gives it (not premultiplied), composited on a colour."""
+    rgb: NDArray[np.uint8] = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+    alpha = rgba[..., 3]
+    if cv2.minMaxLoc(alpha)[0] < 255:
+        weight = alpha[..., None].astype(np.float32) / 255
+        blended = rgb * weight + np.asarray(background, np.float32) * (1 - weight)
+        rgb = np.rint(blended).astype(np.uint8)
+    return rgb
+
+
+def _info(path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, given_by: str, reason: str) -> SlideInfo:
+    properties = handle.properties
+    vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+    if slide_mpp is None:
+        mpp, mpp_source = _mpp(path, properties, vendor)
+    else:
+        mpp, mpp_source = slide_mpp, given_by
+    levels = tuple(
+        Level(width, height, float(downsample))
+        for (width, height), downsample in zip(handle.level_dimensions, handle.level_downsamples, strict=True)
+    )
+    return SlideInfo(
+        path=path,
+        size_bytes=path.stat().st_size,
+        vendor=vendor,
+        levels=levels,
+        mpp=mpp,
+        mpp_source=mpp_source,
+        bounds=_bounds(properties, levels[0]),
+        background=_background(properties),
+        quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1, ""),
+        reader=f"openslide {openslide.__library_version__}",
+        reader_reason=reason,
+    )
+
+
+def _mpp(path: Path, properties: Mapping[str, str], vendor: str) -> tuple[float | None, str]:
+    texts = (properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y))
+    if texts[0] is None or texts[1] is None:
+        return None, "the slide does not say"
+    try:
+        mpp_x, mpp_y = float(texts[0]), float(texts[1])
+    except ValueError:
+        return None, f"the slide says {texts[0]!r} x {texts[1]!r}, which are no numbers"
+    if not (0 < mpp_x < math.inf and 0 < mpp_y < math.inf):
+        return None, f"the slide says {mpp_x} x {mpp_y} µm/px, which cannot be"
+    if abs(mpp_x / mpp_y - 1) > _MAX_ANISOTROPY:
+        raise SlideUnreadable(
+            f"{path}: pixels are not square ({mpp_x} x {mpp_y} µm)",
+            hint="Give the scale with --slide-mpp if you know that this is an error of the file.",
+        )
+    source = "TIFF resolution tags" if vendor == "generic-tiff" else f"{vendor} metadata (openslide.mpp-x, -y)"
+    return math.sqrt(mpp_x * mpp_y), source
+
+
+def _bounds(properties: Mapping[str, str], level0: Level) -> tuple[int, int, int, int]:
+    names = (
+        openslide.PROPERTY_NAME_BOUNDS_X,
+        openslide.PROPERTY_NAME_BOUNDS_Y,
+        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+    )
+    try:
+        x0, y0, width, height = (int(properties[name]) for name in names)
+    except (KeyError, ValueError):
+        return (0, 0, level0.width, level0.height)
+    x1, y1 = min(x0 + width, level0.width), min(y0 + height, level0.height)
+    x0, y0 = max(x0, 0), max(y0, 0)
+    if x1 <= x0 or y1 <= y0:
+        return (0, 0, level0.width, level0.height)
+    return (x0, y0, x1 - x0, y1 - y0)
+
+
+def _background(properties: Mapping[str, str]) -> tuple[int, int, int]:
+    text = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
+    try:
+        red, green, blue = bytes.fromhex(text)
+    except ValueError:
+        return _WHITE
+    return (red, green, blue)

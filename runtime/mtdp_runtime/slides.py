@@ -1,0 +1,99 @@
+"""What the user named, as a list of slides."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mtdp_runtime.errors import DuplicateSlideNames, UsageError
+
+# What OpenSlide 4 reads, by the extensions that its vendors use.
+SLIDE_SUFFIXES: Final = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRequest:
+    """A slide to process."""
+
+    path: Path
+    mpp: float | None = None  # of level 0, where the user gave it
+    given_by: str = ""  # what gave it
+
+    @property
+    def name(self) -> str:
+        """The name of its output: the file name without its extension."""
+        return self.path.stem
+
+
+def list_slides(named: Sequence[Path], slide_mpp: float | None = None) -> list[SlideRequest]:
+    """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp]`.
+
+    Raises:
+        UsageError: a manifest cannot be read, or nothing was found.
+        DuplicateSlideNames: two slides would write one file.
+    """
+    if slide_mpp is not None and not 0 < slide_mpp < math.inf:
+        raise UsageError(
+            f"--slide-mpp {slide_mpp}: not a scale", hint="Micrometres per level-0 pixel, for example 0.25."
+        )
+    requests: list[SlideRequest] = []
+    for path in named:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if _looks_like_a_slide(p, path))
+            if not found:
+                raise UsageError(
+                    f"{path}: no slides in this folder", hint=f"Looked for {' '.join(sorted(SLIDE_SUFFIXES))}."
+                )
+            requests += [SlideRequest(p) for p in found]
+        elif path.suffix.lower() == ".csv":
+            requests += _manifest(path)
+        else:
+            requests.append(SlideRequest(path))
+    if slide_mpp is not None:
+        requests = [SlideRequest(r.path, slide_mpp, "--slide-mpp") for r in requests]
+    by_name: dict[str, Path] = {}
+    for request in requests:
+        first = by_name.setdefault(request.name, request.path)
+        if first is not request.path:
+            raise DuplicateSlideNames(
+                f"two slides would write {request.name}.h5: {first} and {request.path}",
+                hint="Run them into different --out folders, or rename one.",
+            )
+    return requests
+
+
+def _looks_like_a_slide(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return path.suffix.lower() in SLIDE_SUFFIXES and path.is_file() and not hidden
+
+
+def _manifest(path: Path) -> list[SlideRequest]:
+    """Read a manifest; relative paths start at its own folder."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+            columns = rows[0].keys() if rows else []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read as a CSV manifest: {error}", hint="Columns: slide,mpp") from error
+    if "slide" not in columns:
+        shown = ", ".join(str(c) for c in columns) or "none"
+        raise UsageError(f"{path}: no column named slide (columns: {shown})", hint="The first line must be: slide,mpp")
+    requests = []
+    for number, row in enumerate(rows, start=2):
+        name, text = (row["slide"] or "").strip(), (row.get("mpp") or "").strip()
+        if not name:
+            raise UsageError(f"{path}: line {number}: no slide named", hint="Remove the line or name a file.")
+        try:
+            mpp = float(text) if text else None
+        except ValueError:
+            mpp = math.nan
+        if mpp is not None and not 0 < mpp < math.inf:
+            raise UsageError(f"{path}: line {number}: mpp {text!r} is not a scale", hint="For example 0.25.")
+        requests.append(SlideRequest(path.parent / name, mpp, f"the manifest {path.name}" if mpp else ""))
+    return requests

@@ -1,0 +1,299 @@
+"""The feature file: HDF5 whose layout is complete before the first row is computed.
+
+All datasets are created at their final size, with their space allocated, and the file is closed. Rows are then written
+straight to their places in the file, features first and `status` after them, so the file is a valid HDF5 at every
+moment: a killed run leaves `.<name>.partial`, in which the rows that are still `NOT_COMPUTED` say where to go on. The
+rename at the end is atomic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.errors import OutputUnwritable
+
+_CHUNK_BYTES: Final = 1 << 20
+_SYNC_EVERY_S: Final = 5.0
+
+
+class TileStatus(IntEnum):
+    """The values of `status`."""
+
+    GOOD = 0
+    UNREADABLE = 1
+    NOT_FINITE = 2
+    NOT_COMPUTED = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a file will hold: known before the first tile is read."""
+
+    coords: NDArray[np.int64]  # [N, 2], level-0 x, y of each tile's top left
+    tissue_fraction: NDArray[np.float32]  # [N]
+    outputs: Mapping[str, int]  # name -> columns; `features` and any `probabilities_<task>`
+    coords_attrs: Mapping[str, Any]  # as TRIDENT writes them
+    root_attrs: Mapping[str, Any]
+    fingerprint: str  # of the slide, the model, the grid and the precision: what makes the file this file
+    resume_key: str  # of everything else that may change the last bits of a row: backend version, batch size
+
+
+def partial_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def is_done(path: Path, fingerprint: str) -> bool:
+    """Tell whether the file opens, is complete and was made from the same slide, model, grid and precision."""
+    try:
+        with h5py.File(path, "r") as file:
+            status = file["status"][:]
+            same = file.attrs.get("fingerprint") == fingerprint
+            rows = len(status) == len(file["features"]) == len(file["coords"])
+    except (OSError, KeyError):
+        return False
+    return bool(same and rows and not (status == TileStatus.NOT_COMPUTED).any())
+
+
+class FeatureStore:
+    """Rows written in order to a partial file; `finish` gives it its name.
+
+    Leaving without `finish` keeps the partial for the next run.
+    """
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        """Open a partial file that matches, or start a new one.
+
+        Raises:
+            OutputUnwritable: the folder cannot be written, or the disk is full.
+        """
+        self.path = path
+        self.partial = partial_path(path)
+        self._layout = layout
+        try:
+            rows_done = _rows_done(self.partial, layout)
+            if rows_done is None:
+                _create(self.partial, layout)
+                rows_done = 0
+            self._places = _places(self.partial)
+            self._file = os.open(self.partial, os.O_RDWR)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        self.rows_done = rows_done
+        self._unmarked: list[tuple[int, NDArray[np.uint8]]] = []
+        self._synced_s = time.monotonic()
+
+    def append(self, outputs: Mapping[str, NDArray[np.float32]], status: NDArray[np.uint8]) -> None:
+        """Write the next rows.
+
+        Args:
+            outputs: float32[B, columns] for each output; rows whose status is not GOOD are stored as NaN.
+            status: uint8[B], TileStatus.
+
+        Raises:
+            OutputUnwritable: the disk is full or gone. What was committed is kept.
+        """
+        start = self.rows_done
+        status = status.copy()
+        finite = np.isfinite(outputs["features"]).all(axis=1)
+        status[(status == TileStatus.GOOD) & ~finite] = TileStatus.NOT_FINITE
+        try:
+            for name in self._layout.outputs:
+                values = np.array(outputs[name], np.float32)
+                values[status != TileStatus.GOOD] = np.nan
+                self._write(name, start, values)
+            self._unmarked.append((start, status))
+            self.rows_done += len(status)
+            if time.monotonic() - self._synced_s > _SYNC_EVERY_S:
+                self._commit()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def finish(self, root_attrs: Mapping[str, Any], drop_bad: bool = False) -> None:
+        """Commit all rows, add what only the end of a run knows, and give the file its name.
+
+        Args:
+            root_attrs: attributes of the file.
+            drop_bad: leave out the rows whose status is not GOOD.
+
+        Raises:
+            OutputUnwritable: the disk is full or gone; the partial file stays.
+        """
+        assert self.rows_done == len(self._layout.coords), (self.rows_done, len(self._layout.coords))
+        try:
+            self._commit()
+            with h5py.File(self.partial, "r+", locking=False) as file:
+                file.attrs.update({key: _attribute(value) for key, value in root_attrs.items()})
+            os.fsync(self._file)
+            if drop_bad:
+                _drop_bad_rows(self.partial)
+            self.partial.replace(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def close(self) -> None:
+        if self._file >= 0:
+            try:
+                if self.partial.exists():
+                    self._commit()
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+            finally:
+                os.close(self._file)
+                self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except OutputUnwritable:
+            if error is None:
+                raise
+
+    def _write(self, name: str, start: int, rows: NDArray[Any]) -> None:
+        """Write rows at their place, chunk by chunk."""
+        offsets, rows_per_chunk = self._places[name]
+        row_bytes = rows.nbytes // max(1, len(rows))
+        done = 0
+        while done < len(rows):
+            chunk, within = divmod(start + done, rows_per_chunk)
+            count = min(rows_per_chunk - within, len(rows) - done)
+            data = memoryview(np.ascontiguousarray(rows[done : done + count]).tobytes())
+            place = offsets[chunk] + within * row_bytes
+            while data:
+                written = os.pwrite(self._file, data, place)
+                data, place = data[written:], place + written
+            done += count
+
+    def _commit(self) -> None:
+        """Mark what was written, after it reached the disk."""
+        if self._unmarked:
+            os.fdatasync(self._file)
+            for start, status in self._unmarked:
+                self._write("status", start, status)
+            self._unmarked = []
+        self._synced_s = time.monotonic()
+
+
+def _create(partial: Path, layout: Layout) -> None:
+    rows = len(layout.coords)
+    scratch = partial.with_name(f"{partial.name}.new")
+    with h5py.File(scratch, "w", libver=("earliest", "v110")) as file:
+        for name, columns in layout.outputs.items():
+            _dataset(file, name, (rows, columns), np.dtype("<f4"))
+        _dataset(file, "status", (rows,), np.dtype("u1"))
+        file["status"][...] = TileStatus.NOT_COMPUTED
+        file.create_dataset("coords", data=layout.coords)
+        file.create_dataset("tissue_fraction", data=layout.tissue_fraction)
+        file["coords"].attrs.update({key: _attribute(value) for key, value in layout.coords_attrs.items()})
+        file["features"].attrs.update(
+            {key: _attribute(value) for key, value in layout.coords_attrs.items() if key in ("name", "savetodir")}
+        )
+        file["features"].attrs["encoder"] = _attribute(layout.root_attrs["model"])
+        file.attrs.update({key: _attribute(value) for key, value in layout.root_attrs.items()})
+        file.attrs["fingerprint"] = layout.fingerprint
+        file.attrs["resume_key"] = layout.resume_key
+    scratch.replace(partial)
+
+
+def _drop_bad_rows(partial: Path) -> None:
+    """Replace the file by one that holds its GOOD rows only."""
+    scratch = partial.with_name(f"{partial.name}.new")
+    with h5py.File(partial, "r", locking=False) as source, h5py.File(scratch, "w") as target:
+        good = source["status"][:] == TileStatus.GOOD
+        for name, dataset in source.items():
+            shape = (int(good.sum()), *dataset.shape[1:])
+            _dataset(target, name, shape, dataset.dtype)
+            step = max(1, _CHUNK_BYTES // max(1, dataset.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))))
+            row = 0
+            for start in range(0, len(good), step):
+                rows = dataset[start : start + step][good[start : start + step]]
+                target[name][row : row + len(rows)] = rows
+                row += len(rows)
+            target[name].attrs.update(dataset.attrs)
+        target.attrs.update(source.attrs)
+        target.flush()
+    with scratch.open("rb") as stream:
+        os.fsync(stream.fileno())
+    scratch.replace(partial)
+
+
+def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Create a dataset with its space allocated: chunks of about 1 MiB, contiguous where it has no rows."""
+    row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    if shape[0]:
+        plist.set_chunk((max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:]))
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, plist)
+
+
+def _places(partial: Path) -> dict[str, tuple[list[int], int]]:
+    """Return for each dataset of rows where its chunks lie in the file, in order, and the rows in each."""
+    places = {}
+    with h5py.File(partial, "r", locking=False) as file:
+        for name, dataset in file.items():
+            if dataset.chunks is not None:
+                infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
+                by_row = sorted((info.chunk_offset[0], info.byte_offset) for info in infos)
+                places[name] = ([offset for _, offset in by_row], dataset.chunks[0])
+    return places
+
+
+def _rows_done(partial: Path, layout: Layout) -> int | None:
+    """Return how many rows of a partial file can be kept, or None where it is not this run's."""
+    try:
+        with h5py.File(partial, "r", locking=False) as file:
+            if file.attrs["fingerprint"] != layout.fingerprint or file.attrs["resume_key"] != layout.resume_key:
+                return None
+            if not np.array_equal(file["coords"][:], layout.coords):
+                return None
+            if any(file[name].shape != (len(layout.coords), columns) for name, columns in layout.outputs.items()):
+                return None
+            missing = np.flatnonzero(file["status"][:] == TileStatus.NOT_COMPUTED)
+    except (OSError, KeyError):
+        return None
+    return int(missing[0]) if len(missing) else len(layout.coords)
+
+
+def _attribute(value: Any) -> Any:
+    """Return what HDF5 can hold: TRIDENT's readers expect None as 'None' and a mapping as JSON."""
+    if value is None:
+        return "None"
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value)
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
+    detail = error.strerror or str(error)
+    return OutputUnwritable(
+        f"{path}: cannot be written: {detail}",
+        hint="Free space or choose another --out; a rerun goes on where this one stopped.",
+    )

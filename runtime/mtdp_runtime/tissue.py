@@ -1,0 +1,169 @@
+"""Where the tissue is: a mask at a coarse scale, and how much of a tile it covers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.grid import Grid
+from mtdp_runtime.slide import Slide
+
+_BLOCK_PX: Final = 512  # the mask image is read in blocks, so that a slide without a pyramid costs bounded memory
+
+
+@dataclass(frozen=True, slots=True)
+class TissueSettings:
+    """How tissue is told from glass. Lengths are physical, so they mean the same on every slide."""
+
+    mpp: float = 8.0  # scale of the mask; coarser where the slide is huge
+    max_side_px: int = 8192
+    blur_um: float = 40.0  # saturation is averaged over this distance: tissue is a texture, not single pixels
+    saturation_floor: int = 12  # of 255: below it nothing is tissue, whatever Otsu finds in a blank slide
+    saturation_ceiling: int = 50  # above it everything is tissue, though Otsu may split a slide without glass in two
+    darkest: int = 30  # of 255: darker is a scan border or a hole in the data, not stained tissue
+    close_um: float = 64.0  # gaps this narrow belong to the tissue
+    min_piece_um2: float = 16_000.0  # smaller pieces are dust (about a third of a 224 px tile at 1 µm/px)
+    min_hole_um2: float = 16_000.0  # smaller holes are part of the tissue
+
+
+@dataclass(frozen=True, slots=True)
+class TissueMask:
+    """Tissue of the scanned area.
+
+    `mask` is bool[H, W]; a pixel covers scale x scale level-0 pixels, the first at (x0, y0). `image` is
+    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the saturation used, of 255.
+    """
+
+    mask: NDArray[np.bool_]
+    image: NDArray[np.uint8]
+    scale: float
+    x0: int
+    y0: int
+    mpp: float
+    threshold: float
+    unreadable_blocks: int
+
+    @property
+    def area_mm2(self) -> float:
+        return float(self.mask.sum()) * self.mpp**2 / 1e6
+
+
+def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
+    """Segment the tissue of a slide: saturation, Otsu, morphology, small pieces and holes removed by area.
+
+    A block that cannot be decoded counts as tissue, so that its tiles are tried and reported one by one.
+
+    Raises:
+        TileUnreadable: not one block could be decoded.
+    """
+    info = slide.info
+    assert info.mpp is not None
+    x0, y0, width, height = info.bounds
+    mpp = max(settings.mpp, info.mpp, info.mpp * max(width, height) / settings.max_side_px)
+    scale = mpp / info.mpp
+    image, unreadable = _read_blocks(slide, scale)
+    mask, threshold = tissue_of(image, mpp, settings)
+    mask |= unreadable
+    return TissueMask(
+        mask, image, scale, x0, y0, mpp, threshold, int(cv2.connectedComponents(unreadable.astype(np.uint8))[0]) - 1
+    )
+
+
+def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:
+    """Segment an image.
+
+    Args:
+        image: uint8[H, W, 3] RGB.
+        mpp: micrometres a pixel of it.
+        settings: see TissueSettings.
+
+    Returns:
+        bool[H, W] and the saturation threshold that was used.
+    """
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    blur_px = _odd(settings.blur_um / mpp)
+    saturation = cv2.GaussianBlur(hsv[..., 1], (blur_px, blur_px), 0)
+    dark = hsv[..., 2] < settings.darkest
+    saturation[dark] = 0
+    otsu, _ = (
+        cv2.threshold(saturation[~dark].reshape(-1, 1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+        if not dark.all()
+        else (0.0, None)
+    )
+    threshold = min(max(float(otsu), settings.saturation_floor), settings.saturation_ceiling)
+    raw = ((saturation > threshold) & ~dark).astype(np.uint8)
+    close_px = _odd(settings.close_um / mpp)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (close_px, close_px))
+    padded = cv2.copyMakeBorder(raw, close_px, close_px, close_px, close_px, cv2.BORDER_REPLICATE)
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[close_px:-close_px, close_px:-close_px]
+    pieces = _without_small(closed, settings.min_piece_um2 / mpp**2)
+    holes = _without_small(1 - pieces, settings.min_hole_um2 / mpp**2)
+    return holes == 0, threshold
+
+
+def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
+    """Return float32[len(grid)]: the part of each tile's area that is tissue, fractions of mask pixels included."""
+    if not len(grid):
+        return np.zeros(0, np.float32)
+    # Summed areas, interpolated linearly between mask pixels: exact for a mask that is constant within its pixels.
+    sums = np.zeros((tissue.mask.shape[0] + 1, tissue.mask.shape[1] + 1))
+    sums[1:, 1:] = np.cumsum(np.cumsum(tissue.mask, axis=0, dtype=np.float64), axis=1)
+    origins = grid.origins()
+    xs = origins[: grid.columns, 0].astype(np.float64)
+    ys = origins[:: grid.columns, 1].astype(np.float64)
+    left, right = (xs - tissue.x0) / tissue.scale, (xs - tissue.x0 + grid.tile0) / tissue.scale
+    top, bottom = (ys - tissue.y0) / tissue.scale, (ys - tissue.y0 + grid.tile0) / tissue.scale
+    by_row = _interpolate(sums, bottom) - _interpolate(sums, top)
+    area = _interpolate(by_row.T, right) - _interpolate(by_row.T, left)
+    fractions = area.T / (grid.tile0 / tissue.scale) ** 2
+    return np.clip(fractions, 0, 1).astype(np.float32).ravel()
+
+
+def _interpolate(rows: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return float64[len(positions), columns]: rows, two or more, at fractional positions."""
+    clipped = np.clip(positions, 0, len(rows) - 1)
+    low = np.minimum(clipped.astype(np.int64), len(rows) - 2)
+    part = (clipped - low)[:, None]
+    between: NDArray[np.float64] = rows[low] * (1 - part) + rows[low + 1] * part
+    return between
+
+
+def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return uint8[H, W, 3] of the scanned area at a scale, and bool[H, W]: what could not be decoded."""
+    x0, y0, width0, height0 = slide.info.bounds
+    width, height = max(1, math.ceil(width0 / scale)), max(1, math.ceil(height0 / scale))
+    image = np.full((height, width, 3), 255, np.uint8)
+    unreadable = np.zeros((height, width), np.bool_)
+    failure: TileUnreadable | None = None
+    for top in range(0, height, _BLOCK_PX):
+        for left in range(0, width, _BLOCK_PX):
+            block = np.s_[top : min(top + _BLOCK_PX, height), left : min(left + _BLOCK_PX, width)]
+            try:
+                slide.read_into(image[block], x0 + round(left * scale), y0 + round(top * scale), scale)
+            except TileUnreadable as error:
+                failure = error
+                unreadable[block] = True
+    if failure is not None and unreadable.all():
+        raise failure
+    return image, unreadable
+
+
+def _without_small(mask: NDArray[np.uint8], min_px: float) -> NDArray[np.uint8]:
+    """Return uint8[H, W]: the mask without the connected pieces of fewer pixels."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= min_px
+    keep[0] = False
+    if count == 1:
+        return np.zeros_like(mask)
+    kept: NDArray[np.uint8] = keep.astype(np.uint8)[labels]
+    return kept
+
+
+def _odd(length_px: float) -> int:
+    return max(3, round(length_px) | 1)
