@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -34,8 +35,11 @@ def resample_into(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: floa
     if abs(scale - 1) < IDENTITY_TOLERANCE:
         out[...] = source[:height, :width]
         return
-    # OpenCV keeps the factors exact only when they, and not the size, are given; it then rounds the size, so one
-    # row and column of source are repeated to be sure that it never rounds to less than what is wanted.
+    if _opencv_would_copy(source.shape[0], scale) and _opencv_would_copy(source.shape[1], scale):
+        _blend_neighbours(out, source, scale)
+        return
+    # OpenCV keeps the factors exactly only when they, and not the size, are given; it then rounds the size, so where
+    # that would be too small, the last row and column of the source are repeated.
     method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
     resized = cv2.resize(source, None, fx=1 / scale, fy=1 / scale, interpolation=method)
     if resized.shape[0] < height or resized.shape[1] < width:
@@ -43,3 +47,35 @@ def resample_into(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: floa
         padded = cv2.copyMakeBorder(source, 0, pad, 0, pad, cv2.BORDER_REPLICATE)
         resized = cv2.resize(padded, None, fx=1 / scale, fy=1 / scale, interpolation=method)
     out[...] = resized[:height, :width]
+
+
+def _opencv_would_copy(source_side: int, scale: float) -> bool:
+    """Tell whether cv2.resize would round the output to the input's size and then not resample at all."""
+    return abs(source_side / scale - source_side) < 0.51
+
+
+def _blend_neighbours(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: float) -> None:
+    """Resample where no pixel moves by more than about half a pixel: each is a blend of two neighbours, per axis."""
+    height, width = out.shape[:2]
+    padded = cv2.copyMakeBorder(source, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    first, second, shift = _neighbour_weights(width, scale)
+    left, right = padded[:, shift : shift + width], padded[:, shift + 1 : shift + 1 + width]
+    lines = (padded.shape[0], 1)
+    across = cv2.blendLinear(left, right, np.tile(first, lines), np.tile(second, lines))
+    first, second, shift = _neighbour_weights(height, scale)
+    columns = (1, width)
+    weights = np.tile(first[:, None], columns), np.tile(second[:, None], columns)
+    out[...] = cv2.blendLinear(across[shift : shift + height], across[shift + 1 : shift + 1 + height], *weights)
+
+
+@lru_cache(maxsize=16)
+def _neighbour_weights(out_px: int, scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+    """Return float32[out_px] twice, the weights of two neighbours, and where the first one begins in a source
+    that was padded by one pixel."""
+    i = np.arange(out_px)
+    if scale > 1:  # the area of a cell: pixel i from i * scale to i + 1, pixel i + 1 from there to (i + 1) * scale
+        first, second, shift = (i + 1 - i * scale) / scale, (i + 1) * (scale - 1) / scale, 1
+    else:  # linear between centres, which lie at (i + 1/2) * scale - 1/2, at or before pixel i
+        first = (i + 0.5) * (1 - scale)
+        second, shift = 1 - first, 0
+    return first.astype(np.float32), second.astype(np.float32), shift

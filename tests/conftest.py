@@ -1,0 +1,32 @@
+"""What all tests share: the real data, or a skip that says what is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Laws are checked for truth, not for time: a shared machine may pause for long.
+settings.register_profile("mtdp", deadline=None)
+settings.load_profile("mtdp")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real slides and images: MTDP_DATA, or ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("MTDP_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "slides").is_dir():
+        message = f"needs the real test data in {folder} (set MTDP_DATA)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slides_dir(data_dir: Path) -> Path:
+    return data_dir / "slides"

@@ -1,0 +1,218 @@
+"""The pipeline: in order, in bounded memory, and it ends whatever fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import h5py
+import numpy as np
+import pytest
+from mtdp_runtime.backends import Probe
+from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.errors import BackendError, OutputUnwritable, TileUnreadable
+from mtdp_runtime.pipeline import run_pipeline
+from mtdp_runtime.store import FeatureStore, Layout, TileStatus
+from numpy.typing import NDArray
+from support import info_of
+
+TILE_PX, BATCH = 4, 8
+
+
+class CountingSlide:
+    """Its pixel at (x, y) is x; reads take random times; some places are damaged."""
+
+    def __init__(self, bad: frozenset[int] = frozenset(), jitter_s: float = 0.0) -> None:
+        self.info = info_of(100_000, 100, 0.5)
+        self.bad = bad
+        self.jitter_s = jitter_s
+        self.reads = 0
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        self.reads += 1
+        if self.jitter_s:
+            time.sleep(float(np.random.default_rng(x0).uniform(0, self.jitter_s)))
+        if x0 in self.bad:
+            raise TileUnreadable(f"damaged at {x0}")
+        out[..., 0], out[..., 1], out[..., 2] = x0 % 256, x0 // 256, 7
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class EchoBackend:
+    """Features are the tile's first pixel and the sum of its whole batch, so company shows."""
+
+    name, precision, batch, depth = "echo", "fp32", BATCH, 2
+
+    def __init__(self, fail_at: int = -1, delay_s: float = 0.0) -> None:
+        self.fail_at = fail_at
+        self.delay_s = delay_s
+        self.pending: dict[int, NDArray[np.uint8]] = {}
+        self.submitted = 0
+        self.most_in_flight = 0
+
+    @classmethod
+    def probe(cls) -> Probe:
+        return Probe("echo", True, "")
+
+    @classmethod
+    def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
+        return cls()
+
+    def submit(self, tiles: NDArray[np.uint8]) -> int:
+        self.pending[self.submitted] = tiles
+        self.most_in_flight = max(self.most_in_flight, len(self.pending))
+        self.submitted += 1
+        return self.submitted - 1
+
+    def result(self, ticket: int) -> Mapping[str, NDArray[np.float32]]:
+        time.sleep(self.delay_s)
+        if ticket == self.fail_at:
+            raise BackendError("the engine broke")
+        tiles = self.pending.pop(ticket)
+        company = np.full((BATCH, 1), tiles.astype(np.float64).sum(), np.float32)
+        return {"features": np.concatenate([tiles[:, 0, 0, :].astype(np.float32), company], axis=1)}
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def coords_of(rows: int) -> NDArray[np.int64]:
+    return np.stack([np.arange(rows) * 3, np.zeros(rows)], axis=1).astype(np.int64)
+
+
+def store_at(path: Path, rows: int) -> FeatureStore:
+    layout = Layout(
+        coords_of(rows), np.ones(rows, np.float32), {"features": 4}, {"name": "s"}, {"model": "m"}, "f", "r"
+    )
+    return FeatureStore(path, layout)
+
+
+def run(
+    path: Path, rows: int, slide: CountingSlide, backend: EchoBackend, readers: int = 3, fail: bool = False
+) -> NDArray[np.float32]:
+    with store_at(path, rows) as store:
+        times, _ = run_pipeline(slide, coords_of(rows), 1.0, TILE_PX, backend, store, readers, None, fail)
+        store.finish({})
+    assert times.read.items >= times.tiles
+    with h5py.File(path) as file:
+        features: NDArray[np.float32] = file["features"][:]
+        return features
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 16, 203])
+@pytest.mark.parametrize("readers", [1, 3])
+def test_rows_come_in_the_order_of_the_tiles(tmp_path: Path, rows: int, readers: int) -> None:
+    features = run(tmp_path / "s.h5", rows, CountingSlide(jitter_s=0.001), EchoBackend(), readers)
+    xs = coords_of(rows)[:, 0]
+    np.testing.assert_array_equal(features[:, :3], np.stack([xs % 256, xs // 256, np.full(rows, 7)], axis=1))
+
+
+def test_the_engine_is_kept_two_batches_deep_and_never_deeper(tmp_path: Path) -> None:
+    backend = EchoBackend(delay_s=0.005)
+    run(tmp_path / "s.h5", 120, CountingSlide(), backend)
+    assert backend.most_in_flight == 2
+
+
+def test_reading_waits_for_the_engine_in_bounded_memory(tmp_path: Path) -> None:
+    slide = CountingSlide()
+    gate = threading.Event()
+
+    class Held(EchoBackend):
+        def result(self, ticket: int) -> Mapping[str, NDArray[np.float32]]:
+            assert gate.wait(10)
+            return super().result(ticket)
+
+    worker = threading.Thread(target=run, args=(tmp_path / "s.h5", 400, slide, Held()))
+    worker.start()
+    time.sleep(0.3)
+    read_while_held = slide.reads
+    gate.set()
+    worker.join(10)
+    assert read_while_held == 4 * BATCH  # depth 2, and two buffers more
+    assert slide.reads == 400
+
+
+@pytest.mark.parametrize("done", [0, 8, 13, 40, 203])
+def test_a_resumed_run_computes_rows_in_the_same_company(tmp_path: Path, done: int) -> None:
+    whole = run(tmp_path / "whole.h5", 203, CountingSlide(), EchoBackend())
+    with store_at(tmp_path / "s.h5", 203) as store:
+        if done:
+            store.append({"features": whole[:done]}, np.zeros(done, np.uint8))
+    slide = CountingSlide()
+    resumed = run_resumed(tmp_path / "s.h5", 203, slide)
+    np.testing.assert_array_equal(resumed, whole)
+    assert slide.reads == 203 - done // BATCH * BATCH
+
+
+def run_resumed(path: Path, rows: int, slide: CountingSlide) -> NDArray[np.float32]:
+    with store_at(path, rows) as store:
+        run_pipeline(slide, coords_of(rows), 1.0, TILE_PX, EchoBackend(), store, 2)
+        store.finish({})
+    with h5py.File(path) as file:
+        features: NDArray[np.float32] = file["features"][:]
+        return features
+
+
+def test_bad_tiles_are_counted_and_stored_as_nan(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
+    with store_at(path, 20) as store:
+        _, bad = run_pipeline(CountingSlide(frozenset({3, 57})), coords_of(20), 1.0, TILE_PX, EchoBackend(), store, 3)
+        store.finish({})
+    assert bad.count == 2
+    assert sorted(bad.reasons) == ["damaged at 3", "damaged at 57"]
+    with h5py.File(path) as file:
+        assert np.flatnonzero(file["status"][:] == TileStatus.UNREADABLE).tolist() == [1, 19]
+        assert np.flatnonzero(np.isnan(file["features"][:]).any(axis=1)).tolist() == [1, 19]
+
+
+def test_a_bad_tile_ends_the_slide_where_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(TileUnreadable, match="damaged at 57"):
+        run(tmp_path / "s.h5", 200, CountingSlide(frozenset({57})), EchoBackend(), fail=True)
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_an_engine_that_fails_ends_the_run_and_all_threads(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="the engine broke"):
+        run(tmp_path / "s.h5", 200, CountingSlide(), EchoBackend(fail_at=5))
+    assert not [t for t in threading.enumerate() if t.name.startswith("mtdp-")]
+    with store_at(tmp_path / "s.h5", 200) as store:
+        assert store.rows_done == 5 * BATCH
+
+
+def test_a_disk_that_fails_ends_the_run_and_all_threads(tmp_path: Path) -> None:
+    with store_at(tmp_path / "s.h5", 200) as store:
+        append, calls = store.append, []
+
+        def full(outputs: Mapping[str, NDArray[np.float32]], status: NDArray[np.uint8]) -> None:
+            calls.append(1)
+            if len(calls) == 4:
+                raise OutputUnwritable("no space left")
+            append(outputs, status)
+
+        store.append = full  # type: ignore[method-assign]
+        with pytest.raises(OutputUnwritable, match="no space left"):
+            run_pipeline(CountingSlide(), coords_of(200), 1.0, TILE_PX, EchoBackend(), store, 3)
+    assert not [t for t in threading.enumerate() if t.name.startswith("mtdp-")]
+
+
+def test_the_record_names_the_bottleneck(tmp_path: Path) -> None:
+    with store_at(tmp_path / "a.h5", 80) as store:
+        slow_model, _ = run_pipeline(CountingSlide(), coords_of(80), 1.0, TILE_PX, EchoBackend(delay_s=0.02), store, 2)
+    with store_at(tmp_path / "b.h5", 80) as store:
+        slow_disk, _ = run_pipeline(CountingSlide(jitter_s=0.02), coords_of(80), 1.0, TILE_PX, EchoBackend(), store, 2)
+    assert (slow_model.bottleneck, slow_disk.bottleneck) == ("infer", "read")
+    assert slow_model.device_idle < 0.3 < slow_disk.device_idle
+    assert slow_model.infer.items == slow_model.store.items == 80

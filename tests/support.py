@@ -1,0 +1,79 @@
+"""Small real things for the tests: a manifest, a stained image, a tiled TIFF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from mtdp_runtime.bundle import FileRef, Head, Manifest, Parity, Variant, Weights
+from mtdp_runtime.slide import Level, SlideInfo
+from numpy.typing import NDArray
+
+TILE_PX = 64
+FEATURES_DIM = 12
+
+
+def make_manifest(file: FileRef, golden: FileRef, heads: tuple[Head, ...] = ()) -> Manifest:
+    return Manifest(
+        name="tiny",
+        arch="resnet18",
+        mtdp_version="0",
+        tile_px=TILE_PX,
+        mpp=0.5,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        features_dim=FEATURES_DIM,
+        heads=heads,
+        weights=Weights("0" * 64, "random numbers", "none"),
+        variants=(Variant("fp32", file, Parity("onnxruntime", 1, 1.0, 1.0, 0.0)),),
+        golden=golden,
+    )
+
+
+def pyramid(image: NDArray[np.uint8], path: Path, mpp: float | None, levels: int = 1, lossy: bool = False) -> Path:
+    """Write uint8[H, W, 3] as a tiled TIFF; each further level is half the size (2 x 2 means)."""
+    compression = {"compression": "jpeg", "compressionargs": {"level": 90}} if lossy else {"compression": "zlib"}
+    with tifffile.TiffWriter(path) as tiff:
+        for level in range(levels):
+            scale = {} if mpp is None else {"resolution": (1e4 / mpp / 2**level,) * 2, "resolutionunit": "CENTIMETER"}
+            tiff.write(
+                image,
+                tile=(128, 128),
+                photometric="rgb",
+                metadata=None,
+                subfiletype=min(level, 1),
+                **compression,
+                **scale,
+            )
+            height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+            cells = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
+            image = np.rint(cells.mean(axis=(1, 3))).astype(np.uint8)
+    return path
+
+
+def stained(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """uint8[height, width, 3]: pink noise, glass on the left quarter."""
+    rng = np.random.default_rng(seed)
+    image = np.clip(rng.normal((200, 120, 170), 25, (height, width, 3)), 0, 255).astype(np.uint8)
+    image[:, : width // 4] = 243
+    return image
+
+
+def info_of(
+    width: int, height: int, mpp: float | None, bounds: tuple[int, int, int, int] | None = None, source: str = "test"
+) -> SlideInfo:
+    """The facts of a slide that does not exist."""
+    return SlideInfo(
+        path=Path("slide.tiff"),
+        size_bytes=1,
+        vendor="test",
+        levels=(Level(width, height, 1.0),),
+        mpp=mpp,
+        mpp_source=source,
+        bounds=bounds or (0, 0, width, height),
+        background=(255, 255, 255),
+        quickhash="",
+        reader="test",
+        reader_reason="",
+    )
