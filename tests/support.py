@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
+
 from mtdp_runtime.bundle import FileRef, Head, Manifest, Parity, Variant, Weights
 from mtdp_runtime.slide import Level, SlideInfo
-from numpy.typing import NDArray
 
 TILE_PX = 64
 FEATURES_DIM = 12

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from mtdp_runtime.errors import RuntimeFailure, UsageError
@@ -24,16 +26,30 @@ def exit_code(error: RuntimeFailure) -> int:
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
+class StoppedBySignal(BaseException):
+    """SIGINT or SIGTERM came. Not a KeyboardInterrupt: the command-line library would answer that one itself."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise StoppedBySignal(signum)
+
+
 def run_app(app: Callable[..., Any]) -> None:
-    """Run a Typer app; an error of ours becomes a line, a hint and an exit code."""
+    """Run a Typer app; an error of ours becomes a line, a hint and an exit code; so does a signal."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except RuntimeFailure as error:
         print_error(error)
         sys.exit(exit_code(error))
-    except KeyboardInterrupt:
-        print("interrupted: what was computed is kept; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except StoppedBySignal as stop:
+        print("stopped: what was computed is kept; run the same command again to go on", file=sys.stderr)
+        sys.exit(128 + stop.signum)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)
 

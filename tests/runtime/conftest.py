@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from mtdp_runtime.bundle import file_ref, write_manifest
 from onnx import TensorProto, helper, numpy_helper
+
+from mtdp_runtime.bundle import file_ref, write_manifest
 from support import FEATURES_DIM, TILE_PX, make_manifest, pyramid, stained
 
 

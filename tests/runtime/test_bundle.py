@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mtdp_runtime.bundle import FileRef, Head, Manifest, load_bundle
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
 from support import make_manifest

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import doctest
 
-import mtdp_runtime.grid
-import mtdp_runtime.slide
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import mtdp_runtime.grid
+import mtdp_runtime.slide
 from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, UsageError
 from mtdp_runtime.grid import make_grid
 from mtdp_runtime.slide import Level, level_for

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import doctest
 
-import mtdp_runtime.slide.resample
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mtdp_runtime.slide.resample import resample_into, source_px
 from numpy.typing import NDArray
+
+import mtdp_runtime.slide.resample
+from mtdp_runtime.slide.resample import resample_into, source_px
 
 
 def area_average(source: NDArray[np.uint8], out_px: int, scale: float) -> NDArray[np.float64]:

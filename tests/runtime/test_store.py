@@ -14,9 +14,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus, is_done, partial_path
-from numpy.typing import NDArray
 
 ROWS, DIM, BATCH = 1000, 300, 16  # 300 columns: chunks of 873 rows, so that a batch crosses a chunk's end
 

@@ -72,7 +72,7 @@ def _blend_neighbours(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: 
 def _neighbour_weights(out_px: int, scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
     """Return float32[out_px] twice, the weights of two neighbours, and where the first one begins in a source
     that was padded by one pixel."""
-    i = np.arange(out_px)
+    i = np.arange(out_px, dtype=np.float64)
     if scale > 1:  # the area of a cell: pixel i from i * scale to i + 1, pixel i + 1 from there to (i + 1) * scale
         first, second, shift = (i + 1 - i * scale) / scale, (i + 1) * (scale - 1) / scale, 1
     else:  # linear between centres, which lie at (i + 1/2) * scale - 1/2, at or before pixel i

@@ -1,0 +1,3 @@
+"""Turns a trained network into a bundle that the runtime runs, with the numbers that prove it equal."""
+
+__version__ = "0.1.0"

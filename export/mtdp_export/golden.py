@@ -1,0 +1,124 @@
+"""Golden tiles: the inputs on which a bundle proves what it computes, kept in it as golden.npz."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_export.errors import ExportUsageError
+from mtdp_runtime.errors import BundleInvalid
+from mtdp_runtime.extract import ExtractSettings, make_plan
+from mtdp_runtime.slide.open import open_slide
+
+TILES: Final = "tiles"
+_SEED: Final = 5561
+_STAINED: Final = 12
+_FROM_IMAGES: Final = 32
+_FROM_A_SLIDE: Final = 16
+_IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+_ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+
+
+def synthetic_tiles(tile_px: int) -> NDArray[np.uint8]:
+    """Return uint8[16, tile_px, tile_px, 3]: stained texture with nuclei; white, black, noise and an edge.
+
+    The same tile_px gives the same bytes.
+    """
+    rng = np.random.default_rng(_SEED)
+    tiles = [_stained(rng, tile_px) for _ in range(_STAINED)]
+    edge = np.full((tile_px, tile_px, 3), 243, np.uint8)
+    edge[:, tile_px // 2 :] = tiles[0][:, tile_px // 2 :]
+    noise = rng.integers(0, 256, (tile_px, tile_px, 3), np.uint8)
+    tiles += [np.full_like(edge, 255), np.zeros_like(edge), noise, edge]
+    return np.stack(tiles)
+
+
+def calibration_tiles(source: Path, tile_px: int, mpp: float) -> NDArray[np.uint8]:
+    """Return uint8[N, tile_px, tile_px, 3] of a folder of images, or of a slide's tissue at the given scale.
+
+    Raises:
+        ExportUsageError: there is nothing to take.
+        SlideError: the slide cannot be read.
+    """
+    return _from_images(source, tile_px) if source.is_dir() else _from_slide(source, tile_px, mpp)
+
+
+def _from_slide(path: Path, tile_px: int, mpp: float) -> NDArray[np.uint8]:
+    settings = ExtractSettings(mpp=mpp, stride_px=tile_px, min_tissue=0.5)
+    with open_slide(path) as slide:
+        plan = make_plan(slide, tile_px, settings)
+        if not len(plan.kept):
+            raise ExportUsageError(f"--calibration {path}: no tile with tissue", "give another slide")
+        picked = np.linspace(0, len(plan.kept) - 1, min(_FROM_A_SLIDE, len(plan.kept))).astype(int)
+        tiles = np.empty((len(picked), tile_px, tile_px, 3), np.uint8)
+        for tile, (x0, y0) in zip(tiles, plan.coords[picked].tolist(), strict=True):
+            slide.read_into(tile, x0, y0, plan.grid.scale)
+    return tiles
+
+
+def _from_images(folder: Path, tile_px: int) -> NDArray[np.uint8]:
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES)
+    if not files:
+        raise ExportUsageError(f"--calibration {folder}: no images there", "give a folder of PNG or JPEG tiles")
+    picked = [files[i] for i in np.linspace(0, len(files) - 1, min(_FROM_IMAGES, len(files))).astype(int)]
+    return np.stack([_centre(file, tile_px) for file in picked])
+
+
+def save_golden(path: Path, tiles: NDArray[np.uint8], outputs: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write tiles and outputs as a compressed .npz whose bytes depend on them alone (no time of day in it)."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in ((TILES, tiles), *sorted(outputs.items())):
+            buffer = BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _ZIP_EPOCH), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+
+
+def load_golden(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
+    """Read what `save_golden` wrote.
+
+    Raises:
+        BundleInvalid: it is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
+        tiles = arrays.pop(TILES)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleInvalid(f"{path}: not golden tiles: {error}", "Copy or export the bundle again.") from error
+    return tiles, arrays
+
+
+def _stained(rng: np.random.Generator, tile_px: int) -> NDArray[np.uint8]:
+    """Return uint8[tile_px, tile_px, 3]: eosin of changing strength, haematoxylin dots, grain."""
+    coarse = rng.uniform(-1, 1, (8, 8)).astype(np.float32)
+    smooth = cv2.resize(coarse, (tile_px, tile_px), interpolation=cv2.INTER_CUBIC)[..., None]
+    eosin = np.array(rng.uniform((200, 110, 150), (240, 190, 215)), np.float32)
+    image = eosin + smooth * np.array((18, 34, 24), np.float32)
+    image = np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8))
+    for _ in range(int(rng.integers(10, 90))):
+        centre = [int(v) for v in rng.integers(0, tile_px, 2)]
+        axes = [int(v) for v in rng.integers(max(2, tile_px // 50), max(4, tile_px // 18), 2)]
+        colour = [int(v) for v in rng.uniform((70, 40, 110), (130, 90, 170))]
+        cv2.ellipse(image, centre, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1, cv2.LINE_AA)
+    grain = rng.integers(-6, 7, image.shape)
+    stained: NDArray[np.uint8] = np.clip(image.astype(np.int64) + grain, 0, 255).astype(np.uint8)
+    return stained
+
+
+def _centre(file: Path, tile_px: int) -> NDArray[np.uint8]:
+    image = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ExportUsageError(f"--calibration: {file}: cannot be decoded", "remove it from the folder")
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    square = image[top : top + side, left : left + side]
+    method = cv2.INTER_AREA if side > tile_px else cv2.INTER_LINEAR
+    tile: NDArray[np.uint8] = cv2.resize(square, (tile_px, tile_px), interpolation=method)
+    return tile

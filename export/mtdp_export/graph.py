@@ -1,0 +1,149 @@
+"""The exported graph: uint8 tiles in, features and task probabilities out.
+
+tiles uint8[batch, P, P, 3] -> Cast, Transpose, normalise, backbone, pool -> features float32[batch, D]
+                                                      -> linear, softmax  -> probabilities_<task> float32[batch, C]
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import numpy as np
+import onnx
+import onnxscript.optimizer
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from mtdp.multitask import MultiTaskNet
+from mtdp.preprocess import Normalise, Preprocessing
+
+OPSET: Final = 20
+INPUT: Final = "tiles"
+FEATURES: Final = "features"
+WeightsStorage = Literal["fp32", "fp16"]
+
+
+class Deployed(nn.Module):
+    """A network as it is deployed: everything from the pixels on."""
+
+    def __init__(self, network: MultiTaskNet, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.normalise = Normalise(preprocessing)
+        self.network = network
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features: torch.Tensor = self.network.backbone(self.normalise(tiles))
+        return (features, *(torch.softmax(head(features), dim=1) for head in self.network.heads.values()))
+
+    @property
+    def output_names(self) -> list[str]:
+        return [FEATURES, *(f"probabilities_{name}" for name in self.network.task_names)]
+
+
+def reference_outputs(model: Deployed, tiles: NDArray[np.uint8], batch: int = 8) -> dict[str, NDArray[np.float32]]:
+    """What torch computes in fp32, by output name: float32[N, ...]."""
+    parts: list[tuple[torch.Tensor, ...]] = []
+    with torch.no_grad():
+        for start in range(0, len(tiles), batch):
+            parts.append(model(torch.from_numpy(tiles[start : start + batch])))
+    columns = zip(*parts, strict=True)
+    return {name: torch.cat(column).float().numpy() for name, column in zip(model.output_names, columns, strict=True)}
+
+
+def round_weights_to_fp16(network: nn.Module) -> None:
+    """Round the kernels to fp16 values, so that torch computes with what the file will hold.
+
+    Vectors (biases, batch-norm) stay: they weigh nothing and may lie outside fp16's range.
+    """
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point() and tensor.dim() > 1:
+                tensor.copy_(tensor.half().float())
+
+
+def export_graph(
+    model: Deployed, metadata: Mapping[str, str], weights_storage: WeightsStorage = "fp32"
+) -> onnx.ModelProto:
+    """Trace a model to ONNX, with a dynamic batch and everything after the pixels inside.
+
+    Args:
+        model: in eval mode.
+        metadata: goes into the file's properties.
+        weights_storage: fp16 stores the weights in half the bytes and casts them back in the graph; engines fold that
+            when they load it. The caller rounds the weights of the torch model first (`round_weights_to_fp16`).
+    """
+    side = model.normalise.preprocessing.image_px
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=model.output_names,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        # With fp16 storage the kernels must reach the file as they are: folding batch-norm into them gives products
+        # that are no fp16 values. Engines fold when they load the graph, so nothing is lost.
+        if weights_storage == "fp32":
+            program.optimize()
+        else:
+            onnxscript.optimizer.fold_constants(program.model)
+            onnxscript.optimizer.remove_unused_nodes(program.model)
+    graph = program.model_proto
+    _without_traces(graph)
+    if weights_storage == "fp16":
+        _store_as_fp16(graph)
+    graph.producer_name = "mtdp"
+    graph.producer_version = metadata.get("mtdp_version", "")
+    del graph.metadata_props[:]
+    helper.set_model_props(graph, dict(sorted(metadata.items())))
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def _without_traces(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of the source files: paths of this machine, and nothing that is computed."""
+    model.doc_string = ""
+    model.graph.doc_string = ""
+    del model.graph.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for tensor in model.graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    del model.functions[:]
+
+
+def _store_as_fp16(model: onnx.ModelProto) -> None:
+    """Replace each fp32 kernel by an fp16 one and a Cast to fp32 under its old name."""
+    casts = []
+    kept = []
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or array.ndim < 2 or (array.astype(np.float16) != array).any():
+            kept.append(tensor)
+            continue
+        kept.append(numpy_helper.from_array(array.astype(np.float16), f"{tensor.name}.fp16"))
+        casts.append(helper.make_node("Cast", [f"{tensor.name}.fp16"], [tensor.name], to=TensorProto.FLOAT))
+    nodes = list(model.graph.node)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    del model.graph.node[:]
+    # The input's own Cast stays the first node: TensorRT wants it there.
+    model.graph.node.extend([nodes[0], *casts, *nodes[1:]])

@@ -1,0 +1,43 @@
+"""Replays a bundle's golden tiles on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mtdp_export.golden import load_golden
+from mtdp_export.parity import Comparison, compare
+from mtdp_runtime.backends import backend_class, choose, probe_all
+from mtdp_runtime.bundle import load_bundle
+
+
+def verify_bundle(path: Path, backends: Sequence[str] = ()) -> list[Comparison]:
+    """Check every digest, then compare each engine at each precision that it offers.
+
+    A precision that this machine offers but does not take by itself is shown, and not required to pass.
+
+    Args:
+        path: the bundle.
+        backends: names; every usable one where empty.
+
+    Raises:
+        BundleError: a file is not what was exported.
+        BackendUnavailable, UsageError: a backend that was named does not run here.
+    """
+    bundle = load_bundle(path)
+    for variant in bundle.manifest.variants:
+        bundle.checked(variant.file)
+    tiles, expected = load_golden(bundle.checked(bundle.manifest.golden))
+    for name in backends:
+        choose(name)
+    names = list(backends) or [probe.name for probe in probe_all() if probe.usable]
+    comparisons = []
+    for name in names:
+        backend = backend_class(name)
+        for precision in backend.probe().precisions:
+            with backend.load(bundle, precision, min(8, len(tiles)), len(os.sched_getaffinity(0))) as engine:
+                default = precision in ("fp32", backend.probe().precisions[0])
+                comparisons.append(replace(compare(engine, tiles, expected), required=default))
+    return comparisons

@@ -1,0 +1,141 @@
+"""From a network to a bundle on disk: whole, proven, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mtdp
+from mtdp_export.card import model_card
+from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
+from mtdp_export.graph import Deployed, WeightsStorage, export_graph, reference_outputs, round_weights_to_fp16
+from mtdp_export.parity import Comparison, compare, require
+from mtdp_export.source import Source, weights_digest
+from mtdp_runtime.backends import backend_class
+from mtdp_runtime.bundle import (
+    MANIFEST_NAME,
+    Bundle,
+    FileRef,
+    Head,
+    Manifest,
+    Parity,
+    Variant,
+    Weights,
+    file_ref,
+    load_bundle,
+    write_manifest,
+)
+
+_REFERENCE: Final = "onnxruntime"
+_MODEL_FILE: Final = "model.fp32.onnx"
+_GOLDEN_FILE: Final = "golden.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """How a bundle is made."""
+
+    name: str
+    mpp: float
+    weights_storage: WeightsStorage = "fp32"
+    calibration: Path | None = None  # a slide or a folder of images; synthetic tiles where None
+    licence: str = ""  # overrides what the source says
+    overwrite: bool = False
+
+
+def write_bundle(source: Source, out: Path, settings: ExportSettings) -> tuple[Bundle, Comparison]:
+    """Export a network and prove it: the graph, run by ONNX Runtime, must repeat torch.
+
+    Raises:
+        ExportUsageError: the target exists, or the options are wrong.
+        ParityFailure: the graph computes something else; nothing was written.
+        ExportError: the folder cannot be written.
+    """
+    _check_target(out, settings.overwrite)
+    if not settings.mpp > 0:
+        raise ExportUsageError(f"--mpp {settings.mpp}: not a scale", "micrometres per pixel, for example 0.5")
+    network = source.network
+    if settings.weights_storage == "fp16":
+        round_weights_to_fp16(network)
+    model = Deployed(network, source.preprocessing).eval()
+    tiles = golden_tiles(settings, source.preprocessing.image_px)
+    expected = reference_outputs(model, tiles)
+    digest = weights_digest(network)
+    metadata = {"name": settings.name, "arch": source.arch, "mtdp_version": mtdp.__version__, "weights_sha256": digest}
+    graph = export_graph(model, metadata, settings.weights_storage)
+    scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        scratch.mkdir(parents=True)
+        (scratch / _MODEL_FILE).write_bytes(graph.SerializeToString(deterministic=True))
+        save_golden(scratch / _GOLDEN_FILE, tiles, expected)
+        manifest = _manifest(source, settings, digest, expected["features"].shape[1], scratch)
+        comparison = require(_prove(scratch, manifest, tiles, expected))
+        proven = _manifest(source, settings, digest, manifest.features_dim, scratch, comparison.parity)
+        write_manifest(scratch, proven)
+        (scratch / "card.md").write_text(model_card(proven, source), encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        scratch.replace(out)
+    except OSError as error:
+        raise ExportError(
+            f"{out}: cannot be written: {error.strerror}", "choose another --out, or free space"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return load_bundle(out), comparison
+
+
+def golden_tiles(settings: ExportSettings, tile_px: int) -> NDArray[np.uint8]:
+    """Return uint8[N, tile_px, tile_px, 3]: what the bundle proves itself on."""
+    if settings.calibration is None:
+        return synthetic_tiles(tile_px)
+    if not settings.calibration.exists():
+        raise ExportUsageError(f"--calibration {settings.calibration}: no such file or folder", "check the path")
+    return calibration_tiles(settings.calibration, tile_px, settings.mpp)
+
+
+def _prove(
+    folder: Path, manifest: Manifest, tiles: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float32]]
+) -> Comparison:
+    write_manifest(folder, manifest)
+    reference = backend_class(_REFERENCE)
+    with reference.load(load_bundle(folder), "fp32", min(8, len(tiles)), os.cpu_count() or 1) as backend:
+        return compare(backend, tiles, expected)
+
+
+def _manifest(
+    source: Source, settings: ExportSettings, digest: str, features_dim: int, folder: Path, parity: Parity | None = None
+) -> Manifest:
+    unproven = Parity(_REFERENCE, 1, 0.0, 0.0, 0.0)
+    model: FileRef = file_ref(folder, _MODEL_FILE)
+    return Manifest(
+        name=settings.name,
+        arch=source.arch,
+        mtdp_version=mtdp.__version__,
+        tile_px=source.preprocessing.image_px,
+        mpp=settings.mpp,
+        mean=source.preprocessing.mean,
+        std=source.preprocessing.std,
+        features_dim=features_dim,
+        heads=tuple(Head(name, classes) for name, classes in source.network.class_names.items()),
+        weights=Weights(digest, source.origin, settings.licence or source.licence),
+        variants=(Variant("fp32", model, parity or unproven),),
+        golden=file_ref(folder, _GOLDEN_FILE),
+    )
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise ExportUsageError(f"{out}: exists already", "choose another --out, or replace it with --overwrite")
+    if not out.is_dir() or not ((out / MANIFEST_NAME).is_file() or not any(out.iterdir())):
+        raise ExportUsageError(f"{out}: exists and is no bundle; it is not replaced", "choose another --out")

@@ -1,0 +1,190 @@
+"""A bundle is written whole and proven, or not at all; and it proves itself again anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtdp.checkpoint import CheckpointInfo, save_checkpoint
+from mtdp.multitask import MultiTaskNet
+from mtdp.preprocess import Preprocessing
+from mtdp_export.errors import ExportUsageError, ParityFailure
+from mtdp_export.golden import calibration_tiles, load_golden, synthetic_tiles
+from mtdp_export.parity import Comparison, require
+from mtdp_export.source import open_source
+from mtdp_export.verify import verify_bundle
+from mtdp_export.write import ExportSettings, write_bundle
+from mtdp_runtime.bundle import Parity, load_bundle
+from mtdp_runtime.errors import BundleDigestMismatch
+
+
+def export(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "from mtdp_export.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_is_in_it(resnet18_bundle: Path) -> None:
+    assert sorted(p.name for p in resnet18_bundle.iterdir()) == [
+        "bundle.json",
+        "card.md",
+        "golden.npz",
+        "model.fp32.onnx",
+    ]
+    manifest = load_bundle(resnet18_bundle).manifest
+    assert (manifest.arch, manifest.tile_px, manifest.features_dim, manifest.heads) == ("resnet18", 64, 512, ())
+    assert manifest.variants[0].parity.cosine_min >= 0.999999
+    assert "random initialisation" in manifest.weights.origin
+    tiles, outputs = load_golden(resnet18_bundle / "golden.npz")
+    assert tiles.shape == (16, 64, 64, 3)
+    assert outputs["features"].shape == (16, 512)
+    assert "no diagnosis may rest on it" in (resnet18_bundle / "card.md").read_text()
+
+
+def test_equal_exports_have_equal_digests(resnet18_bundle: Path, tmp_path: Path) -> None:
+    bundle, _ = write_bundle(open_source("resnet18", "random", 64, True), tmp_path / "b", ExportSettings("r18", 0.5))
+    assert bundle.digest == load_bundle(resnet18_bundle).digest
+
+
+def test_it_verifies_on_every_engine_here(resnet18_bundle: Path) -> None:
+    comparisons = verify_bundle(resnet18_bundle)
+    assert {c.backend.split()[0] for c in comparisons} == {"openvino", "onnxruntime"}
+    assert all(c.passed for c in comparisons if c.required)
+
+
+@pytest.mark.parametrize("name", ["model.fp32.onnx", "golden.npz"])
+def test_a_flipped_bit_is_found(resnet18_bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(resnet18_bundle, copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 16
+    (copy / name).write_bytes(content)
+    with pytest.raises(BundleDigestMismatch, match=name):
+        verify_bundle(copy)
+    result = export("--verify", copy)
+    assert result.returncode == 1
+    assert f"{name}: sha256" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_golden_features_that_are_not_the_models_fail(resnet18_bundle: Path, tmp_path: Path) -> None:
+    """Even with digests that fit: somebody re-signed a wrong model."""
+    from mtdp_export.golden import save_golden
+
+    copy = tmp_path / "copy"
+    shutil.copytree(resnet18_bundle, copy)
+    tiles, outputs = load_golden(copy / "golden.npz")
+    outputs["features"][3] = outputs["features"][3][::-1]
+    save_golden(copy / "golden.npz", tiles, outputs)
+    from mtdp_runtime.bundle import file_ref
+
+    document = json.loads((copy / "bundle.json").read_text())
+    ref = file_ref(copy, "golden.npz")
+    document["mtdp"]["golden"] = {"file": ref.file, "sha256": ref.sha256, "size_bytes": ref.size_bytes}
+    (copy / "bundle.json").write_text(json.dumps(document))
+    result = export("--verify", copy)
+    assert result.returncode == 1
+    assert "FAIL" in result.stdout
+
+
+def test_a_variant_below_the_bar_is_refused() -> None:
+    comparison = Comparison("engine 1", "fp32", Parity("engine 1", 16, 0.99999, 1.0, 0.1), None)
+    with pytest.raises(ParityFailure, match=r"smallest cosine to torch 0\.9999900, 0\.999999 is required"):
+        require(comparison)
+
+
+def test_a_checkpoint_keeps_its_heads_and_tells_its_story(small_network: MultiTaskNet, tmp_path: Path) -> None:
+    training = {
+        "config": {"arch": "resnet18", "batch_size": 8, "lr": 0.1},
+        "init": {"source": "random", "description": "random initialisation", "licence": "none", "sha256": None},
+        "tasks": {
+            name: {"images": 10, "classes": list(classes)} for name, classes in small_network.class_names.items()
+        },
+        "versions": {"torch": "2"},
+    }
+    info = CheckpointInfo("resnet18", small_network.class_names, Preprocessing(64), training, 5)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", small_network, info)
+    result = export(tmp_path, "--out", tmp_path / "b", "--name", "mine", "--licence", "CC0", "--json")
+    assert result.returncode == 0, result.stderr
+    manifest = load_bundle(tmp_path / "b").manifest
+    assert [(h.name, h.class_names) for h in manifest.heads] == list(small_network.class_names.items())
+    assert (manifest.name, manifest.weights.licence) == ("mine", "CC0")
+    assert manifest.weights.origin.startswith("multi-task pre-training, 5 batches of 8 from 2 tasks (20 images)")
+    assert "| lung | 10 | aca, normal, scc |" in (tmp_path / "b" / "card.md").read_text()
+    assert all(c.heads_max_abs_error is not None for c in verify_bundle(tmp_path / "b"))
+    bundle, _ = write_bundle(open_source(str(tmp_path), None, None, False), tmp_path / "c", ExportSettings("c", 0.5))
+    assert bundle.manifest.heads == ()
+
+
+def test_golden_tiles_of_a_slide_are_its_tissue(slides_dir: Path) -> None:
+    tiles = calibration_tiles(slides_dir / "CMU-1-Small-Region.svs", 96, 0.5)
+    assert tiles.shape == (16, 96, 96, 3)
+    assert (tiles.reshape(16, -1).std(axis=1) > 8).all()
+
+
+def test_golden_tiles_of_a_folder(data_dir: Path) -> None:
+    tiles = calibration_tiles(data_dir / "tasks" / "wbc_cellavision" / "test", 96, 0.5)
+    assert tiles.shape == (27, 96, 96, 3)
+
+
+def test_synthetic_tiles_are_the_same_everywhere() -> None:
+    np.testing.assert_array_equal(synthetic_tiles(48), synthetic_tiles(48))
+    assert len(np.unique(synthetic_tiles(48).reshape(16, -1), axis=0)) == 16
+
+
+class TestWrongUsage:
+    def test_a_target_that_exists(self, resnet18_bundle: Path, tmp_path: Path) -> None:
+        source = open_source("resnet18", "random", 64, True)
+        with pytest.raises(ExportUsageError, match="exists already"):
+            write_bundle(source, resnet18_bundle, ExportSettings("x", 0.5))
+        (tmp_path / "thesis").mkdir()
+        (tmp_path / "thesis" / "final.doc").touch()
+        with pytest.raises(ExportUsageError, match="is no bundle; it is not replaced"):
+            write_bundle(source, tmp_path / "thesis", ExportSettings("x", 0.5, overwrite=True))
+        assert (tmp_path / "thesis" / "final.doc").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "SOURCE and --out are needed"),
+            (["resnet50"], "SOURCE and --out are needed"),
+            (["resnet49", "--weights", "random", "--out", "b"], "neither a run, nor a checkpoint, nor an architecture"),
+            (["resnet18", "--out", "b"], "an architecture needs weights"),
+            (["resnet18", "--weights", "nowhere.pth", "--out", "b"], "nowhere.pth"),
+            (["resnet18", "--weights", "random", "--out", "b", "--precision", "fp8"], "--precision fp8"),
+            (["resnet18", "--weights", "random", "--out", "b", "--calibration", "none"], "no such file or folder"),
+            (["resnet18", "--weights", "random", "--out", "b", "--mpp", "0"], "--mpp 0.0: not a scale"),
+            (["--verify", "b", "resnet18"], "--verify takes no SOURCE"),
+        ],
+    )
+    def test_is_said_in_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = export(*arguments)
+        assert result.returncode == 2, result.stderr
+        lines = result.stderr.strip().splitlines()
+        assert lines[0].startswith("error: ")
+        assert message in lines[0]
+        assert [line.split(":")[0] for line in lines[1:]] == ["hint"]
+        assert not list(tmp_path.iterdir())
+
+    def test_no_bundle_to_verify(self, tmp_path: Path) -> None:
+        result = export("--verify", tmp_path)
+        assert (result.returncode, "not a model bundle" in result.stderr) == (1, True)
+
+
+def test_help_imports_neither_torch_nor_onnx() -> None:
+    code = (
+        "import sys, contextlib\nfrom mtdp_export.cli import main\nsys.argv = ['mtdp-export', '--help']\n"
+        "with contextlib.suppress(SystemExit): main()\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.rstrip().endswith("[]")
