@@ -116,7 +116,7 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, q
     if not quiet:
         manifest = bundle.manifest
         print(f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features; {manifest.weights.origin})")
-        print(f"engine: {engine.name}, {engine.precision} ({reason})")
+        print(f"engine: {engine.name}, {engine.precision}; {reason}")
     return engine
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -21,7 +20,7 @@ from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable
 from mtdp_runtime.grid import Grid, make_grid
 from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
 from mtdp_runtime.slide import Slide, SlideInfo, level_for
-from mtdp_runtime.store import FeatureStore, Layout, is_done
+from mtdp_runtime.store import FeatureStore, Layout, differences
 from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
 
 OnBadTile = Literal["nan", "drop", "fail"]
@@ -89,17 +88,18 @@ def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings) -> Plan:
     return Plan(slide.info, grid, tissue, kept, fractions[kept], time.perf_counter() - start)
 
 
-def fingerprint(info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings) -> str:
-    """Return what a feature file is made of, as 64 hex digits: slide, model, grid, tissue rule and precision."""
-    facts = {
-        "slide": [info.quickhash, info.size_bytes, info.width, info.height, info.mpp],
-        "bundle": bundle.digest,
+def made_of(info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings) -> dict[str, Any]:
+    """Return what decides the rows of a feature file: slide, model, grid, tissue rule and precision."""
+    return {
+        "slide": info.quickhash or info.path.name,
+        "slide_bytes": info.size_bytes,
+        "slide_mpp": info.mpp,
+        "model": bundle.digest,
         "precision": precision,
         "tile_px": bundle.manifest.tile_px,
-        "settings": asdict(settings),
-        "format": 1,
+        **asdict(settings),
+        "tissue": json.dumps(asdict(settings.tissue)),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def extract_slide(
@@ -119,15 +119,19 @@ def extract_slide(
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
     """
     start = time.perf_counter()
-    key = fingerprint(slide.info, bundle, backend.precision, settings)
+    facts = made_of(slide.info, bundle, backend.precision, settings)
     if path.exists() and not overwrite:
-        if is_done(path, key):
-            return Outcome(slide.info.path, "skipped", path, message="already done"), None
-        raise _other_file(path)
+        different = differences(path, facts)
+        if different:
+            raise FingerprintMismatch(
+                f"{path}: exists, and is not what would be made now: {different}",
+                hint="Use --overwrite to replace it, or another --out.",
+            )
+        return Outcome(slide.info.path, "skipped", path, message="already done"), None
     plan = make_plan(slide, bundle.manifest.tile_px, settings)
     if on_plan is not None:
         on_plan(plan)
-    layout = _layout(plan, path, bundle, backend, settings, key)
+    layout = _layout(plan, path, bundle, backend, settings, facts)
     with FeatureStore(path, layout) as store:
         resumed = store.rows_done
         times, bad = run_pipeline(
@@ -148,7 +152,9 @@ def extract_slide(
     return Outcome(slide.info.path, status, path, len(plan.kept), bad.count, seconds, times, message), plan
 
 
-def _layout(plan: Plan, path: Path, bundle: Bundle, backend: Backend, settings: ExtractSettings, key: str) -> Layout:
+def _layout(
+    plan: Plan, path: Path, bundle: Bundle, backend: Backend, settings: ExtractSettings, facts: dict[str, Any]
+) -> Layout:
     info, grid, manifest = plan.info, plan.grid, bundle.manifest
     level = info.levels[plan.level]
     assert info.mpp is not None
@@ -192,7 +198,7 @@ def _layout(plan: Plan, path: Path, bundle: Bundle, backend: Backend, settings: 
     }
     outputs = {"features": manifest.features_dim}
     resume_key = json.dumps([backend.name, backend.batch])
-    return Layout(plan.coords, plan.fractions, outputs, coords, root, key, resume_key)
+    return Layout(plan.coords, plan.fractions, outputs, coords, root, facts, resume_key)
 
 
 def _run_attrs(times: RunTimes, bad: BadTiles, plan: Plan, resumed: int) -> dict[str, Any]:
@@ -221,13 +227,6 @@ def _why_empty(plan: Plan) -> str:
         info = plan.info
         return f"the slide ({info.width} x {info.height} px) is smaller than one tile ({plan.grid.tile0:.0f} px)"
     return f"no tile has enough tissue ({plan.tissue.area_mm2:.3g} mm² found in the whole slide)"
-
-
-def _other_file(path: Path) -> FingerprintMismatch:
-    return FingerprintMismatch(
-        f"{path}: exists, but is incomplete or was made from another slide, model, grid or precision",
-        hint="Use --overwrite to replace it, or another --out.",
-    )
 
 
 def writable_folder(folder: Path) -> None:

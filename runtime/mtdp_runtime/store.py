@@ -8,6 +8,7 @@ rename at the end is atomic.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -46,7 +47,7 @@ class Layout:
     outputs: Mapping[str, int]  # name -> columns; `features` and any `probabilities_<task>`
     coords_attrs: Mapping[str, Any]  # as TRIDENT writes them
     root_attrs: Mapping[str, Any]
-    fingerprint: str  # of the slide, the model, the grid and the precision: what makes the file this file
+    made_of: Mapping[str, Any]  # slide, model, grid, precision: what makes the file this file
     resume_key: str  # of everything else that may change the last bits of a row: backend version, batch size
 
 
@@ -54,16 +55,33 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def is_done(path: Path, fingerprint: str) -> bool:
-    """Tell whether the file opens, is complete and was made from the same slide, model, grid and precision."""
+def fingerprint(made_of: Mapping[str, Any]) -> str:
+    """Return the facts as 64 hex digits."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def differences(path: Path, made_of: Mapping[str, Any]) -> str:
+    """Return what keeps a file from being the finished result of these facts; empty where nothing does.
+
+    Opening counts, and the content: that a file is there says nothing.
+    """
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
+            there = json.loads(file.attrs["made_of"])
             status = file["status"][:]
-            same = file.attrs.get("fingerprint") == fingerprint
-            rows = len(status) == len(file["features"]) == len(file["coords"])
-    except (OSError, KeyError):
-        return False
-    return bool(same and rows and not (status == TileStatus.NOT_COMPUTED).any())
+            complete = len(status) == len(file["features"]) == len(file["coords"])
+    except (OSError, KeyError, ValueError):
+        return "it cannot be read as a feature file of ours"
+    if not complete or (status == TileStatus.NOT_COMPUTED).any():
+        return "it is incomplete"
+    now = json.loads(json.dumps(made_of))
+    changed = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
+    return "; ".join(f"{key} is {_short(there.get(key))} there, {_short(now.get(key))} now" for key in changed)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:16]}..."
 
 
 class FeatureStore:
@@ -207,7 +225,8 @@ def _create(partial: Path, layout: Layout) -> None:
         )
         file["features"].attrs["encoder"] = _attribute(layout.root_attrs["model"])
         file.attrs.update({key: _attribute(value) for key, value in layout.root_attrs.items()})
-        file.attrs["fingerprint"] = layout.fingerprint
+        file.attrs["made_of"] = json.dumps(layout.made_of)
+        file.attrs["fingerprint"] = fingerprint(layout.made_of)
         file.attrs["resume_key"] = layout.resume_key
     scratch.replace(partial)
 
@@ -262,7 +281,10 @@ def _rows_done(partial: Path, layout: Layout) -> int | None:
     """Return how many rows of a partial file can be kept, or None where it is not this run's."""
     try:
         with h5py.File(partial, "r", locking=False) as file:
-            if file.attrs["fingerprint"] != layout.fingerprint or file.attrs["resume_key"] != layout.resume_key:
+            if (
+                file.attrs["fingerprint"] != fingerprint(layout.made_of)
+                or file.attrs["resume_key"] != layout.resume_key
+            ):
                 return None
             if not np.array_equal(file["coords"][:], layout.coords):
                 return None

@@ -113,7 +113,7 @@ def test_other_settings_are_refused_and_overwritten_on_demand(
     extract(slide, "--model", tiny_bundle, "--out", tmp_path / "o")
     result = extract(slide, "--model", tiny_bundle, "--out", tmp_path / "o", "--stride-px", 32)
     assert result.returncode == 1
-    assert "was made from another slide, model, grid or precision" in result.stderr
+    assert "is not what would be made now: stride_px is 64 there, 32 now" in result.stderr
     assert "--overwrite" in result.stderr
     result = extract(slide, "--model", tiny_bundle, "--out", tmp_path / "o", "--stride-px", 32, "--overwrite")
     assert result.returncode == 0

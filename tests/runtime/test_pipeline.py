@@ -96,7 +96,7 @@ def coords_of(rows: int) -> NDArray[np.int64]:
 
 def store_at(path: Path, rows: int) -> FeatureStore:
     layout = Layout(
-        coords_of(rows), np.ones(rows, np.float32), {"features": 4}, {"name": "s"}, {"model": "m"}, "f", "r"
+        coords_of(rows), np.ones(rows, np.float32), {"features": 4}, {"name": "s"}, {"model": "m"}, {"slide": "s"}, "r"
     )
     return FeatureStore(path, layout)
 

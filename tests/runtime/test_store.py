@@ -17,12 +17,15 @@ import pytest
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable
-from mtdp_runtime.store import FeatureStore, Layout, TileStatus, is_done, partial_path
+from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, partial_path
 
 ROWS, DIM, BATCH = 1000, 300, 16  # 300 columns: chunks of 873 rows, so that a batch crosses a chunk's end
 
 
-def layout(rows: int = ROWS, key: str = "f", resume: str = "r") -> Layout:
+FACTS = {"model": "m", "mpp": 0.5}
+
+
+def layout(rows: int = ROWS, facts: dict[str, object] = FACTS, resume: str = "r") -> Layout:
     coords = np.arange(2 * rows, dtype=np.int64).reshape(rows, 2)
     return Layout(
         coords,
@@ -30,7 +33,7 @@ def layout(rows: int = ROWS, key: str = "f", resume: str = "r") -> Layout:
         {"features": DIM, "probabilities_x": 3},
         {"name": "slide", "patch_size": 224, "custom": None, "nested": {"a": 1}},
         {"model": "tiny"},
-        key,
+        facts,
         resume,
     )
 
@@ -56,8 +59,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
         append_from(store)
         store.finish({"bottleneck": "infer", "timing": {"read": 1.5}})
     assert [p.name for p in tmp_path.iterdir()] == ["slide.h5"]
-    assert is_done(path, "f")
-    assert not is_done(path, "another")
+    assert differences(path, FACTS) == ""
+    assert differences(path, {"model": "m", "mpp": 0.25}) == "mpp is 0.5 there, 0.25 now"
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["features"][:], values()["features"])
         np.testing.assert_array_equal(file["probabilities_x"][:], values()["probabilities_x"])
@@ -84,7 +87,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_rows(tmp_path: Path, stop:
         np.testing.assert_array_equal(file["features"][:], values()["features"])
 
 
-@pytest.mark.parametrize("other", [layout(key="g"), layout(resume="s"), layout(rows=999)])
+@pytest.mark.parametrize("other", [layout(facts={"model": "n", "mpp": 0.5}), layout(resume="s"), layout(rows=999)])
 def test_a_partial_file_of_another_run_is_not_continued(tmp_path: Path, other: Layout) -> None:
     path = tmp_path / "slide.h5"
     with FeatureStore(path, layout()) as store:
@@ -122,7 +125,7 @@ def test_bad_rows_can_be_dropped(tmp_path: Path) -> None:
     with FeatureStore(path, layout(rows=4)) as store:
         store.append({"features": features, "probabilities_x": np.ones((4, 3), np.float32)}, status)
         store.finish({}, drop_bad=True)
-    assert is_done(path, "f")
+    assert differences(path, FACTS) == ""
     with h5py.File(path) as file:
         assert file["features"][:, 0].tolist() == [0, 2, 3]
         np.testing.assert_array_equal(file["coords"][:], layout(rows=4).coords[[0, 2, 3]])
@@ -133,7 +136,7 @@ def test_no_rows_make_a_valid_file(tmp_path: Path) -> None:
     path = tmp_path / "slide.h5"
     with FeatureStore(path, layout(rows=0)) as store:
         store.finish({})
-    assert is_done(path, "f")
+    assert differences(path, FACTS) == ""
     with h5py.File(path) as file:
         assert file["features"].shape == (0, DIM)
         assert file["coords"].shape == (0, 2)
@@ -144,9 +147,9 @@ def test_an_incomplete_file_under_the_final_name_is_not_done(tmp_path: Path) -> 
     with FeatureStore(path, layout()) as store:
         append_from(store, 160)
     partial_path(path).rename(path)
-    assert not is_done(path, "f")
+    assert differences(path, FACTS) == "it is incomplete"
     path.write_bytes(path.read_bytes()[:5000])
-    assert not is_done(path, "f")
+    assert differences(path, FACTS) == "it cannot be read as a feature file of ours"
 
 
 def test_an_unwritable_place_is_said(tmp_path: Path) -> None:

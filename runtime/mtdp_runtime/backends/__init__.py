@@ -110,12 +110,12 @@ def choose(name: str) -> tuple[type[Backend], str]:
         skipped = "".join(f"; {p.name} not usable: {p.reason}" for p in probes if not p.usable)
         for probe in probes:
             if probe.usable:
-                before = "".join(f"{p.name}: {p.reason}; " for p in probes[: probes.index(probe)])
-                return backend_class(probe.name), f"{before}{probe.name} is the best usable: {probe.reason}"
+                better = "".join(f"; not {p.name}: {p.reason}" for p in probes[: probes.index(probe)])
+                return backend_class(probe.name), f"the best here: {probe.reason}{better}"
         raise BackendUnavailable(f"no inference engine is usable here{skipped}", hint=probes[0].hint)
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}", hint=f"One of {AUTO}, {', '.join(BACKENDS)}.")
     probe = backend_class(name).probe()
     if not probe.usable:
         raise BackendUnavailable(f"backend {name} is not usable here: {probe.reason}", hint=probe.hint)
-    return backend_class(name), f"{name} was asked for: {probe.reason}"
+    return backend_class(name), f"asked for: {probe.reason}"

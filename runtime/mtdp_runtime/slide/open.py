@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.slide.tiled_jpeg import NotUnderstood, TiledJpegReader
 
 
 def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str = "the caller") -> Slide:
@@ -27,4 +29,9 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         raise SlideUnreadable(f"{file}: a folder, not a slide", hint="Name the slide file in it.")
     if file.stat().st_size == 0:
         raise SlideUnreadable(f"{file}: the file is empty (0 bytes)", hint="Copy it again.")
-    return OpenSlideReader(file, slide_mpp, given_by)
+    reference = OpenSlideReader(file, slide_mpp, given_by)
+    try:
+        return TiledJpegReader(reference)
+    except NotUnderstood as reason:
+        reference.info = replace(reference.info, reader_reason=f"the fast reader does not read this: {reason}")
+        return reference

@@ -15,8 +15,9 @@ import openslide
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
-from mtdp_runtime.slide import Level, SlideInfo, level_for
-from mtdp_runtime.slide.resample import resample_into, source_px
+from mtdp_runtime.slide import Level, SlideInfo
+from mtdp_runtime.slide.resample import resample_into
+from mtdp_runtime.slide.window import window_of
 
 _CACHE_BYTES: Final = 128 << 20  # decoded codec tiles, shared by all handles of a slide
 _MAX_ANISOTROPY: Final = 0.01
@@ -30,7 +31,7 @@ class OpenSlideReader:
     handle, and the failed one is closed.
     """
 
-    def __init__(self, path: Path, slide_mpp: float | None, given_by: str, reason: str = "reads every format") -> None:
+    def __init__(self, path: Path, slide_mpp: float | None, given_by: str) -> None:
         self._path = path
         self._cache = openslide.OpenSlideCache(_CACHE_BYTES)
         self._idle: queue.LifoQueue[openslide.OpenSlide] = queue.LifoQueue()
@@ -38,40 +39,30 @@ class OpenSlideReader:
         self._lock = threading.Lock()
         handle = self._open()
         try:
-            self.info = _info(path, handle, slide_mpp, given_by, reason)
+            self.info = _info(path, handle, slide_mpp, given_by)
         except SlideError:
             self.close()
             raise
         self._idle.put(handle)
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
-        level_index = level_for(self.info.levels, scale)
-        level = self.info.levels[level_index]
-        level_scale = scale / level.downsample
-        height, width = out.shape[:2]
-        # The rectangle starts at a whole pixel of its level, so that nothing is interpolated before the averaging.
-        lx, ly = round(x0 / level.downsample), round(y0 / level.downsample)
-        wanted = (source_px(width, level_scale), source_px(height, level_scale))
-        # A level's size is rounded: a tile inside level 0 may end a pixel beyond a coarser one; its last pixel is
-        # repeated then.
-        over_x, over_y = (
-            min(max(over, 0), 1) for over in (lx + wanted[0] - level.width, ly + wanted[1] - level.height)
-        )
-        size = (wanted[0] - over_x, wanted[1] - over_y)
-        location = (round(lx * level.downsample), round(ly * level.downsample))
+        window = window_of(self.info.levels, x0, y0, out.shape[1], out.shape[0], scale)
+        downsample = self.info.levels[window.level].downsample
+        location = (round(window.lx * downsample), round(window.ly * downsample))
+        size = (window.width, window.height)
         try:
             try:
-                source = self._read(location, level_index, size)
+                source = self._read(location, window.level, size)
             except openslide.OpenSlideError:
-                source = self._read(location, level_index, size)
+                source = self._read(location, window.level, size)
         except openslide.OpenSlideError as error:
             raise TileUnreadable(
-                f"{self._path}: cannot decode {size[0]} x {size[1]} px at ({x0}, {y0}), level {level_index}: {error}",
+                f"{self._path}: cannot decode {size[0]} x {size[1]} px at ({x0}, {y0}), level {window.level}: {error}",
                 hint="The file is damaged there: compare its checksum with the original and copy it again.",
             ) from error
-        if over_x or over_y:
-            source = cv2.copyMakeBorder(source, 0, over_y, 0, over_x, cv2.BORDER_REPLICATE)
-        resample_into(out, source, level_scale)
+        if window.repeat_x or window.repeat_y:
+            source = cv2.copyMakeBorder(source, 0, window.repeat_y, 0, window.repeat_x, cv2.BORDER_REPLICATE)
+        resample_into(out, source, window.scale)
 
     def close(self) -> None:
         with self._lock:
@@ -132,7 +123,7 @@ def _on_background(rgba: NDArray[np.uint8], background: tuple[int, int, int]) ->
     return rgb
 
 
-def _info(path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, given_by: str, reason: str) -> SlideInfo:
+def _info(path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, given_by: str) -> SlideInfo:
     properties = handle.properties
     vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
     if slide_mpp is None:
@@ -154,7 +145,7 @@ def _info(path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, give
         background=_background(properties),
         quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1, ""),
         reader=f"openslide {openslide.__library_version__}",
-        reader_reason=reason,
+        reader_reason="the reference reader",
     )
 
 

@@ -19,6 +19,8 @@ def source_px(out_px: int, scale: float) -> int:
     >>> source_px(224, 2.0), source_px(224, 1.979), source_px(224, 0.998)
     (448, 444, 224)
     """
+    if abs(scale - 1) < IDENTITY_TOLERANCE:
+        return out_px
     return max(1, math.ceil(out_px * scale - 1e-6))
 
 

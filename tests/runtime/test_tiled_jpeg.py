@@ -1,0 +1,177 @@
+"""The fast reader equals OpenSlide to the pixel, or leaves the slide to it and says why."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mtdp_runtime.errors import SlideError, TileUnreadable
+from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.slide.tile_cache import Key, TileCache
+from mtdp_runtime.slide.tiled_jpeg import TiledJpegReader
+from support import pyramid, stained
+
+
+def read(slide: Slide, x0: int, y0: int, side: int, scale: float) -> NDArray[np.uint8]:
+    out = np.zeros((side, side, 3), np.uint8)
+    slide.read_into(out, x0, y0, scale)
+    return out
+
+
+VARIANTS = {
+    "YCbCr 4:2:0": {"photometric": "rgb", "compressionargs": {"level": 85}, "subsampling": (2, 2)},
+    "YCbCr 4:2:2": {"photometric": "rgb", "compressionargs": {"level": 85}, "subsampling": (2, 1)},
+    "YCbCr 4:4:4": {"photometric": "rgb", "compressionargs": {"level": 85}, "subsampling": (1, 1)},
+    "RGB": {"photometric": "rgb", "compressionargs": {"level": 85, "outcolorspace": "RGB"}},
+}
+
+
+@pytest.fixture(scope="module", params=[(name, tile) for name in VARIANTS for tile in (64, 240)], ids=str)
+def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide of three levels whose sides are no multiples of the tile."""
+    name, tile = request.param
+    path = tmp_path_factory.mktemp("slides") / "slide.tiff"
+    image = stained(700, 1000)
+    with tifffile.TiffWriter(path) as tiff:
+        for level in range(3):
+            data = np.ascontiguousarray(image[:: 2**level, :: 2**level])
+            tiff.write(
+                data, tile=(tile, tile), compression="jpeg", metadata=None, subfiletype=min(level, 1), **VARIANTS[name]
+            )
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(generated: Path) -> Iterator[tuple[Slide, Slide]]:
+    with open_slide(generated, 0.5) as fast, OpenSlideReader(generated, 0.5, "test") as reference:
+        assert isinstance(fast, TiledJpegReader), fast.info.reader_reason
+        yield fast, reference
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(x0=st.integers(-50, 1050), y0=st.integers(-50, 750), side=st.integers(1, 300), level=st.integers(0, 2))
+def test_any_window_at_a_levels_own_scale_equals_openslide(
+    pair: tuple[Slide, Slide], x0: int, y0: int, side: int, level: int
+) -> None:
+    fast, reference = pair
+    downsample = 2**level
+    x0, y0 = x0 // downsample * downsample, y0 // downsample * downsample
+    expected = read(reference, x0, y0, side, downsample)
+    np.testing.assert_array_equal(read(fast, x0, y0, side, downsample), expected)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(x0=st.integers(0, 500), y0=st.integers(0, 300), scale=st.floats(0.9, 3.0))
+def test_any_scale_equals_openslide(pair: tuple[Slide, Slide], x0: int, y0: int, scale: float) -> None:
+    fast, reference = pair
+    np.testing.assert_array_equal(read(fast, x0, y0, 60, scale), read(reference, x0, y0, 60, scale))
+
+
+def test_a_real_aperio_slide(slides_dir: Path) -> None:
+    path = slides_dir / "CMU-1-Small-Region.svs"
+    with open_slide(path) as fast, openslide.OpenSlide(path) as reference:
+        assert isinstance(fast, TiledJpegReader)
+        assert fast.info.mpp == pytest.approx(0.499)
+        for x0, y0 in ((0, 0), (113, 777), (2000, 2700), (1996, 2743)):
+            region = np.asarray(reference.read_region((x0, y0), 0, (224, 224)))
+            inside = region[..., 3] == 255
+            ours = read(fast, x0, y0, 224, 1.0)
+            np.testing.assert_array_equal(ours[inside], region[inside][:, :3])
+            assert (ours[~inside] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("tcga-cr-7395-01a-01-ts1.svs", "compression 33005"),
+        ("odd/yb10kx5k.zstd.tiff", "compression 50000"),
+        ("odd/sm_image.dcm", "dicom slides are OpenSlide's"),
+    ],
+)
+def test_what_it_does_not_understand_goes_to_openslide_with_the_reason(
+    slides_dir: Path, name: str, reason: str
+) -> None:
+    with open_slide(slides_dir / name) as slide:
+        assert isinstance(slide, OpenSlideReader)
+        assert reason in slide.info.reader_reason
+
+
+def test_a_damaged_tile_is_judged_by_openslide(tmp_path: Path) -> None:
+    path = pyramid(stained(768, 1024), tmp_path / "damaged.tiff", 0.5, lossy=True)
+    with tifffile.TiffFile(path) as tiff:
+        offset, size = tiff.pages[0].dataoffsets[3], tiff.pages[0].databytecounts[3]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + size] = bytes(size)
+    path.write_bytes(content)
+    with open_slide(path) as slide:
+        assert isinstance(slide, TiledJpegReader)
+        good = read(slide, 0, 0, 128, 1.0)
+        for _ in range(2):
+            with pytest.raises(TileUnreadable, match="cannot decode"):
+                read(slide, 400, 10, 64, 1.0)
+        np.testing.assert_array_equal(read(slide, 0, 0, 128, 1.0), good)
+
+
+def test_a_file_cut_while_it_is_open_gives_errors_and_no_invented_pixels(tmp_path: Path) -> None:
+    path = pyramid(stained(768, 1024), tmp_path / "cut.tiff", 0.5, lossy=True)
+    with open_slide(path) as slide:
+        with path.open("r+b") as stream:
+            stream.truncate(2000)
+        with pytest.raises(SlideError):
+            read(slide, 700, 600, 64, 1.0)
+
+
+class TestTileCache:
+    def test_a_tile_is_decoded_once_however_many_ask(self) -> None:
+        cache, decoded, barrier = TileCache(1 << 20), [], threading.Barrier(8)
+
+        def decode(key: Key) -> NDArray[np.uint8]:
+            decoded.append(key)
+            return np.full((8, 8, 3), key[1], np.uint8)
+
+        def ask() -> None:
+            barrier.wait()
+            for number in range(20):
+                assert (cache.get((0, number), decode) == number).all()
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(decoded) == [(0, number) for number in range(20)]
+
+    def test_it_holds_no_more_than_it_may_and_drops_the_oldest(self) -> None:
+        cache, decoded = TileCache(3 * 192), []
+
+        def decode(key: Key) -> NDArray[np.uint8]:
+            decoded.append(key[1])
+            return np.zeros((8, 8, 3), np.uint8)
+
+        for number in (0, 1, 2, 0, 3, 0, 1):
+            cache.get((0, number), decode)
+        assert decoded == [0, 1, 2, 3, 1]
+
+    def test_an_error_is_not_remembered(self) -> None:
+        cache, calls = TileCache(1 << 20), []
+
+        def decode(key: Key) -> NDArray[np.uint8]:
+            calls.append(key)
+            if len(calls) == 1:
+                raise ValueError("damaged")
+            return np.zeros((8, 8, 3), np.uint8)
+
+        with pytest.raises(ValueError, match="damaged"):
+            cache.get((0, 0), decode)
+        assert cache.get((0, 0), decode).shape == (8, 8, 3)
