@@ -1,0 +1,149 @@
+"""Checkpoints: weights as safetensors, and in the same file's metadata, as JSON, all that rebuilds and explains them.
+
+Nothing is ever pickled. A file is written beside its final name and moved there at the end, so a reader sees the old
+one or the new one, and a killed run leaves no half-written checkpoint.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torchvision
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+import mtdp
+from mtdp.backbones import build_backbone
+from mtdp.errors import CheckpointError
+from mtdp.multitask import MultiTaskNet
+from mtdp.preprocess import Preprocessing
+from mtdp.weights import METADATA_KEY, WeightsOrigin, find_weights_file
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself."""
+
+    arch: str
+    heads: Mapping[str, tuple[str, ...]]  # task -> class names, in the order of the head's outputs
+    preprocessing: Preprocessing
+    training: Mapping[str, Any]  # "config" (seeds included), "init" (origin), "tasks" (data and metric), "versions"
+    iteration: int  # how many were done
+
+    @property
+    def origin(self) -> WeightsOrigin:
+        """Where the backbone's weights came from before this training."""
+        return WeightsOrigin.from_json(self.training["init"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "arch": self.arch,
+            "heads": {name: list(classes) for name, classes in self.heads.items()},
+            "head_order": list(self.heads),
+            "preprocessing": self.preprocessing.to_json(),
+            "training": dict(self.training),
+            "iteration": self.iteration,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "CheckpointInfo":
+        heads = data["heads"]
+        return CheckpointInfo(
+            arch=str(data["arch"]),
+            heads={str(name): tuple(heads[name]) for name in data.get("head_order", heads)},
+            preprocessing=Preprocessing.from_json(data["preprocessing"]),
+            training={**data["training"], "init": WeightsOrigin.from_json(data["training"]["init"]).to_json()},
+            iteration=int(data["iteration"]),
+        )
+
+
+def current_versions() -> dict[str, str]:
+    return {
+        "mtdp": mtdp.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save_checkpoint(path: Path, net: MultiTaskNet, info: CheckpointInfo) -> None:
+    """Writes the network and what it says of itself, atomically."""
+    write_tensors(path, net.state_dict(), info.to_json())
+
+
+def load_checkpoint(path: str | Path) -> tuple[MultiTaskNet, CheckpointInfo]:
+    """Rebuilds a network, in eval mode on the CPU, from a checkpoint file or the folder of a training run.
+
+    Raises:
+        UsageError: there is no such file or run.
+        CheckpointError: the file is damaged, of an unknown schema, or not a checkpoint of this package.
+    """
+    file = find_weights_file(str(path))
+    tensors, data = read_tensors_and_json(file)
+    try:
+        info = CheckpointInfo.from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: the description of the checkpoint lacks or misstates {error}") from error
+    net = MultiTaskNet(build_backbone(info.arch), info.heads)
+    fill_net(net, tensors, file)
+    return net.eval(), info
+
+
+def fill_net(net: MultiTaskNet, tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
+    """Copies a whole state dict into a network; names and shapes must be equal."""
+    try:
+        net.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        first = str(error).split("\n")[1].strip()[:200]
+        raise CheckpointError(f"{origin}: the weights do not fit {net.backbone.arch} and its heads: {first}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON document to one safetensors file, atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with partial.open("wb") as file:  # our own file, so that it has the user's usual permissions
+            file.write(save(plain, metadata={METADATA_KEY: json.dumps(data, sort_keys=True)}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}", "check free space and permissions") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_tensors_and_json(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the JSON document of a file that `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged, of another schema, or of another origin.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file: {error}", "the file may be truncated"
+        ) from error
+    if text is None:
+        raise CheckpointError(
+            f"{path} holds weights, but not the description that a checkpoint of mtdp has",
+            "use it as starting weights (--init PATH, or --weights PATH with an architecture name)",
+        )
+    data = json.loads(text)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema version {data.get('schema_version')!r}, this program reads {SCHEMA_VERSION}", "update mtdp"
+        )
+    return tensors, data

@@ -1,0 +1,56 @@
+"""What can go wrong, for the person who reads it.
+
+MtdpError               anything below: one line of what happened, and a hint
+|- UsageError           an option or a path as typed cannot be used            (exit 2)
+|- TaskError            a task folder, manifest or pool is not as it should be (exit 1)
+|- ImageUnreadable      an image file cannot be decoded                        (exit 1)
+|- WeightsError         weights cannot be had or do not fit                    (exit 1)
+|- CheckpointError      a checkpoint cannot be read, or is of another run      (exit 1)
+|- TrainingDiverged     the loss is no longer a number                         (exit 1)
+`- Interrupted          a signal stopped the run; its state is on disk         (exit 128 + signal)
+"""
+
+
+class MtdpError(Exception):
+    """One line of what happened; `hint` is the next thing to do."""
+
+    exit_code: int = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(MtdpError):
+    """An option or a path, as typed, cannot be used."""
+
+    exit_code = 2
+
+
+class TaskError(MtdpError):
+    """A task folder, a manifest or a pool file is not as it should be."""
+
+
+class ImageUnreadable(MtdpError):
+    """An image file cannot be decoded."""
+
+
+class WeightsError(MtdpError):
+    """Weights cannot be had, or do not fit the architecture."""
+
+
+class CheckpointError(MtdpError):
+    """A checkpoint cannot be read, or belongs to another run."""
+
+
+class TrainingDiverged(MtdpError):
+    """The loss is no longer a finite number."""
+
+
+class Interrupted(MtdpError):
+    """A signal stopped the run after its state was saved."""
+
+    def __init__(self, signum: int, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + signum

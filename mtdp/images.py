@@ -1,0 +1,81 @@
+"""From image files to uint8 arrays, decoded once and kept in memory while they fit."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtdp.errors import ImageUnreadable
+
+_HINT = "replace the file, or remove it from the task"
+
+
+def check_header(path: Path) -> None:
+    """Reads the header only: cheap enough for every image of a pool before training.
+
+    Raises:
+        ImageUnreadable: no such file, or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            (width, height), mode = image.size, image.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageUnreadable(f"{path} is not a readable image: {error}", _HINT) from error
+    _check_depth(path, mode)
+    if min(width, height) < 1:
+        raise ImageUnreadable(f"{path} has no pixels ({width} x {height})", _HINT)
+
+
+def _check_depth(path: Path, mode: str) -> None:
+    if mode.startswith(("I", "F")):  # Pillow would clip such values to 255: a white image, and no word of it
+        raise ImageUnreadable(f"{path} has more than 8 bits a channel ({mode})", "convert it to 8 bits first")
+
+
+def load_image(path: Path, image_px: int) -> NDArray[np.uint8]:
+    """Decodes to RGB and resizes the shorter side to image_px: uint8[H, W, 3], min(H, W) == image_px.
+
+    A square crop of the result, anywhere along its longer side, is the largest square crop of the original, resized
+    (the paper's training transform); its centre crop is the evaluation transform of the authors' code.
+
+    Raises:
+        ImageUnreadable: no such file, not an image, or a truncated one.
+    """
+    try:
+        with Image.open(path) as image:
+            _check_depth(path, image.mode)
+            rgb = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageUnreadable(f"{path} cannot be decoded: {error}", _HINT) from error
+    factor = image_px / min(rgb.size)
+    size = (max(image_px, round(rgb.width * factor)), max(image_px, round(rgb.height * factor)))
+    if rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling.BILINEAR)  # area-weighted when it shrinks
+    return np.asarray(rgb)
+
+
+class ImageCache:
+    """`load_image` that remembers, up to a budget; any number of threads may ask at once.
+
+    Nothing is ever dropped: images are drawn uniformly, so no rule of eviction would be better than none.
+    """
+
+    def __init__(self, image_px: int, budget_bytes: int) -> None:
+        self.image_px = image_px
+        self._room_bytes = budget_bytes
+        self._images: dict[Path, NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> NDArray[np.uint8]:
+        """uint8[H, W, 3] as `load_image` gives it; not yours to change."""
+        known = self._images.get(path)
+        if known is not None:
+            return known
+        image = load_image(path, self.image_px)
+        image.flags.writeable = False
+        with self._lock:
+            if path not in self._images and image.nbytes <= self._room_bytes:
+                self._images[path] = image
+                self._room_bytes -= image.nbytes
+        return image

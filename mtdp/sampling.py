@@ -1,0 +1,118 @@
+"""Which samples form a batch: for each, a task uniformly, then an image of it uniformly (paper: batch sampling).
+
+Small tasks so weigh as much as large ones, and tasks are mixed within a batch. A batch depends on the seed and its
+number alone, so a resumed run needs no saved state of a sampler, and batches may be prepared in any order.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtdp.augment import training_view
+from mtdp.images import ImageCache
+from mtdp.tasks import Sample
+
+_T = TypeVar("_T")
+
+# Independent streams of random numbers for one seed: more adaptation batches do not change the training batches.
+TRAINING: Final = 0
+ADAPTATION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The random choices of one batch of B samples."""
+
+    tasks: NDArray[np.int64]  # (B,), 0 <= task < T
+    images: NDArray[np.int64]  # (B,), 0 <= image < n_task
+    offsets: NDArray[np.float64]  # (B,), place of the crop
+    flips: NDArray[np.bool_]  # (B, 2), horizontal and vertical
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images uint8[B, P, P, 3], and for each the number of its task and of its class, int64[B]."""
+
+    images: torch.Tensor
+    tasks: torch.Tensor
+    labels: torch.Tensor
+
+
+def draw(seed: int, stream: int, iteration: int, sizes: Sequence[int], batch_size: int) -> Draw:
+    """The random choices of one batch, a function of its arguments alone.
+
+    Args:
+        sizes: number of images of each task, all above 0.
+    """
+    rng = np.random.default_rng([seed, stream, iteration])
+    tasks = rng.integers(len(sizes), size=batch_size)
+    images = rng.integers(np.asarray(sizes, dtype=np.int64)[tasks])
+    return Draw(tasks, images, rng.random(batch_size), rng.random((batch_size, 2)) < 0.5)
+
+
+def load_batch(tasks: Sequence[Sequence[Sample]], choice: Draw, cache: ImageCache) -> Batch:
+    """Decodes, crops and flips the images of one draw."""
+    side = cache.image_px
+    batch_size = len(choice.tasks)
+    images = np.empty((batch_size, side, side, 3), dtype=np.uint8)
+    labels = np.empty(batch_size, dtype=np.int64)
+    for row in range(batch_size):
+        sample = tasks[choice.tasks[row]][choice.images[row]]
+        flip_h, flip_v = bool(choice.flips[row, 0]), bool(choice.flips[row, 1])
+        images[row] = training_view(cache.get(sample.path), float(choice.offsets[row]), flip_h, flip_v)
+        labels[row] = sample.label
+    return Batch(torch.from_numpy(images), torch.from_numpy(choice.tasks), torch.from_numpy(labels))
+
+
+def batches(
+    tasks: Sequence[Sequence[Sample]],
+    cache: ImageCache,
+    *,
+    seed: int,
+    stream: int,
+    iterations: range,
+    batch_size: int,
+) -> Iterator[Batch]:
+    """The batches of some iterations, in order, prepared ahead in threads (decoding releases the GIL)."""
+    sizes = [len(samples) for samples in tasks]
+
+    def make(iteration: int) -> Batch:
+        return load_batch(tasks, draw(seed, stream, iteration, sizes, batch_size), cache)
+
+    return _ahead(make, iterations)
+
+
+def in_order(
+    samples: Sequence[Sample],
+    cache: ImageCache,
+    view: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    batch_size: int,
+) -> Iterator[torch.Tensor]:
+    """A view of every sample once, in order: uint8[B, P, P, 3], the last batch smaller."""
+
+    def make(start: int) -> torch.Tensor:
+        part = samples[start : start + batch_size]
+        return torch.from_numpy(np.stack([view(cache.get(sample.path)) for sample in part]))
+
+    return _ahead(make, range(0, len(samples), batch_size))
+
+
+def _ahead(make: Callable[[int], _T], numbers: range, threads: int = 2, ahead: int = 4) -> Iterator[_T]:
+    waiting: deque[Future[_T]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        try:
+            for number in numbers:
+                waiting.append(pool.submit(make, number))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

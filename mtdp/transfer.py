@@ -1,0 +1,173 @@
+"""Transfer to a task by feature extraction: pooled features and a linear SVM (paper: evaluation of transfer).
+
+The SVM is liblinear's (squared hinge loss, one against the rest), on features as they come. Its C is chosen among
+1e-10 ... 1 by 5-fold cross-validation whose folds keep each patient, slide or source image together.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
+from sklearn.svm import LinearSVC
+
+from mtdp.augment import evaluation_view
+from mtdp.backbones import Backbone, build_backbone
+from mtdp.checkpoint import load_checkpoint
+from mtdp.devices import autocast, best_device, choose_precision
+from mtdp.errors import TaskError, UsageError
+from mtdp.images import ImageCache
+from mtdp.preprocess import Normalise, Preprocessing
+from mtdp.sampling import in_order
+from mtdp.tasks import Sample, Task
+from mtdp.weights import load_backbone_weights, names_its_architecture
+
+C_GRID: Final = tuple(10.0**power for power in range(-10, 1))
+FOLDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Extractor:
+    """A backbone, in eval mode, with the input that it was trained for."""
+
+    backbone: Backbone
+    preprocessing: Preprocessing
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What a linear probe found: the test score, and how C was chosen."""
+
+    task: str
+    weights: str
+    metric: str
+    score: float
+    c: float
+    cross_validation: dict[str, float]  # C -> mean score of the folds
+    images: dict[str, int]  # "fit" and "test"
+    converged: bool  # of the final fit
+
+
+def load_extractor(source: str, arch: str | None = None, seed: int = 0) -> Extractor:
+    """The features to judge: of a training run or checkpoint, or of an architecture with any weights.
+
+    Raises:
+        UsageError: no such source, or one that needs an architecture's name.
+        CheckpointError, WeightsError: it cannot be read or does not fit.
+    """
+    named = None if source in ("imagenet", "random", "mtdp") else names_its_architecture(source)
+    if named is not None:
+        if arch not in (None, named):
+            raise UsageError(f"{source} holds {named}, not {arch}", "leave --arch out")
+        net, info = load_checkpoint(Path(source))
+        return Extractor(net.backbone.eval(), info.preprocessing, f"{source}, {info.iteration} iterations")
+    if arch is None:
+        raise UsageError(f"{source} does not name its architecture", "add --arch, for example --arch densenet121")
+    backbone = build_backbone(arch)
+    origin = load_backbone_weights(backbone, arch, source, seed)
+    return Extractor(backbone.eval(), Preprocessing(), origin.description)
+
+
+@torch.no_grad()
+def extract_features(
+    extractor: Extractor, samples: Sequence[Sample], precision: str = "auto", batch_size: int = 32
+) -> NDArray[np.float32]:
+    """Pooled features of the central square of each image: float32[N, D]."""
+    device = best_device()
+    context_precision = choose_precision(precision, device)
+    backbone = extractor.backbone.to(device).to(memory_format=torch.channels_last)
+    normalise = Normalise(extractor.preprocessing).to(device)
+    cache = ImageCache(extractor.preprocessing.image_px, budget_bytes=0)
+    features = np.empty((len(samples), backbone.features_dim), np.float32)
+    row = 0
+    for images in in_order(samples, cache, evaluation_view, batch_size):
+        with autocast(context_precision, device):
+            pooled = backbone(normalise(images.to(device)))  # (B, P, P, 3) -> (B, D)
+        features[row : row + len(images)] = pooled.float().cpu().numpy()
+        row += len(images)
+    return features
+
+
+def probe_task(extractor: Extractor, task: Task, seed: int = 0, precision: str = "auto") -> ProbeResult:
+    """Fits on train and val with C chosen by cross-validation, and scores once on test.
+
+    Raises:
+        TaskError: the task has no test split.
+    """
+    fit, test = task.of(("train", "val")), task.of(("test",))
+    if not test:
+        raise TaskError(f"{task.path} has no test split", "a probe is scored on images that nothing was fitted to")
+    features = extract_features(extractor, (*fit, *test), precision)
+    labels = np.array([sample.label for sample in (*fit, *test)])
+    groups = [sample.group for sample in fit]
+    n = len(fit)
+    scores = cross_validate(features[:n], labels[:n], groups, task.metric, seed)
+    c = best_c(scores)
+    svm, converged = _fit(features[:n], labels[:n], c, seed)
+    score = _score(svm, features[n:], labels[n:], task.metric)
+    return ProbeResult(
+        task=task.name,
+        weights=extractor.description,
+        metric=task.metric,
+        score=score,
+        c=c,
+        cross_validation={f"{value:g}": scores[value] for value in C_GRID},
+        images={"fit": n, "test": len(test)},
+        converged=converged,
+    )
+
+
+def cross_validate(
+    features: NDArray[np.float32], labels: NDArray[np.int64], groups: Sequence[str], metric: str, seed: int = 0
+) -> dict[float, float]:
+    """The mean score of each C over grouped folds.
+
+    A fold that lacks a class on one side has no score (a ROC AUC needs both, an SVM two) and is left out of the mean.
+
+    Raises:
+        TaskError: fewer than two groups, or no fold that can be scored.
+    """
+    folds = min(FOLDS, len(set(groups)))
+    if folds < 2:
+        raise TaskError(f"cross-validation needs two groups, there is {folds}", "check the groups in the file names")
+    splits = [
+        (fit, held)
+        for fit, held in GroupKFold(folds).split(features, labels, groups)
+        if len(np.unique(labels[fit])) >= 2 and (metric == "accuracy" or len(np.unique(labels[held])) >= 2)
+    ]
+    if not splits:
+        raise TaskError("no cross-validation fold has both classes", "the task has too few groups a class")
+    scores = {}
+    for c in C_GRID:
+        of_folds = [
+            _score(_fit(features[fit], labels[fit], c, seed)[0], features[held], labels[held], metric)
+            for fit, held in splits
+        ]
+        scores[c] = float(np.mean(of_folds))
+    return scores
+
+
+def best_c(scores: dict[float, float]) -> float:
+    """The C of the best score; the smallest, so the simplest, of equals."""
+    return min(scores, key=lambda c: (-scores[c], c))
+
+
+def _fit(features: NDArray[np.float32], labels: NDArray[np.int64], c: float, seed: int) -> tuple[Any, bool]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        svm = LinearSVC(C=c, random_state=seed).fit(features, labels)
+    return svm, not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
+
+def _score(svm: Any, features: NDArray[np.float32], labels: NDArray[np.int64], metric: str) -> float:
+    if metric == "roc_auc":
+        return float(roc_auc_score(labels, svm.decision_function(features)))
+    return float(svm.score(features, labels))

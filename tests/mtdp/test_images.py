@@ -1,0 +1,103 @@
+"""Decoding, the cache, and the views of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtdp.augment import evaluation_view, training_view
+from mtdp.errors import ImageUnreadable
+from mtdp.images import ImageCache, check_header, load_image
+
+Make = Callable[..., Path]  # writes files, returns where
+
+
+def numbered(height: int, width: int) -> NDArray[np.uint8]:
+    """uint8[H, W, 3] whose pixels name their place: (row, column, 0)."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.zeros_like(rows)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "shape"), [(80, 60, (32, 43, 3)), (20, 50, (80, 32, 3)), (32, 32, (32, 32, 3))]
+)
+def test_the_shorter_side_becomes_image_px(
+    tmp_path: Path, width: int, height: int, shape: tuple[int, ...], write_image: Make
+) -> None:
+    assert load_image(write_image(tmp_path / "a.png", width, height), 32).shape == shape
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (32, 32), (102, 102, 102)).convert(mode).save(path)
+    image = load_image(path, 32)
+    assert image.shape == (32, 32, 3)
+    assert np.abs(image.astype(int) - 102).max() <= 1
+
+
+def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    for read in (check_header, lambda path: load_image(path, 32)):
+        with pytest.raises(ImageUnreadable, match=r"deep\.png has more than 8 bits"):
+            read(tmp_path / "deep.png")
+
+
+def test_shrinking_averages_areas(tmp_path: Path) -> None:
+    board = np.zeros((256, 256, 3), np.uint8)
+    board[::2, ::2] = board[1::2, 1::2] = 255  # a fine checkerboard must turn grey, not alias
+    Image.fromarray(board).save(tmp_path / "board.png")
+    assert np.abs(load_image(tmp_path / "board.png", 32).astype(int) - 128).max() <= 1
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(ImageUnreadable, match=r"a\.png"):
+        load_image(tmp_path / "a.png", 32)
+
+
+def test_the_cache_gives_what_the_file_gives_and_keeps_to_its_budget(tmp_path: Path, write_image: Make) -> None:
+    one, two = write_image(tmp_path / "1.png", seed=1), write_image(tmp_path / "2.png", seed=2)
+    cache = ImageCache(32, budget_bytes=32 * 32 * 3)
+    wanted = [load_image(path, 32) for path in (one, two)]
+    for _ in range(2):
+        for path, image in zip((one, two), wanted, strict=True):
+            np.testing.assert_array_equal(cache.get(path), image)
+    one.unlink()
+    np.testing.assert_array_equal(cache.get(one), wanted[0])  # remembered
+    two.unlink()
+    with pytest.raises(ImageUnreadable):
+        cache.get(two)  # there was no room for it
+
+
+def test_views_by_hand() -> None:
+    image = numbered(2, 4)
+    assert training_view(image, 0.0, False, False)[0, :, 1].tolist() == [0, 1]
+    assert training_view(image, 0.99, False, False)[0, :, 1].tolist() == [2, 3]
+    assert training_view(image, 0.0, True, False)[0, :, 1].tolist() == [1, 0]
+    assert training_view(image, 0.0, False, True)[:, 0, 0].tolist() == [1, 0]
+    assert evaluation_view(image)[0, :, 1].tolist() == [1, 2]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1, exclude_max=True), st.booleans(), st.booleans())
+def test_a_view_is_a_largest_square_of_the_image(height: int, width: int, offset: float, h: bool, v: bool) -> None:
+    view = training_view(numbered(height, width), offset, h, v)
+    side = min(height, width)
+    assert view.shape == (side, side, 3)
+    rows, columns = view[:, 0, 0].astype(int), view[0, :, 1].astype(int)
+    assert sorted(rows) == list(range(rows.min(), rows.min() + side))
+    assert sorted(columns) == list(range(columns.min(), columns.min() + side))
+
+
+@given(st.integers(2, 9))
+def test_every_place_of_the_crop_is_equally_likely(places: int) -> None:
+    image = numbered(3, 3 + places - 1)
+    lefts = [int(training_view(image, (k + 0.5) / (100 * places), False, False)[0, 0, 1]) for k in range(100 * places)]
+    assert np.bincount(lefts).tolist() == [100] * places
