@@ -9,7 +9,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from mtdp_runtime.bundle import FileRef, Head, Manifest, Parity, Variant, Weights
-from mtdp_runtime.slide import Level, SlideInfo
+from mtdp_runtime.slide import Level, Slide, SlideInfo
 
 TILE_PX = 64
 FEATURES_DIM = 12
@@ -78,3 +78,19 @@ def info_of(
         reader="test",
         reader_reason="",
     )
+
+
+def read_square(slide: Slide, x0: int, y0: int, side: int, scale: float) -> NDArray[np.uint8]:
+    """uint8[side, side, 3] of a slide."""
+    out = np.zeros((side, side, 3), np.uint8)
+    slide.read_into(out, x0, y0, scale)
+    return out
+
+
+def damage_tile(path: Path, number: int) -> None:
+    """Overwrite one compressed tile of the first page of a TIFF with zeros."""
+    with tifffile.TiffFile(path) as tiff:
+        offset, size = tiff.pages[0].dataoffsets[number], tiff.pages[0].databytecounts[number]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + size] = bytes(size)
+    path.write_bytes(content)

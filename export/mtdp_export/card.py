@@ -53,7 +53,9 @@ def _what(manifest: Manifest) -> str:
 def _training(source: Source) -> list[str]:
     info = source.checkpoint
     assert info is not None
-    settings = ", ".join(f"{key} {value}" for key, value in sorted(info.training["config"].items()))
+    # Without `init`: the origin above says it, and here it may be a path of the machine that trained.
+    config = {key: value for key, value in info.training["config"].items() if key != "init"}
+    settings = ", ".join(f"{key} {value}" for key, value in sorted(config.items()))
     lines = [
         f"{info.iteration} batches were done. Settings: {settings}.",
         "",

@@ -18,7 +18,9 @@ _GLASS: Final = (243, 241, 243)
 _COARSE: Final = 8  # the smooth parts are made at this downsample
 
 
-def write_demo_slide(path: Path, width: int = 6144, height: int = 4608, mpp: float = DEMO_MPP) -> None:
+def write_demo_slide(
+    path: Path, width: int = 6144, height: int = 4608, mpp: float = DEMO_MPP, most_levels: int = 99
+) -> None:
     """Write a pyramidal, tiled JPEG TIFF with two pieces of something like H&E tissue.
 
     It is made of smooth noise and dots: good for trying the machinery, worth nothing for pathology. The same
@@ -39,7 +41,7 @@ def write_demo_slide(path: Path, width: int = 6144, height: int = 4608, mpp: flo
                 metadata=None,
                 **options,
             )
-            if max(image.shape[:2]) <= 1024:
+            if max(image.shape[:2]) <= 1024 or downsample == 2 ** (most_levels - 1):
                 break
             image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             downsample *= 2

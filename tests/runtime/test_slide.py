@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.open import open_slide
-from support import pyramid, stained
+from support import damage_tile, pyramid, read_square, stained
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,6 @@ def slide(image: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) ->
     path = pyramid(image, tmp_path_factory.mktemp("slides") / "pyramid.tiff", 0.25, levels=3)
     with open_slide(path) as opened:
         yield opened
-
-
-def read(slide: Slide, x0: int, y0: int, side: int, scale: float) -> NDArray[np.uint8]:
-    out = np.zeros((side, side, 3), np.uint8)
-    slide.read_into(out, x0, y0, scale)
-    return out
 
 
 def test_its_facts(slide: Slide) -> None:
@@ -53,14 +47,14 @@ def test_its_facts(slide: Slide) -> None:
 def test_any_window_at_level_0_is_the_image(
     slide: Slide, image: NDArray[np.uint8], x0: int, y0: int, side: int
 ) -> None:
-    np.testing.assert_array_equal(read(slide, x0, y0, side, 1.0), image[y0 : y0 + side, x0 : x0 + side])
+    np.testing.assert_array_equal(read_square(slide, x0, y0, side, 1.0), image[y0 : y0 + side, x0 : x0 + side])
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_a_whole_scale_is_the_mean_of_its_pixels(slide: Slide, image: NDArray[np.uint8], scale: int) -> None:
     cells = image[: 32 * scale, 256 : 256 + 32 * scale].reshape(32, scale, 32, scale, 3)
     # levels were rounded once or twice when the slide was made
-    assert np.abs(read(slide, 256, 0, 32, scale) - cells.mean(axis=(1, 3))).max() <= 1.6
+    assert np.abs(read_square(slide, 256, 0, 32, scale) - cells.mean(axis=(1, 3))).max() <= 1.6
 
 
 def test_one_grating_at_several_mpp_gives_one_tile(tmp_path: Path) -> None:
@@ -80,7 +74,7 @@ def test_one_grating_at_several_mpp_gives_one_tile(tmp_path: Path) -> None:
 
 
 def test_outside_the_slide_is_background(slide: Slide, image: NDArray[np.uint8]) -> None:
-    out = read(slide, 1000, 700, 100, 1.0)
+    out = read_square(slide, 1000, 700, 100, 1.0)
     np.testing.assert_array_equal(out[:68, :24], image[700:, 1000:])
     assert (out[68:] == 255).all()
     assert (out[:, 24:] == 255).all()
@@ -92,7 +86,7 @@ def test_threads_read_the_same_bytes(slide: Slide, image: NDArray[np.uint8]) -> 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
         for x0, y0 in rng.integers(0, 600, (30, 2)).tolist():
-            if not np.array_equal(read(slide, x0, y0, 100, 1.0), image[y0 : y0 + 100, x0 : x0 + 100]):
+            if not np.array_equal(read_square(slide, x0, y0, 100, 1.0), image[y0 : y0 + 100, x0 : x0 + 100]):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
@@ -105,18 +99,14 @@ def test_threads_read_the_same_bytes(slide: Slide, image: NDArray[np.uint8]) -> 
 
 def test_a_damaged_tile_raises_is_never_padded_and_harms_no_other(tmp_path: Path) -> None:
     path = pyramid(stained(768, 1024), tmp_path / "damaged.tiff", 0.5, lossy=True)
-    with tifffile.TiffFile(path) as tiff:
-        offset, size = tiff.pages[0].dataoffsets[3], tiff.pages[0].databytecounts[3]
-    content = bytearray(path.read_bytes())
-    content[offset : offset + size] = bytes(size)
-    path.write_bytes(content)
+    damage_tile(path, 3)
     with open_slide(path) as slide:
-        good = read(slide, 0, 0, 128, 1.0)
+        good = read_square(slide, 0, 0, 128, 1.0)
         with pytest.raises(TileUnreadable, match=r"damaged\.tiff: cannot decode 64 x 64 px at \(400, 10\)"):
-            read(slide, 400, 10, 64, 1.0)
-        np.testing.assert_array_equal(read(slide, 0, 0, 128, 1.0), good)
+            read_square(slide, 400, 10, 64, 1.0)
+        np.testing.assert_array_equal(read_square(slide, 0, 0, 128, 1.0), good)
         with pytest.raises(TileUnreadable):
-            read(slide, 400, 10, 64, 1.0)
+            read_square(slide, 400, 10, 64, 1.0)
 
 
 def test_a_given_mpp_wins_and_is_recorded(make_slide: Callable[..., Path]) -> None:
@@ -176,7 +166,7 @@ def test_a_slide_that_opens_but_cannot_be_read(slides_dir: Path) -> None:
         open_slide(slides_dir / "odd" / "unreadable.svs") as slide,
         pytest.raises(TileUnreadable, match="Bogus marker"),
     ):
-        read(slide, 0, 0, 8, 1.0)
+        read_square(slide, 0, 0, 8, 1.0)
 
 
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs", "odd/yb10kx5k.zstd.tiff"])
@@ -187,4 +177,4 @@ def test_real_slides_equal_openslide_at_a_levels_own_scale(slides_dir: Path, nam
             if level.downsample != int(level.downsample):
                 continue
             region = reference.read_region((640, 320), level_index, (200, 200)).convert("RGB")
-            np.testing.assert_array_equal(read(slide, 640, 320, 200, level.downsample), np.asarray(region))
+            np.testing.assert_array_equal(read_square(slide, 640, 320, 200, level.downsample), np.asarray(region))

@@ -20,14 +20,7 @@ from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.tiled_jpeg import TiledJpegReader
-from support import pyramid, stained
-
-
-def read(slide: Slide, x0: int, y0: int, side: int, scale: float) -> NDArray[np.uint8]:
-    out = np.zeros((side, side, 3), np.uint8)
-    slide.read_into(out, x0, y0, scale)
-    return out
-
+from support import damage_tile, pyramid, read_square, stained
 
 VARIANTS = {
     "YCbCr 4:2:0": {"photometric": "rgb", "compressionargs": {"level": 85}, "subsampling": (2, 2)},
@@ -67,15 +60,15 @@ def test_any_window_at_a_levels_own_scale_equals_openslide(
     fast, reference = pair
     downsample = 2**level
     x0, y0 = x0 // downsample * downsample, y0 // downsample * downsample
-    expected = read(reference, x0, y0, side, downsample)
-    np.testing.assert_array_equal(read(fast, x0, y0, side, downsample), expected)
+    expected = read_square(reference, x0, y0, side, downsample)
+    np.testing.assert_array_equal(read_square(fast, x0, y0, side, downsample), expected)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(x0=st.integers(0, 500), y0=st.integers(0, 300), scale=st.floats(0.9, 3.0))
 def test_any_scale_equals_openslide(pair: tuple[Slide, Slide], x0: int, y0: int, scale: float) -> None:
     fast, reference = pair
-    np.testing.assert_array_equal(read(fast, x0, y0, 60, scale), read(reference, x0, y0, 60, scale))
+    np.testing.assert_array_equal(read_square(fast, x0, y0, 60, scale), read_square(reference, x0, y0, 60, scale))
 
 
 def test_a_real_aperio_slide(slides_dir: Path) -> None:
@@ -86,7 +79,7 @@ def test_a_real_aperio_slide(slides_dir: Path) -> None:
         for x0, y0 in ((0, 0), (113, 777), (2000, 2700), (1996, 2743)):
             region = np.asarray(reference.read_region((x0, y0), 0, (224, 224)))
             inside = region[..., 3] == 255
-            ours = read(fast, x0, y0, 224, 1.0)
+            ours = read_square(fast, x0, y0, 224, 1.0)
             np.testing.assert_array_equal(ours[inside], region[inside][:, :3])
             assert (ours[~inside] == 255).all()
 
@@ -109,18 +102,14 @@ def test_what_it_does_not_understand_goes_to_openslide_with_the_reason(
 
 def test_a_damaged_tile_is_judged_by_openslide(tmp_path: Path) -> None:
     path = pyramid(stained(768, 1024), tmp_path / "damaged.tiff", 0.5, lossy=True)
-    with tifffile.TiffFile(path) as tiff:
-        offset, size = tiff.pages[0].dataoffsets[3], tiff.pages[0].databytecounts[3]
-    content = bytearray(path.read_bytes())
-    content[offset : offset + size] = bytes(size)
-    path.write_bytes(content)
+    damage_tile(path, 3)
     with open_slide(path) as slide:
         assert isinstance(slide, TiledJpegReader)
-        good = read(slide, 0, 0, 128, 1.0)
+        good = read_square(slide, 0, 0, 128, 1.0)
         for _ in range(2):
             with pytest.raises(TileUnreadable, match="cannot decode"):
-                read(slide, 400, 10, 64, 1.0)
-        np.testing.assert_array_equal(read(slide, 0, 0, 128, 1.0), good)
+                read_square(slide, 400, 10, 64, 1.0)
+        np.testing.assert_array_equal(read_square(slide, 0, 0, 128, 1.0), good)
 
 
 def test_a_file_cut_while_it_is_open_gives_errors_and_no_invented_pixels(tmp_path: Path) -> None:
@@ -129,7 +118,7 @@ def test_a_file_cut_while_it_is_open_gives_errors_and_no_invented_pixels(tmp_pat
         with path.open("r+b") as stream:
             stream.truncate(2000)
         with pytest.raises(SlideError):
-            read(slide, 700, 600, 64, 1.0)
+            read_square(slide, 700, 600, 64, 1.0)
 
 
 class TestTileCache:

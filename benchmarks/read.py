@@ -1,0 +1,161 @@
+"""Reading tiles: ours against OpenSlide + PIL, and against the bare JPEG decoder, on one slide, in one run.
+
+    python benchmarks/read.py [--side 20480] [--tiles 2000] [--repeats 3] [--json]
+
+Each figure is the median of the repeats, tiles/s; the ways take turns, so that drift of the machine hits all alike.
+Every repeat opens the slide anew; the file cache is warm. "plain" is what tutorials do: OpenSlide.read_region, PIL to
+RGB, PIL's box filter where the scale asks for it, and a NumPy array.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import openslide
+import tifffile
+from PIL import Image
+
+from mtdp_runtime.demo import write_demo_slide
+from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.openslide import OpenSlideReader
+
+MPP = 0.25
+Reader = Callable[[Path, list[tuple[int, int]], int, float, int], None]
+
+
+def in_threads(threads: int, coords: list[tuple[int, int]], work: Callable[[list[tuple[int, int]]], None]) -> None:
+    """Give each thread a run of neighbouring tiles, as a pipeline would."""
+    size = -(-len(coords) // threads)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, [coords[i : i + size] for i in range(0, len(coords), size)]))
+
+
+def plain(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
+    def work(part: list[tuple[int, int]]) -> None:
+        side = round(tile_px * scale)
+        with openslide.OpenSlide(path) as slide:
+            for x0, y0 in part:
+                tile = slide.read_region((x0, y0), 0, (side, side)).convert("RGB")
+                if side != tile_px:
+                    tile = tile.resize((tile_px, tile_px), Image.Resampling.BOX)
+                np.asarray(tile)
+
+    in_threads(threads, coords, work)
+
+
+def through(open_it: Callable[[Path], Slide]) -> Reader:
+    def read(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
+        with open_it(path) as slide:
+
+            def work(part: list[tuple[int, int]]) -> None:
+                out = np.empty((tile_px, tile_px, 3), np.uint8)
+                for x0, y0 in part:
+                    slide.read_into(out, x0, y0, scale)
+
+            in_threads(threads, coords, work)
+
+    return read
+
+
+def bare_decoder(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
+    """Read and decode as many compressed tiles as the rectangles cover, each once, and do nothing with them."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0].aspage()
+        across = -(-page.imagewidth // page.tilewidth)
+        side = tile_px * scale
+        needed = sorted(
+            {
+                row * across + column
+                for x0, y0 in coords
+                for row in range(int(y0 // page.tilelength), -(-int(y0 + side) // page.tilelength))
+                for column in range(int(x0 // page.tilewidth), -(-int(x0 + side) // page.tilewidth))
+            }
+        )
+        places = [(page.dataoffsets[i], page.databytecounts[i]) for i in needed]
+    file = os.open(path, os.O_RDONLY)
+
+    def work(part: list[tuple[int, int]]) -> None:
+        for offset, size in part:
+            imagecodecs.jpeg8_decode(os.pread(file, size, offset), colorspace="YCBCR", outcolorspace="RGB")
+
+    in_threads(threads, places, work)
+    os.close(file)
+
+
+WAYS: dict[str, Reader] = {
+    "plain": plain,
+    "ours, openslide": through(lambda path: OpenSlideReader(path, MPP, "benchmark")),
+    "ours": through(lambda path: open_slide(path, MPP, "benchmark")),
+    "bare decoder": bare_decoder,
+}
+# name -> tile_px, scale, stride in level-0 pixels, first pixel
+CASES = {
+    "aligned: 256 px, scale 1": (256, 1.0, 256, 0),
+    "unaligned: 224 px, scale 1": (224, 1.0, 224, 37),
+    "0.25 -> 0.5 mpp, no such level": (224, 2.0, 448, 0),
+    "scale 1.979": (224, 1.979, 443, 5),
+}
+
+
+def tiles_of(side: int, tile_px: int, scale: float, stride: int, first: int, most: int) -> list[tuple[int, int]]:
+    """Rows of neighbouring tiles from the middle of the slide."""
+    last = side - int(tile_px * scale) - 1
+    xs = range(first, last, stride)
+    top = side // 3 // stride * stride + first
+    rows = min(max(1, most // len(xs)), (last - top) // stride)
+    return [(x, top + row * stride) for row in range(rows) for x in xs][:most]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=20480)
+    parser.add_argument("--tiles", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tiff"
+        write_demo_slide(path, options.side, options.side, MPP, most_levels=1)
+        path.read_bytes()
+        for threads in options.threads:
+            for case, (tile_px, scale, stride, first) in CASES.items():
+                coords = tiles_of(options.side, tile_px, scale, stride, first, options.tiles)
+                rates: dict[str, list[float]] = {way: [] for way in WAYS}
+                for _ in range(options.repeats):
+                    for way, read in WAYS.items():
+                        start = time.perf_counter()
+                        read(path, coords, tile_px, scale, threads)
+                        rates[way].append(len(coords) / (time.perf_counter() - start))
+                medians = {way: statistics.median(values) for way, values in rates.items()}
+                results.append(
+                    {"case": case, "threads": threads, "tiles": len(coords), "tiles_per_s": medians, "runs": rates}
+                )
+                if not options.json:
+                    shown = "  ".join(f"{way} {rate:7.0f}" for way, rate in medians.items())
+                    ratio = medians["ours"] / medians["plain"]
+                    print(
+                        f"{case:<32} {threads} threads: {shown}   ours/plain {ratio:.1f}, "
+                        f"ours/bare {medians['ours'] / medians['bare decoder']:.2f}",
+                        flush=True,
+                    )
+    if options.json:
+        versions = {"openslide": openslide.__library_version__, "imagecodecs": imagecodecs.jpeg8_version()}
+        print(json.dumps({"machine": platform.platform(), "versions": versions, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
