@@ -27,7 +27,7 @@ def torchvision_state(arch: str, seed: int = 5) -> Tensors:
 
 
 def authors_layout(state: Tensors) -> Tensors:
-    """The published layout: `features.` before every torchvision name (classifier included), heads as 1x1 convolutions."""
+    """The published layout: `features.` before every torchvision name, classifier too; heads as 1x1 convolutions."""
     width = {name: t for name, t in state.items() if name in ("fc.weight", "classifier.weight")}.popitem()[1].shape[1]
     heads = {
         f"heads.{task}.linear.{part}": torch.zeros(*shape)
