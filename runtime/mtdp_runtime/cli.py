@@ -115,7 +115,9 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, q
     engine = backend.load(bundle, precision, batch, threads)
     if not quiet:
         manifest = bundle.manifest
-        print(f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features; {manifest.weights.origin})")
+        print(
+            f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features), digest {bundle.digest[:16]}"
+        )
         print(f"engine: {engine.name}, {engine.precision}; {reason}")
     return engine
 

@@ -3,7 +3,7 @@
 Stated tolerances, for DenseNet-121 with ImageNet weights in fp32 on CMU-1-Small-Region (0.499 µm/px):
 
 - at the slide's own scale the pixels are the same: features within 1e-3 of torch's, cosine above 0.999999;
-- at twice it, where PIL's box filter is the same mean up to rounding: cosine above 0.9999;
+- at twice it, where PIL's box filter is the same mean but rounds twice, once an axis: cosine above 0.9995;
 - at 0.5 µm/px, a scale of 1.002, where PIL's filter is wider than a pixel: cosine above 0.99.
 """
 
@@ -71,7 +71,7 @@ def plain_features(network: torch.nn.Module, slide: Path, coords: NDArray[np.int
         return torch.cat([network(torch.stack(tiles[i : i + 8])) for i in range(0, len(tiles), 8)]).numpy()
 
 
-@pytest.mark.parametrize(("mpp", "least_cosine"), [(0.499, 0.999999), (0.998, 0.9999), (0.5, 0.99)])
+@pytest.mark.parametrize(("mpp", "least_cosine"), [(0.499, 0.999999), (0.998, 0.9995), (0.5, 0.99)])
 def test_features_equal_a_plain_scripts(
     bundle: Path,
     network: torch.nn.Module,
