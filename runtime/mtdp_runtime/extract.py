@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import mtdp_runtime
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable
+from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
 from mtdp_runtime.grid import Grid, make_grid
 from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
 from mtdp_runtime.slide import Slide, SlideInfo, level_for
@@ -145,6 +145,12 @@ def extract_slide(
             on_progress,
             settings.on_bad_tile == "fail",
         )
+        if bad.count == len(plan.kept) > 0:
+            store.discard()
+            raise SlideUnreadable(
+                f"{slide.info.path}: none of its {bad.count} tiles can be decoded; the first: {bad.reasons[0]}",
+                hint="The file is damaged: compare its checksum with the original and copy it again.",
+            )
         store.finish(_run_attrs(times, bad, plan, resumed), drop_bad=settings.on_bad_tile == "drop")
     status: Status = "done" if len(plan.kept) else "no-tissue"
     message = "" if len(plan.kept) else _why_empty(plan)

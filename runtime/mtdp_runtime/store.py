@@ -161,6 +161,11 @@ class FeatureStore:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
+    def discard(self) -> None:
+        """Throw away what was written: nothing of it is worth going on with."""
+        self._unmarked = []
+        self.partial.unlink(missing_ok=True)
+
     def close(self) -> None:
         if self._file >= 0:
             try:

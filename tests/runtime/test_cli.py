@@ -13,6 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
+from support import damage_tile, pyramid, stained
+
 
 def extract(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, as a user does."""
@@ -144,6 +146,26 @@ def test_one_bad_slide_does_not_stop_the_others(
     ]
     assert "--slide-mpp" in lines[3]["hint"]
     assert sorted(p.name for p in (tmp_path / "o").glob("*.h5")) == ["a.h5", "e.h5"]
+    assert not list((tmp_path / "o").glob(".*"))
+
+
+def test_damaged_tiles_are_nan_and_a_slide_of_nothing_else_fails(tiny_bundle: Path, tmp_path: Path) -> None:
+    image = stained(768, 1024)
+    some = pyramid(image, tmp_path / "some.tiff", 0.5, levels=2, lossy=True)
+    every = pyramid(image, tmp_path / "every.tiff", 0.5, levels=2, lossy=True)
+    damage_tile(some, 3)
+    for number in range(48):
+        damage_tile(every, number)
+    result = extract(some, every, "--model", tiny_bundle, "--out", tmp_path / "o", "--json")
+    assert result.returncode == 1
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert (first["status"], first["bad_tiles"]) == ("done", 4)  # a compressed tile of 128 px holds four of 64
+    with h5py.File(tmp_path / "o" / "some.h5") as file:
+        assert np.isnan(file["features"][:]).any(axis=1).sum() == (file["status"][:] == 1).sum() == 4
+        assert "cannot decode" in file.attrs["bad_tile_reasons"]
+    assert second["status"] == "failed"
+    assert "none of its 144 tiles can be decoded" in second["message"]
+    assert not list((tmp_path / "o").glob("*every*"))
     assert not list((tmp_path / "o").glob(".*"))
 
 
