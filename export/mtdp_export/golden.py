@@ -6,18 +6,17 @@ import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_export.errors import ExportUsageError
-from mtdp_runtime.errors import BundleInvalid
 from mtdp_runtime.extract import ExtractSettings, make_plan
+from mtdp_runtime.proof import TILES
 from mtdp_runtime.slide.open import open_slide
 
-TILES: Final = "tiles"
 _SEED: Final = 5561
 _STAINED: Final = 12
 _FROM_IMAGES: Final = 32
@@ -78,21 +77,6 @@ def save_golden(path: Path, tiles: NDArray[np.uint8], outputs: Mapping[str, NDAr
             buffer = BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", _ZIP_EPOCH), buffer.getvalue(), zipfile.ZIP_DEFLATED)
-
-
-def load_golden(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
-    """Read what `save_golden` wrote.
-
-    Raises:
-        BundleInvalid: it is no such file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-        tiles = arrays.pop(TILES)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleInvalid(f"{path}: not golden tiles: {error}", "Copy or export the bundle again.") from error
-    return tiles, arrays
 
 
 def _stained(rng: np.random.Generator, tile_px: int) -> NDArray[np.uint8]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,7 @@ from numpy.typing import NDArray
 from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Parity
-
-# The smallest cosine between an engine's features and torch's that a precision may have, over all golden tiles.
-MIN_COSINE: Final = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.9999, "int8": 0.99}
-FEATURES: Final = "features"
+from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines, run_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +29,6 @@ class Comparison:
         return self.parity.cosine_min >= MIN_COSINE[self.precision]
 
 
-def run_backend(backend: Backend, tiles: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """Return the outputs for all tiles by name, float32[N, ...]; the last batch is padded with zeros."""
-    parts: dict[str, list[NDArray[np.float32]]] = {}
-    for start in range(0, len(tiles), backend.batch):
-        rows = tiles[start : start + backend.batch]
-        batch = np.zeros((backend.batch, *tiles.shape[1:]), np.uint8)
-        batch[: len(rows)] = rows
-        for name, values in backend.result(backend.submit(batch)).items():
-            parts.setdefault(name, []).append(values[: len(rows)])
-    return {name: np.concatenate(values) for name, values in parts.items()}
-
-
 def compare(backend: Backend, tiles: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float32]]) -> Comparison:
     """Run the tiles and compare.
 
@@ -57,10 +41,10 @@ def compare(backend: Backend, tiles: NDArray[np.uint8], expected: Mapping[str, N
         if got is None or got.shape != wanted.shape or not np.isfinite(got).all():
             shown = "missing" if got is None else f"{got.shape}, finite: {bool(np.isfinite(got).all())}"
             raise ParityFailure(f"{backend.name}: output {name}: {shown}; torch gives {wanted.shape}")
-    cosines = _cosines(outputs[FEATURES], expected[FEATURES])
+    similar = cosines(outputs[FEATURES], expected[FEATURES])
     error = float(np.abs(outputs[FEATURES] - expected[FEATURES]).max())
     heads = [float(np.abs(outputs[n] - w).max()) for n, w in expected.items() if n != FEATURES]
-    parity = Parity(backend.name, len(tiles), float(cosines.min()), float(cosines.mean()), error)
+    parity = Parity(backend.name, len(tiles), float(similar.min()), float(similar.mean()), error)
     return Comparison(backend.name, backend.precision, parity, max(heads, default=None))
 
 
@@ -96,14 +80,3 @@ def _verdict(comparison: Comparison) -> str:
     if comparison.passed:
         return "pass"
     return "FAIL" if comparison.required else f"below {MIN_COSINE[comparison.precision]}; not the default here"
-
-
-def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return float64[N]; two rows of zeros are equal."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    equal_zeros = (np.abs(x).max(axis=1) == 0) & (np.abs(y).max(axis=1) == 0)
-    cosines: NDArray[np.float64] = np.where(
-        equal_zeros, 1.0, np.einsum("ij,ij->i", x, y) / np.where(norms > 0, norms, 1)
-    )
-    return cosines

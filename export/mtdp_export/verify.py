@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mtdp_export.golden import load_golden
 from mtdp_export.parity import Comparison, compare
 from mtdp_runtime.backends import backend_class, choose, probe_all
 from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.proof import load_golden
 
 
 def verify_bundle(path: Path, backends: Sequence[str] = ()) -> list[Comparison]:
@@ -36,8 +36,11 @@ def verify_bundle(path: Path, backends: Sequence[str] = ()) -> list[Comparison]:
     comparisons = []
     for name in names:
         backend = backend_class(name)
+        batch, threads = min(8, len(tiles)), len(os.sched_getaffinity(0))
+        with backend.load(bundle, "auto", batch, threads) as engine:
+            default = engine.precision
         for precision in backend.probe().precisions:
-            with backend.load(bundle, precision, min(8, len(tiles)), len(os.sched_getaffinity(0))) as engine:
-                default = precision in ("fp32", backend.probe().precisions[0])
-                comparisons.append(replace(compare(engine, tiles, expected), required=default))
+            with backend.load(bundle, precision, batch, threads) as engine:
+                required = precision in ("fp32", default)
+                comparisons.append(replace(compare(engine, tiles, expected), required=required))
     return comparisons

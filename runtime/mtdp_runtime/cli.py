@@ -118,7 +118,7 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, q
         print(
             f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features), digest {bundle.digest[:16]}"
         )
-        print(f"engine: {engine.name}, {engine.precision}; {reason}")
+        print(f"engine: {engine.name}, {engine.precision}; {engine.note or reason}")
     return engine
 
 

@@ -10,18 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mtdp.checkpoint import CheckpointInfo, save_checkpoint
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
 from mtdp_export.errors import ExportUsageError, ParityFailure
-from mtdp_export.golden import calibration_tiles, load_golden, synthetic_tiles
+from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
 from mtdp_export.parity import Comparison, require
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
-from mtdp_runtime.bundle import Parity, load_bundle
+from mtdp_runtime.backends import Probe
+from mtdp_runtime.backends.openvino import OpenVINO
+from mtdp_runtime.bundle import Parity, file_ref, load_bundle
 from mtdp_runtime.errors import BundleDigestMismatch
+from mtdp_runtime.proof import load_golden
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -58,6 +62,37 @@ def test_it_verifies_on_every_engine_here(resnet18_bundle: Path) -> None:
     assert all(c.passed for c in comparisons if c.required)
 
 
+class OpenVINOWithAMX(OpenVINO):
+    """As on a machine where bf16 comes first."""
+
+    @classmethod
+    def probe(cls) -> Probe:
+        return Probe("openvino", True, "as if with AMX", precisions=("bf16", "fp32"))
+
+
+@pytest.mark.skipif("bf16" not in OpenVINO.probe().precisions, reason="needs a CPU that computes in bf16")
+def test_auto_takes_bf16_only_where_the_model_proves_itself_in_it(resnet18_bundle: Path, tmp_path: Path) -> None:
+    with OpenVINOWithAMX.load(load_bundle(resnet18_bundle), "auto", 8, 2) as engine:
+        assert (engine.precision, engine.note) == ("bf16", "")
+    other = tmp_path / "other"
+    shutil.copytree(resnet18_bundle, other)
+    tiles, outputs = load_golden(other / "golden.npz")
+    outputs["features"] += np.float32(0.02) * np.arange(512, dtype=np.float32) / 512 * outputs["features"].max()
+    resign_golden(other, tiles, outputs)
+    with OpenVINOWithAMX.load(load_bundle(other), "auto", 8, 2) as engine:
+        assert engine.precision == "fp32"
+        assert "this model in bf16 has a cosine of 0.99" in engine.note
+
+
+def resign_golden(bundle: Path, tiles: NDArray[np.uint8], outputs: dict[str, NDArray[np.float32]]) -> None:
+    """Replace the golden tiles, with a digest that fits."""
+    save_golden(bundle / "golden.npz", tiles, outputs)
+    document = json.loads((bundle / "bundle.json").read_text())
+    ref = file_ref(bundle, "golden.npz")
+    document["mtdp"]["golden"] = {"file": ref.file, "sha256": ref.sha256, "size_bytes": ref.size_bytes}
+    (bundle / "bundle.json").write_text(json.dumps(document))
+
+
 @pytest.mark.parametrize("name", ["model.fp32.onnx", "golden.npz"])
 def test_a_flipped_bit_is_found(resnet18_bundle: Path, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "copy"
@@ -75,19 +110,11 @@ def test_a_flipped_bit_is_found(resnet18_bundle: Path, tmp_path: Path, name: str
 
 def test_golden_features_that_are_not_the_models_fail(resnet18_bundle: Path, tmp_path: Path) -> None:
     """Even with digests that fit: somebody re-signed a wrong model."""
-    from mtdp_export.golden import save_golden
-
     copy = tmp_path / "copy"
     shutil.copytree(resnet18_bundle, copy)
     tiles, outputs = load_golden(copy / "golden.npz")
     outputs["features"][3] = outputs["features"][3][::-1]
-    save_golden(copy / "golden.npz", tiles, outputs)
-    from mtdp_runtime.bundle import file_ref
-
-    document = json.loads((copy / "bundle.json").read_text())
-    ref = file_ref(copy, "golden.npz")
-    document["mtdp"]["golden"] = {"file": ref.file, "sha256": ref.sha256, "size_bytes": ref.size_bytes}
-    (copy / "bundle.json").write_text(json.dumps(document))
+    resign_golden(copy, tiles, outputs)
     result = export("--verify", copy)
     assert result.returncode == 1
     assert "FAIL" in result.stdout

@@ -51,7 +51,7 @@ class CountingSlide:
 class EchoBackend:
     """Features are the tile's first pixel and the sum of its whole batch, so company shows."""
 
-    name, precision, batch, depth = "echo", "fp32", BATCH, 2
+    name, precision, batch, depth, note = "echo", "fp32", BATCH, 2, ""
 
     def __init__(self, fail_at: int = -1, delay_s: float = 0.0) -> None:
         self.fail_at = fail_at

@@ -43,6 +43,7 @@ class Backend(Protocol):
     precision: str  # what is computed in: fp32, bf16, fp16 or int8
     batch: int  # the one batch size that it takes
     depth: int  # batches that may be in flight
+    note: str  # what a person should know of how it was loaded; mostly empty
 
     @classmethod
     def probe(cls) -> Probe:
@@ -55,7 +56,7 @@ class Backend(Protocol):
 
         Args:
             bundle: the model; the digest of the variant's file is checked before the engine sees it.
-            precision: `auto`, or one of `Probe.precisions`.
+            precision: one of `Probe.precisions`, or `auto`: the first of them that proves itself on this machine.
             batch: tiles in each batch.
             threads: CPU threads for inference.
 

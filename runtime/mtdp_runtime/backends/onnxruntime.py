@@ -23,6 +23,7 @@ class OnnxRuntime:
     def __init__(self, session: Any, name: str, batch: int) -> None:
         self.name = name
         self.precision = "fp32"
+        self.note = ""
         self.batch = batch
         self.depth = 2
         self._session = session

@@ -22,6 +22,7 @@ class OpenVINO:
 
     def __init__(self, compiled: Any, name: str, precision: str, batch: int) -> None:
         self.name = name
+        self.note = ""
         self.precision = precision
         self.batch = batch
         self.depth = _DEPTH
@@ -52,19 +53,42 @@ class OpenVINO:
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
-        import openvino
-
         offered = cls.probe().precisions
+        if precision == "auto" and offered[0] == "bf16":
+            return cls._proven_bf16(bundle, batch, threads)
         chosen = offered[0] if precision == "auto" else precision
         if chosen not in offered:
             raise UsageError(
                 f"--precision {chosen}: OpenVINO on this machine runs {', '.join(offered)}",
                 hint=f"Use --precision {offered[0]}, or leave it out.",
             )
+        return cls._compile(bundle, chosen, batch, threads)
+
+    @classmethod
+    def _proven_bf16(cls, bundle: Bundle, batch: int, threads: int) -> Self:
+        """Load in bf16 if this model, in bf16, on this machine, repeats its golden features; in fp32 otherwise."""
+        from mtdp_runtime.proof import MIN_COSINE, smallest_cosine
+
+        engine = cls._compile(bundle, "bf16", batch, threads)
+        cosine = smallest_cosine(engine, bundle)
+        if cosine >= MIN_COSINE["bf16"]:
+            return engine
+        engine.close()
+        engine = cls._compile(bundle, "fp32", batch, threads)
+        engine.note = (
+            f"fp32, because this model in bf16 has a cosine of {cosine:.5f} to its golden features here "
+            f"({MIN_COSINE['bf16']} is required; --precision bf16 takes it all the same)"
+        )
+        return engine
+
+    @classmethod
+    def _compile(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
+        import openvino
+
         file = bundle.checked(bundle.variant("fp32").file)
         core = openvino.Core()
         config = {
-            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[chosen],
+            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[precision],
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
@@ -76,7 +100,7 @@ class OpenVINO:
             compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {file}: {_last_line(error)}", "Try --backend onnxruntime.") from error
-        return cls(compiled, f"openvino {_version()}", chosen, batch)
+        return cls(compiled, f"openvino {_version()}", precision, batch)
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
         import openvino
