@@ -28,9 +28,12 @@ def load_golden(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.flo
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-        return arrays.pop(TILES), arrays
+        tiles = arrays.pop(TILES)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleInvalid(f"{path}: not golden tiles: {error}", "Copy or export the bundle again.") from error
+    if FEATURES not in arrays or len(arrays[FEATURES]) != len(tiles) or not len(tiles):
+        raise BundleInvalid(f"{path}: golden tiles without their features", "Copy or export the bundle again.")
+    return tiles, arrays
 
 
 def run_backend(backend: Backend, tiles: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -37,7 +38,9 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, folder / "model.fp32.onnx")
-    np.savez(folder / "golden.npz", tiles=rng.integers(0, 256, (1, TILE_PX, TILE_PX, 3), np.uint8))
+    tiles = rng.integers(0, 256, (4, TILE_PX, TILE_PX, 3), np.uint8)
+    session = onnxruntime.InferenceSession(folder / "model.fp32.onnx", providers=["CPUExecutionProvider"])
+    np.savez(folder / "golden.npz", tiles=tiles, features=session.run(None, {"tiles": tiles})[0])
     write_manifest(folder, make_manifest(file_ref(folder, "model.fp32.onnx"), file_ref(folder, "golden.npz")))
     return folder
 

@@ -76,7 +76,7 @@ class OpenVINO:
         engine.close()
         engine = cls._compile(bundle, "fp32", batch, threads)
         engine.note = (
-            f"fp32, because this model in bf16 has a cosine of {cosine:.5f} to its golden features here "
+            f"not bf16: this model in bf16 has a cosine of {cosine:.5f} to its golden features here "
             f"({MIN_COSINE['bf16']} is required; --precision bf16 takes it all the same)"
         )
         return engine
