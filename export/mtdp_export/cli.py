@@ -53,8 +53,13 @@ def export(
     if verify is not None:
         if source is not None or out is not None:
             raise ExportUsageError("--verify takes no SOURCE and no --out", "mtdp-export --verify BUNDLE")
+        unused = (weights, precision, tile_px, calibration, name, licence, no_heads, overwrite)
+        if any(unused) or weights_storage != "fp32":
+            raise ExportUsageError("--verify goes with --backend and --json only", "mtdp-export --verify BUNDLE")
         _verify(verify, backend or [], as_json)
         return
+    if backend:
+        raise ExportUsageError("--backend goes with --verify", "leave it out: ONNX Runtime proves what is exported")
     if source is None or out is None:
         raise ExportUsageError("SOURCE and --out are needed", "mtdp-export resnet50 --weights random --out BUNDLE")
     for wanted in precision or []:

@@ -21,10 +21,11 @@ from torch import nn
 
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Normalise, Preprocessing
+from mtdp_export.errors import ExportError
+from mtdp_runtime.proof import FEATURES
 
 OPSET: Final = 20
 INPUT: Final = "tiles"
-FEATURES: Final = "features"
 WeightsStorage = Literal["fp32", "fp16"]
 
 
@@ -80,27 +81,31 @@ def export_graph(
     side = model.normalise.preprocessing.image_px
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=model.output_names,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            optimize=False,
-            verbose=False,
-        )
-        assert program is not None
-        # With fp16 storage the kernels must reach the file as they are: folding batch-norm into them gives products
-        # that are no fp16 values. Engines fold when they load the graph, so nothing is lost.
-        if weights_storage == "fp32":
-            program.optimize()
-        else:
-            onnxscript.optimizer.fold_constants(program.model)
-            onnxscript.optimizer.remove_unused_nodes(program.model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=model.output_names,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                optimize=False,
+                verbose=False,
+            )
+            assert program is not None
+            # With fp16 storage the kernels must reach the file as they are: folding batch-norm into them gives products
+            # that are no fp16 values. Engines fold when they load the graph, so nothing is lost.
+            if weights_storage == "fp32":
+                program.optimize()
+            else:
+                onnxscript.optimizer.fold_constants(program.model)
+                onnxscript.optimizer.remove_unused_nodes(program.model)
+    except torch.onnx.OnnxExporterError as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(f"torch {torch.__version__} cannot export this network to ONNX: {reason}") from error
     graph = program.model_proto
     _without_traces(graph)
     if weights_storage == "fp16":

@@ -32,7 +32,7 @@ def open_source(name: str, weights: str | None, tile_px: int | None, heads: bool
     """Load what the user named.
 
     Args:
-        name: a run folder, a checkpoint file, or an architecture.
+        name: an architecture, a run folder or a checkpoint file; `./resnet50` is a path, `resnet50` is not.
         weights: for an architecture only: imagenet, mtdp, random or a path.
         tile_px: side of the input; the checkpoint's own, or 224, where None.
         heads: keep the classification heads of a checkpoint.
@@ -41,7 +41,8 @@ def open_source(name: str, weights: str | None, tile_px: int | None, heads: bool
         ExportUsageError: the name is neither a path nor an architecture, or the options do not go together.
         MtdpError: the checkpoint or the weights cannot be loaded.
     """
-    if Path(name).exists():
+    known = name in ARCHITECTURES or name.startswith("timm:")
+    if not known and Path(name).exists():
         if weights is not None:
             raise ExportUsageError(f"--weights {weights}: {name} has weights of its own", "leave --weights out")
         network, info = load_checkpoint(Path(name))
@@ -49,7 +50,7 @@ def open_source(name: str, weights: str | None, tile_px: int | None, heads: bool
         network = network if heads else MultiTaskNet(network.backbone, {})
         licence = f"of the weights that training started from: {info.origin.licence}"
         return Source(network.eval(), info.arch, preprocessing, _origin(info), licence, info)
-    if name not in ARCHITECTURES and not name.startswith("timm:"):
+    if not known:
         raise ExportUsageError(
             f"{name}: neither a run, nor a checkpoint, nor an architecture",
             f"architectures: {', '.join(ARCHITECTURES)}",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtdp_export.parity import Comparison, compare
-from mtdp_runtime.backends import backend_class, choose, probe_all
+from mtdp_runtime.backends import AUTO, backend_class, choose, probe_all
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.proof import load_golden
 
@@ -24,13 +24,13 @@ def verify_bundle(path: Path, backends: Sequence[str] = ()) -> list[Comparison]:
 
     Raises:
         BundleError: a file is not what was exported.
-        BackendUnavailable, UsageError: a backend that was named does not run here.
+        BackendUnavailable, UsageError: a backend that was named does not run here, or none does.
     """
     bundle = load_bundle(path)
     for variant in bundle.manifest.variants:
         bundle.checked(variant.file)
     tiles, expected = load_golden(bundle.checked(bundle.manifest.golden))
-    for name in backends:
+    for name in backends or (AUTO,):
         choose(name)
     names = list(backends) or [probe.name for probe in probe_all() if probe.usable]
     comparisons = []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, WeightsStorage, export_graph, reference_outputs, round_weights_to_fp16
 from mtdp_export.parity import Comparison, compare, require
 from mtdp_export.source import Source, weights_digest
-from mtdp_runtime.backends import backend_class
+from mtdp_runtime.backends import Backend, choose
 from mtdp_runtime.bundle import (
     MANIFEST_NAME,
     Bundle,
@@ -33,10 +36,12 @@ from mtdp_runtime.bundle import (
     load_bundle,
     write_manifest,
 )
+from mtdp_runtime.extract import writable_folder
 
 _REFERENCE: Final = "onnxruntime"
 _MODEL_FILE: Final = "model.fp32.onnx"
 _GOLDEN_FILE: Final = "golden.npz"
+_OF_A_BUNDLE: Final = re.compile(r"bundle\.json|card\.md|golden\.npz|model\.\w+\.onnx|engines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +60,20 @@ def write_bundle(source: Source, out: Path, settings: ExportSettings) -> tuple[B
     """Export a network and prove it: the graph, run by ONNX Runtime, must repeat torch.
 
     Raises:
-        ExportUsageError: the target exists, or the options are wrong.
+        ExportUsageError: the target exists or cannot be written, or the options are wrong.
+        BackendUnavailable: ONNX Runtime, which proves it, is not installed.
         ParityFailure: the graph computes something else; nothing was written.
-        ExportError: the folder cannot be written.
+        ExportError: the disk is full, or torch cannot export this network.
     """
+    out = out.absolute()
     _check_target(out, settings.overwrite)
-    if not settings.mpp > 0:
+    reference, _ = choose(_REFERENCE)
+    if not 0 < settings.mpp < math.inf:
         raise ExportUsageError(f"--mpp {settings.mpp}: not a scale", "micrometres per pixel, for example 0.5")
+    writable_folder(out.parent)
     network = source.network
     if settings.weights_storage == "fp16":
+        network = copy.deepcopy(network)  # the caller's stays as it is
         round_weights_to_fp16(network)
     model = Deployed(network, source.preprocessing).eval()
     tiles = golden_tiles(settings, source.preprocessing.image_px)
@@ -77,13 +87,11 @@ def write_bundle(source: Source, out: Path, settings: ExportSettings) -> tuple[B
         (scratch / _MODEL_FILE).write_bytes(graph.SerializeToString(deterministic=True))
         save_golden(scratch / _GOLDEN_FILE, tiles, expected)
         manifest = _manifest(source, settings, digest, expected["features"].shape[1], scratch)
-        comparison = require(_prove(scratch, manifest, tiles, expected))
+        comparison = require(_prove(reference, scratch, manifest, tiles, expected))
         proven = _manifest(source, settings, digest, manifest.features_dim, scratch, comparison.parity)
         write_manifest(scratch, proven)
         (scratch / "card.md").write_text(model_card(proven, source), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        scratch.replace(out)
+        _replace(out, scratch)
     except OSError as error:
         raise ExportError(
             f"{out}: cannot be written: {error.strerror}", "choose another --out, or free space"
@@ -103,11 +111,14 @@ def golden_tiles(settings: ExportSettings, tile_px: int) -> NDArray[np.uint8]:
 
 
 def _prove(
-    folder: Path, manifest: Manifest, tiles: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float32]]
+    reference: type[Backend],
+    folder: Path,
+    manifest: Manifest,
+    tiles: NDArray[np.uint8],
+    expected: Mapping[str, NDArray[np.float32]],
 ) -> Comparison:
     write_manifest(folder, manifest)
-    reference = backend_class(_REFERENCE)
-    with reference.load(load_bundle(folder), "fp32", min(8, len(tiles)), os.cpu_count() or 1) as backend:
+    with reference.load(load_bundle(folder), "fp32", min(8, len(tiles)), len(os.sched_getaffinity(0))) as backend:
         return compare(backend, tiles, expected)
 
 
@@ -137,5 +148,26 @@ def _check_target(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ExportUsageError(f"{out}: exists already", "choose another --out, or replace it with --overwrite")
-    if not out.is_dir() or not ((out / MANIFEST_NAME).is_file() or not any(out.iterdir())):
-        raise ExportUsageError(f"{out}: exists and is no bundle; it is not replaced", "choose another --out")
+    hint = "choose another --out"
+    if out.is_symlink() or not out.is_dir():
+        raise ExportUsageError(f"{out}: exists and is no bundle; it is not replaced", hint)
+    names = sorted(entry.name for entry in out.iterdir())
+    foreign = [name for name in names if not _OF_A_BUNDLE.fullmatch(name)]
+    if names and (foreign or MANIFEST_NAME not in names):
+        why = f"{foreign[0]} is in it" if foreign else f"it has no {MANIFEST_NAME}"
+        raise ExportUsageError(f"{out}: exists and is no bundle; it is not replaced ({why})", hint)
+
+
+def _replace(out: Path, scratch: Path) -> None:
+    """Move a finished bundle to its name; what stood there goes only once the new one is in its place."""
+    if not out.exists():
+        scratch.rename(out)
+        return
+    old = scratch.with_suffix(".old")
+    out.rename(old)
+    try:
+        scratch.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)

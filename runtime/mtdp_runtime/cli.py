@@ -150,17 +150,15 @@ def _run(
     failures = 0
     with ExitStack() as bars:
         advance = [lambda tiles: None]
-        names = iter(requests)
 
         def on_plan(plan: Plan) -> None:
             advance[0] = bars.enter_context(tile_progress(plan.info.path.name, len(plan.kept), not as_json))
 
-        listeners = Listeners(lambda request: None, on_plan, lambda tiles: advance[0](tiles))
+        listeners = Listeners(on_plan, lambda tiles: advance[0](tiles))
         for number, outcome in enumerate(
             extract_slides(requests, out, bundle, engine, settings, threads, listeners, overwrite, report), start=1
         ):
             bars.close()
-            next(names)
             failures += outcome.status == "failed"
             _say(outcome, f"[{number}/{len(requests)}] " if len(requests) > 1 else "", as_json)
     if len(requests) > 1 and not as_json:

@@ -21,7 +21,6 @@ from mtdp_runtime.slides import SlideRequest
 class Listeners:
     """What the caller wants to hear of a run."""
 
-    on_slide: Callable[[SlideRequest], None]
     on_plan: Callable[[Plan], None]
     on_progress: Callable[[int], None]
 
@@ -44,7 +43,6 @@ def extract_slides(
     """
     with (out / "run.jsonl").open("a", encoding="utf-8") as log:
         for request in requests:
-            listeners.on_slide(request)
             try:
                 with open_slide(request.path, request.mpp, request.given_by) as slide:
                     path = out / f"{request.name}.h5"
