@@ -103,5 +103,5 @@ def _timm_backbone(arch: str) -> Backbone:
         raise UsageError(f"{arch} needs timm, which is not installed", "pip install timm") from None
     if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
         raise UsageError(f"timm {timm.__version__} has no model {name!r}", "see timm.list_models()")
-    trunk = timm.create_model(name, pretrained=False, num_classes=0)
+    trunk: Any = timm.create_model(name, pretrained=False, num_classes=0)
     return _Timm(arch, trunk, int(trunk.num_features))

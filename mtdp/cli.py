@@ -67,8 +67,8 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in --out.")] = False,
 ) -> None:
     """Pre-train one network on all tasks of a pool together, one head a task."""
-    from mtdp.pretrain import PretrainConfig
     from mtdp.pretrain import pretrain as run
+    from mtdp.pretrain_config import PretrainConfig
     from mtdp.tasks import load_pool
 
     config = PretrainConfig(

@@ -3,36 +3,56 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Any, Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mtdp.errors import UsageError
 from mtdp.multitask import TaskShare
+
+METRICS_NAME: Final = "metrics.jsonl"
 
 
 class TrainingLog:
     """Collects batches; every `every` iterations writes one line of metrics, and shows progress on stderr.
 
     Args:
-        path: the JSON Lines file. Lines after iteration `start` (of a run that was killed) are dropped first.
+        run: the run's folder, for metrics.jsonl and tensorboard/; None: nothing is written or shown. Lines after
+            iteration `start` (of a run that was killed) are dropped first.
         start: iterations done before this run.
         total: iterations of the whole run.
     """
 
-    def __init__(self, path: Path, start: int, total: int, every: int = 10, quiet: bool = False) -> None:
-        self._path, self._start, self._total, self._every, self._quiet = path, start, total, every, quiet
-        _drop_lines_after(path, start)
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(
+        self,
+        run: Path | None,
+        start: int,
+        total: int,
+        every: int = 10,
+        quiet: bool = False,
+        tensorboard: bool = False,
+        unit: str = "iteration",
+    ) -> None:
+        self._start, self._total, self._every, self._quiet, self._unit = start, total, every, quiet, unit
+        self._file: IO[str] | None = None
+        self._events: Any = None
+        if run is None:
+            self._quiet = True
+        else:
+            _drop_lines_after(run / METRICS_NAME, start, unit)
+            self._file = (run / METRICS_NAME).open("a", encoding="utf-8")
+            if tensorboard:
+                self._events = _event_writer(run / "tensorboard", start)
         self._begun_s = self._window_begun_s = time.monotonic()
         self._images = 0
         self._shares: dict[str, list[TaskShare]] = {}
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console) if console.is_terminal and not quiet else None
+        self._bar = Progress(*columns, console=console) if console.is_terminal and not self._quiet else None
         self._bar_task = self._bar.add_task("training", total=total, completed=start) if self._bar else None
 
     def __enter__(self) -> Self:
@@ -45,7 +65,10 @@ class TrainingLog:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        self._file.close()
+        if self._file:
+            self._file.close()
+        if self._events:
+            self._events.close()
 
     def say(self, text: str) -> None:
         """A plain line on stderr."""
@@ -73,17 +96,25 @@ class TrainingLog:
         loss = sum(share.loss_sum for shares in self._shares.values() for share in shares) / self._images
         tasks = {name: _mean_share(shares) for name, shares in sorted(self._shares.items())}
         line = {
-            "iteration": iteration,
+            self._unit: iteration,
             "phase": phase,
             "loss": round(loss, 5),
             "images_per_s": round(images_per_s, 2),
             "elapsed_s": round(now_s - self._begun_s, 1),
             "tasks": tasks,
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self.record(line)
         self._show(iteration, phase, loss, images_per_s, now_s)
         self._images, self._shares, self._window_begun_s = 0, {}, now_s
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Writes one line of metrics; the nested ones become names with slashes in TensorBoard."""
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        if self._events:
+            for name, value in _flat(line):
+                self._events.add_scalar(name, value, line[self._unit])
 
     def _show(self, iteration: int, phase: str, loss: float, images_per_s: float, now_s: float) -> None:
         if self._bar and self._bar_task is not None:
@@ -104,13 +135,29 @@ def _mean_share(shares: list[TaskShare]) -> dict[str, float | int]:
     }
 
 
-def _drop_lines_after(path: Path, iteration: int) -> None:
+def _flat(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield prefix + name, value
+
+
+def _event_writer(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError("TensorBoard is not installed", "pip install tensorboard, or drop --tensorboard") from None
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+def _drop_lines_after(path: Path, number: int, unit: str) -> None:
     if not path.is_file():
         return
     kept = []
     for line in path.read_text("utf-8").splitlines(keepends=True):
         try:
-            if int(json.loads(line)["iteration"]) <= iteration:
+            if int(json.loads(line)[unit]) <= number:
                 kept.append(line)
         except (ValueError, KeyError):  # the torn last line of a killed run
             continue

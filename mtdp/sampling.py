@@ -34,6 +34,9 @@ class Draw:
     offsets: NDArray[np.float64]  # (B,), place of the crop
     flips: NDArray[np.bool_]  # (B, 2), horizontal and vertical
 
+    def of(self, rows: slice) -> "Draw":
+        return Draw(self.tasks[rows], self.images[rows], self.offsets[rows], self.flips[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -78,12 +81,17 @@ def batches(
     stream: int,
     iterations: range,
     batch_size: int,
+    part: slice = slice(None),
 ) -> Iterator[Batch]:
-    """The batches of some iterations, in order, prepared ahead in threads (decoding releases the GIL)."""
+    """The batches of some iterations, in order, prepared ahead in threads (decoding releases the GIL).
+
+    Args:
+        part: the rows of each batch that are wanted, for a process that shares the batch with others.
+    """
     sizes = [len(samples) for samples in tasks]
 
     def make(iteration: int) -> Batch:
-        return load_batch(tasks, draw(seed, stream, iteration, sizes, batch_size), cache)
+        return load_batch(tasks, draw(seed, stream, iteration, sizes, batch_size).of(part), cache)
 
     return _ahead(make, iterations)
 

@@ -24,7 +24,8 @@ from mtdp.checkpoint import load_checkpoint
 from mtdp.errors import CheckpointError, Interrupted, TrainingDiverged, UsageError
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet
-from mtdp.pretrain import PretrainConfig, pretrain
+from mtdp.pretrain import pretrain
+from mtdp.pretrain_config import PretrainConfig
 from mtdp.sampling import TRAINING, draw, load_batch
 from mtdp.tasks import Task, load_pool
 from mtdp.weights import load_backbone_weights

@@ -1,0 +1,124 @@
+"""What decides a pre-training run, and whether it may start or go on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from mtdp.devices import PRECISIONS, choose_precision
+from mtdp.errors import CheckpointError, UsageError
+from mtdp.preprocess import Preprocessing
+from mtdp.run_state import RunState
+from mtdp.tasks import SPLITS, Task
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainConfig:
+    """All that decides the weights, besides the images. The defaults are the paper's; comments tell the gaps."""
+
+    arch: str = "resnet50"
+    init: str = "imagenet"  # imagenet, mtdp, random, or a path
+    iterations: int = 50_000  # in all, warm-up included
+    warmup: int = 5_000  # iterations that train the heads only
+    warmup_lr: float = 1e-3  # of the heads in warm-up; that the multiplier does not apply there is our reading
+    lr: float = 1e-4
+    head_lr_multiplier: float = 1.0  # the paper's tau
+    momentum: float = 0.9  # no weight decay, schedule or Nesterov: the paper mentions none
+    batch_size: int = 64
+    image_px: int = 224  # not stated in the paper; the authors' code and published weights use it
+    seed: int = 0
+    precision: str = "auto"  # fp32 or bf16; auto is resolved before training and kept
+    splits: tuple[str, ...] = ("train", "val")  # of each task; never test, which judges transfer
+    train_only: tuple[str, ...] = ()  # tasks of which only train is used: those that joint training is judged on
+    adaptation_batches: int = (
+        20  # 0: leave batch norm as it comes; not used on random weights, which have nothing to keep
+    )
+
+    def __post_init__(self) -> None:
+        Preprocessing(image_px=self.image_px)
+        for name in ("iterations", "batch_size", "warmup_lr", "lr", "head_lr_multiplier"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, it must be above 0")
+        if not 0 <= self.warmup <= self.iterations:
+            raise UsageError(
+                f"warmup is {self.warmup}, it must lie between 0 and iterations ({self.iterations})",
+                "the warm-up counts as part of the iterations",
+            )
+        if self.batch_size < 2:
+            raise UsageError("batch_size is 1, batch norm needs at least 2")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}, it must not be negative")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}", f"use {', '.join(PRECISIONS)}")
+        if self.adaptation_batches < 0:
+            raise UsageError(f"adaptation_batches is {self.adaptation_batches}, it must not be negative")
+        if not self.splits or not set(self.splits) <= set(SPLITS) or len(set(self.splits)) < len(self.splits):
+            raise UsageError(f"splits {','.join(self.splits)!r}", f"use some of {', '.join(SPLITS)}, each once")
+
+    def splits_of(self, task: str) -> tuple[str, ...]:
+        """The splits of a task that are trained on."""
+        return ("train",) if task in self.train_only else self.splits
+
+
+def resolve(config: PretrainConfig, saved: RunState | None, device: torch.device) -> PretrainConfig:
+    """Fixes the precision, and holds the configuration against that of the saved state."""
+    if saved is None:
+        return replace(config, precision=choose_precision(config.precision, device))
+    before = saved.data["training"]["config"]
+    if config.precision == "auto":
+        config = replace(config, precision=before["precision"])
+    defaults = _plain(PretrainConfig())  # what a field was worth before it existed
+    now = _plain(config)
+    changed = [name for name in now if name != "iterations" and now[name] != before.get(name, defaults[name])]
+    if changed:
+        name = changed[0]
+        raise CheckpointError(
+            f"the run to resume had {name} {before.get(name, defaults[name])!r}, now it is {now[name]!r}",
+            "give the same options, or another --out",
+        )
+    if config.iterations < saved.data["iteration"]:
+        raise UsageError(
+            f"the run has {saved.data['iteration']} iterations already, {config.iterations} were asked for"
+        )
+    if config.warmup >= config.iterations and config.iterations != before["iterations"]:
+        raise UsageError("the warm-up takes all iterations")
+    return config
+
+
+def check_data(
+    tasks: Sequence[Task],
+    data: Sequence[Sequence[Any]],
+    config: PretrainConfig,
+    saved: RunState | None,
+    dataset: dict[str, Any],
+) -> None:
+    if not tasks:
+        raise UsageError("there is no task to train on")
+    strangers = sorted(set(config.train_only) - {task.name for task in tasks})
+    if strangers:
+        raise UsageError(f"train_only names {strangers[0]!r}, which is not in the pool", "is it misspelt?")
+    for task, samples in zip(tasks, data, strict=True):
+        if not samples:
+            splits = ",".join(config.splits_of(task.name))
+            raise UsageError(f"task {task.name!r} has no image in {splits}", "give other --splits")
+    if saved is None:
+        return
+    if saved.data["training"]["tasks"] != dataset:
+        before = saved.data["training"]["tasks"]
+        names = sorted(name for name in {*before, *dataset} if before.get(name) != dataset.get(name))
+        raise CheckpointError(
+            f"the run to resume was trained on other images: {', '.join(names)}", "give the same pool, or another --out"
+        )
+    if saved.data["head_order"] != [task.name for task in tasks]:
+        raise CheckpointError(
+            f"the run to resume had the tasks in the order {', '.join(saved.data['head_order'])}",
+            "keep the order of the pool file: it decides which samples are drawn",
+        )
+
+
+def _plain(config: PretrainConfig) -> dict[str, Any]:
+    """As it reads back from JSON: tuples are lists."""
+    data: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return data

@@ -1,0 +1,91 @@
+"""A training run's saved state: all that makes a resumed run equal to an uninterrupted one; and signals that wait."""
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import torch
+
+from mtdp.checkpoint import fill_net, read_tensors_and_json, write_tensors
+from mtdp.errors import UsageError
+from mtdp.multitask import MultiTaskNet
+
+STATE_NAME: Final = "state.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Tensors `network.*`, `momentum.*` and `rng`, and a JSON document."""
+
+    tensors: dict[str, torch.Tensor]
+    data: dict[str, Any]
+
+
+def open_run(out: Path, resume: bool) -> RunState | None:
+    """Makes the run's folder, and reads the state that it holds.
+
+    Raises:
+        UsageError: the folder cannot be made, or holds a run that is not to be resumed.
+        CheckpointError: the state cannot be read.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be made: {error}", "give another --out") from error
+    path = out / STATE_NAME
+    if not path.is_file():
+        return None
+    if not resume:
+        raise UsageError(f"{out} holds a run already", "go on with --resume, or give another --out")
+    return RunState(*read_tensors_and_json(path))
+
+
+def write_state(out: Path, net: MultiTaskNet, optimizer: torch.optim.Optimizer, data: Mapping[str, Any]) -> None:
+    """Writes the network, its momentum and the generator's state, atomically."""
+    tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
+    for name, parameter in net.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum
+    tensors["rng"] = torch.get_rng_state()
+    write_tensors(out / STATE_NAME, tensors, data)
+
+
+def restore_network(net: MultiTaskNet, saved: RunState, out: Path) -> None:
+    state = {name.removeprefix("network."): t for name, t in saved.tensors.items() if name.startswith("network.")}
+    fill_net(net, state, out / STATE_NAME)
+
+
+def restore_momentum(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved: RunState) -> None:
+    for name, parameter in net.named_parameters():
+        momentum = saved.tensors.get(f"momentum.{name}")
+        if momentum is not None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+
+
+@contextmanager
+def waiting_signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM, so that an iteration can end; a second one has its usual effect."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for kind in kinds:
+            signal.signal(kind, on_signal)
+        yield caught
+    finally:
+        for kind in kinds:
+            signal.signal(kind, before[kind])
