@@ -64,6 +64,7 @@ def pretrain(
         int,
         typer.Option(help="Batches that first give batch norm the pool's statistics, at unchanged outputs; 0: none."),
     ] = 20,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write metrics to OUT/tensorboard.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in --out.")] = False,
 ) -> None:
     """Pre-train one network on all tasks of a pool together, one head a task."""
@@ -87,7 +88,129 @@ def pretrain(
         adaptation_batches=adaptation_batches,
     )
     tasks = [task for task in load_pool(pool) if task.ships or not only_shippable]
-    typer.echo(run(tasks, config, out, resume=resume))
+    typer.echo(run(tasks, config, out, resume=resume, tensorboard=tensorboard))
+
+
+@app.command()
+def finetune(
+    task: Annotated[Path, typer.Option(help="Task folder, or its manifest.")],
+    init: Annotated[str, typer.Option(help="Starting weights: as of pretrain, or a training run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: the best network, result.json, a run a rate.")],
+    arch: Annotated[str | None, typer.Option(help="Architecture, where --init does not name it itself.")] = None,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="Learning rate; several are compared on val.", show_default="the paper's")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="For each rate; the best on val is kept.")] = 100,
+    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
+    image_px: Annotated[
+        int | None, typer.Option(help="Side of the square input in pixels.", show_default="that of --init, or 224")
+    ] = None,
+    metric: Annotated[
+        Literal["auto", "accuracy", "roc_auc"], typer.Option(help="auto: ROC AUC for two classes, else accuracy.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the GPU, or the CPU's AMX, has it.")
+    ] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in --out.")] = False,
+) -> None:
+    """Fine-tune a whole network on one task; --init random trains from scratch. Prints the result as JSON."""
+    import json
+    from dataclasses import asdict
+
+    from mtdp.finetune import LEARNING_RATES, FinetuneConfig, finetune_best
+    from mtdp.tasks import load_task
+    from mtdp.weights import named_input
+
+    arch, image_px = named_input(init, arch, image_px)
+    config = FinetuneConfig(
+        arch=arch, init=init, epochs=epochs, batch_size=batch_size, image_px=image_px, seed=seed, precision=precision
+    )
+    found = finetune_best(load_task(task, metric=metric), config, out, tuple(lr or LEARNING_RATES), resume=resume)
+    typer.echo(json.dumps(asdict(found)))
+
+
+@app.command()
+def loto(
+    pool: Annotated[Path, typer.Option(help="TOML file that lists the tasks.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cells and of table.md, table.csv and table.png.")],
+    arch: Annotated[str, typer.Option(help="A torchvision ResNet or DenseNet, or timm:NAME.")] = "resnet50",
+    init: Annotated[str, typer.Option(help="Starting weights, as of pretrain.")] = "imagenet",
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option(help="Task to leave out and judge; repeat.", show_default="all with val and test"),
+    ] = None,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="Of the grid; repeat.", show_default="1e-3, 1e-4, 1e-5, 1e-6")
+    ] = None,
+    head_lr_multiplier: Annotated[
+        list[float] | None, typer.Option(help="Of the grid; repeat.", show_default="1, 5, 10")
+    ] = None,
+    warmup: Annotated[
+        list[int] | None, typer.Option(help="Of the grid, in iterations; repeat.", show_default="5000, 0")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each combination.")] = 5,
+    iterations: Annotated[int, typer.Option(help="Of each pre-training, warm-up included.")] = 50_000,
+    warmup_lr: Annotated[float, typer.Option(help="Learning rate of the heads in the warm-up.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Samples a batch.")] = 64,
+    image_px: Annotated[int, typer.Option(help="Side of the square input, in training and in transfer.")] = 224,
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Of training and transfer.")] = "auto",
+    adaptation_batches: Annotated[int, typer.Option(help="Of batch norm, before each pre-training.")] = 20,
+    finetune: Annotated[
+        list[str] | None, typer.Option(help="Evaluated task to fine-tune on, too; repeat, or all.")
+    ] = None,
+    finetune_lr: Annotated[
+        list[float] | None, typer.Option(help="Repeat.", show_default="1e-3, 1e-4, 1e-5, 1e-6")
+    ] = None,
+    finetune_epochs: Annotated[int, typer.Option(help="For each rate.")] = 100,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Also train from random weights, where fine-tuned.")
+    ] = False,
+    joint: Annotated[bool, typer.Option("--joint", help="Also joint training on the whole pool.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and the time they take; train nothing.")
+    ] = False,
+) -> None:
+    """The paper's protocol: leave tasks out, pre-train on the rest, transfer, and put the results in a table.
+
+    A run that was stopped goes on with the next missing cell; several processes may share one --out. An option given
+    once makes a grid of one.
+    """
+    from mtdp.finetune import LEARNING_RATES
+    from mtdp.protocol.config import ProtocolConfig
+    from mtdp.protocol.estimate import say_plan
+    from mtdp.protocol.run import Protocol, run_protocol, to_stderr
+    from mtdp.protocol.tables import write_tables
+    from mtdp.tasks import load_pool
+
+    config = ProtocolConfig(
+        arch=arch,
+        init=init,
+        evaluate=tuple(evaluate or ()),
+        lrs=tuple(lr or LEARNING_RATES),
+        head_lr_multipliers=tuple(head_lr_multiplier or (1.0, 5.0, 10.0)),
+        warmups=tuple(warmup if warmup is not None else (5_000, 0)),
+        seeds=seeds,
+        iterations=iterations,
+        warmup_lr=warmup_lr,
+        batch_size=batch_size,
+        image_px=image_px,
+        precision=precision,
+        adaptation_batches=adaptation_batches,
+        finetune=tuple(finetune or ()),
+        finetune_lrs=tuple(finetune_lr or LEARNING_RATES),
+        finetune_epochs=finetune_epochs,
+        scratch=scratch,
+        joint=joint,
+    )
+    protocol = Protocol(load_pool(pool), config, out)
+    if dry_run:
+        say_plan(protocol, typer.echo)
+        return
+    run_protocol(protocol, to_stderr)
+    for path in write_tables(protocol):
+        typer.echo(path)
+    typer.echo((out / "table.md").read_text("utf-8"))
 
 
 @app.command()

@@ -81,14 +81,18 @@ class TrainingLog:
 
     def batch(self, iteration: int, phase: str, shares: Mapping[str, TaskShare]) -> None:
         """Counts the batch that made `iteration` iterations complete."""
-        for name, share in shares.items():
-            self._shares.setdefault(name, []).append(share)
-            self._images += share.samples
+        self.count(shares)
         if iteration % self._every == 0 or iteration == self._total:
             self.flush(iteration, phase)
 
-    def flush(self, iteration: int, phase: str) -> None:
-        """Writes what was collected since the last line, if anything was."""
+    def count(self, shares: Mapping[str, TaskShare]) -> None:
+        """Counts a batch."""
+        for name, share in shares.items():
+            self._shares.setdefault(name, []).append(share)
+            self._images += share.samples
+
+    def flush(self, iteration: int, phase: str, more: Mapping[str, Any] | None = None) -> None:
+        """Writes what was collected since the last line, if anything was, and `more`."""
         if not self._images:
             return
         now_s = time.monotonic()
@@ -102,6 +106,7 @@ class TrainingLog:
             "images_per_s": round(images_per_s, 2),
             "elapsed_s": round(now_s - self._begun_s, 1),
             "tasks": tasks,
+            **(more or {}),
         }
         self.record(line)
         self._show(iteration, phase, loss, images_per_s, now_s)

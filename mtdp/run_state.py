@@ -1,5 +1,7 @@
 """A training run's saved state: all that makes a resumed run equal to an uninterrupted one; and signals that wait."""
 
+import json
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -54,6 +56,14 @@ def write_state(out: Path, net: MultiTaskNet, optimizer: torch.optim.Optimizer, 
             tensors[f"momentum.{name}"] = momentum
     tensors["rng"] = torch.get_rng_state()
     write_tensors(out / STATE_NAME, tensors, data)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes a JSON document, atomically."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    partial.replace(path)
 
 
 def restore_network(net: MultiTaskNet, saved: RunState, out: Path) -> None:

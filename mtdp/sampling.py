@@ -23,6 +23,7 @@ _T = TypeVar("_T")
 # Independent streams of random numbers for one seed: more adaptation batches do not change the training batches.
 TRAINING: Final = 0
 ADAPTATION: Final = 1
+EPOCHS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,19 @@ def draw(seed: int, stream: int, iteration: int, sizes: Sequence[int], batch_siz
     tasks = rng.integers(len(sizes), size=batch_size)
     images = rng.integers(np.asarray(sizes, dtype=np.int64)[tasks])
     return Draw(tasks, images, rng.random(batch_size), rng.random((batch_size, 2)) < 0.5)
+
+
+def draw_epoch(seed: int, epoch: int, size: int, batch_size: int) -> list[Draw]:
+    """The random choices of one epoch of one task: every image once, in random order, the last batch smaller.
+
+    A last batch of a single image is left out: batch norm has no variance of one.
+    """
+    rng = np.random.default_rng([seed, EPOCHS, epoch])
+    order = rng.permutation(size)
+    offsets, flips = rng.random(size), rng.random((size, 2)) < 0.5
+    whole = Draw(np.zeros(size, np.int64), order, offsets, flips)
+    parts = [whole.of(slice(start, start + batch_size)) for start in range(0, size, batch_size)]
+    return [part for part in parts if len(part.images) > 1]
 
 
 def load_batch(tasks: Sequence[Sequence[Sample]], choice: Draw, cache: ImageCache) -> Batch:
@@ -94,6 +108,14 @@ def batches(
         return load_batch(tasks, draw(seed, stream, iteration, sizes, batch_size).of(part), cache)
 
     return _ahead(make, iterations)
+
+
+def epoch_batches(
+    samples: Sequence[Sample], cache: ImageCache, *, seed: int, epoch: int, batch_size: int
+) -> Iterator[Batch]:
+    """The batches of one epoch over one task, prepared ahead in threads."""
+    draws = draw_epoch(seed, epoch, len(samples), batch_size)
+    return _ahead(lambda number: load_batch([samples], draws[number], cache), range(len(draws)))
 
 
 def in_order(

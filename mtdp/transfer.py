@@ -52,12 +52,15 @@ class ProbeResult:
     score: float
     c: float
     cross_validation: dict[str, float]  # C -> mean score of the folds
-    images: dict[str, int]  # "fit" and "test"
+    images: dict[str, int]  # "fit", and the split that was scored
     converged: bool  # of the final fit
 
 
-def load_extractor(source: str, arch: str | None = None, seed: int = 0) -> Extractor:
+def load_extractor(source: str, arch: str | None = None, seed: int = 0, image_px: int = 224) -> Extractor:
     """The features to judge: of a training run or checkpoint, or of an architecture with any weights.
+
+    Args:
+        image_px: side of the input, for weights that do not say what they were trained on; a checkpoint does.
 
     Raises:
         UsageError: no such source, or one that needs an architecture's name.
@@ -73,7 +76,7 @@ def load_extractor(source: str, arch: str | None = None, seed: int = 0) -> Extra
         raise UsageError(f"{source} does not name its architecture", "add --arch, for example --arch densenet121")
     backbone = build_backbone(arch)
     origin = load_backbone_weights(backbone, arch, source, seed)
-    return Extractor(backbone.eval(), Preprocessing(), origin.description)
+    return Extractor(backbone.eval(), Preprocessing(image_px=image_px), origin.description)
 
 
 @torch.no_grad()
@@ -96,15 +99,25 @@ def extract_features(
     return features
 
 
-def probe_task(extractor: Extractor, task: Task, seed: int = 0, precision: str = "auto") -> ProbeResult:
-    """Fits on train and val with C chosen by cross-validation, and scores once on test.
+def probe_task(
+    extractor: Extractor,
+    task: Task,
+    seed: int = 0,
+    precision: str = "auto",
+    fit_on: tuple[str, ...] = ("train", "val"),
+    score_on: str = "test",
+) -> ProbeResult:
+    """Fits on some splits with C chosen by cross-validation in them, and scores once on another.
+
+    The paper fits on train and val for the final score on test; on train for the choice of hyper-parameters on val.
 
     Raises:
-        TaskError: the task has no test split.
+        TaskError: the task has no split to fit or to score on.
     """
-    fit, test = task.of(("train", "val")), task.of(("test",))
-    if not test:
-        raise TaskError(f"{task.path} has no test split", "a probe is scored on images that nothing was fitted to")
+    fit, test = task.of(fit_on), task.of((score_on,))
+    if not test or not fit:
+        missing = score_on if fit else " or ".join(fit_on)
+        raise TaskError(f"{task.path} has no {missing} split", "a probe is scored on images that nothing was fitted to")
     features = extract_features(extractor, (*fit, *test), precision)
     labels = np.array([sample.label for sample in (*fit, *test)])
     groups = [sample.group for sample in fit]
@@ -120,7 +133,7 @@ def probe_task(extractor: Extractor, task: Task, seed: int = 0, precision: str =
         score=score,
         c=c,
         cross_validation={f"{value:g}": scores[value] for value in C_GRID},
-        images={"fit": n, "test": len(test)},
+        images={"fit": n, score_on: len(test)},
         converged=converged,
     )
 

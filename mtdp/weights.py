@@ -122,6 +122,21 @@ def names_its_architecture(source: str) -> str | None:
     return None if text is None else str(json.loads(text)["arch"])
 
 
+def named_input(source: str, arch: str | None, image_px: int | None) -> tuple[str, int]:
+    """The architecture and input side to go on with: as given, else those that a checkpoint names, else 224 px.
+
+    Raises:
+        UsageError: nothing names the architecture.
+    """
+    known: dict[str, Any] = {}
+    if source not in ("imagenet", "random", "mtdp"):
+        known = json.loads(_safetensors_metadata(find_weights_file(source)).get(METADATA_KEY, "{}"))
+    arch = arch or known.get("arch")
+    if arch is None:
+        raise UsageError(f"{source} does not name its architecture", "add --arch, for example --arch densenet121")
+    return arch, image_px or int(known.get("preprocessing", {}).get("image_px", 224))
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a .safetensors file, or of a .pth state dict (read without running any code that it may hold)."""
     try:

@@ -1,0 +1,245 @@
+"""Transfer by fine-tuning: the whole network and a new head, trained on one task (paper: evaluation of transfer).
+
+100 epochs on train for each of four learning rates; the rate and the epoch that do best on val are kept, and the
+network of that epoch is scored once on test. From random weights, this is the paper's training from scratch.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from mtdp.backbones import build_backbone
+from mtdp.batchnorm import adapt_batch_norm
+from mtdp.checkpoint import CheckpointInfo, current_versions, load_checkpoint, save_checkpoint
+from mtdp.devices import autocast, best_device, choose_precision, keep_freed_memory
+from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError
+from mtdp.images import ImageCache
+from mtdp.multitask import MultiTaskNet, routed_loss
+from mtdp.preprocess import Normalise, Preprocessing
+from mtdp.progress import TrainingLog
+from mtdp.run_state import (
+    RunState,
+    open_run,
+    restore_momentum,
+    restore_network,
+    waiting_signals,
+    write_json,
+    write_state,
+)
+from mtdp.sampling import epoch_batches
+from mtdp.scores import head_scores, labels_of, score
+from mtdp.tasks import Task
+from mtdp.weights import CHECKPOINT_NAME, WeightsOrigin, load_backbone_weights
+
+LEARNING_RATES: Final = (1e-3, 1e-4, 1e-5, 1e-6)  # the paper's
+RESULT_NAME: Final = "result.json"
+SAVE_EVERY_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneConfig:
+    """All that decides a fine-tuned network, besides the images. The paper names epochs and rates; the rest is ours."""
+
+    arch: str
+    init: str = "imagenet"  # as in pre-training; random: from scratch
+    lr: float = 1e-4
+    epochs: int = 100
+    momentum: float = 0.9  # the optimiser is not stated: as in pre-training
+    batch_size: int = 64  # not stated: as in pre-training
+    image_px: int = 224
+    seed: int = 0  # of the head, the order and the augmentation
+    precision: str = "auto"
+    adaptation_batches: int = 0  # not stated whether batch norm is adapted before fine-tuning; off
+
+    def __post_init__(self) -> None:
+        Preprocessing(image_px=self.image_px)
+        for name in ("epochs", "lr"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, it must be above 0")
+        if self.batch_size < 2:
+            raise UsageError(f"batch_size is {self.batch_size}, batch norm needs at least 2")
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneResult:
+    """What fine-tuning found; `test` is of the network of the best rate and epoch on val."""
+
+    task: str
+    weights: str
+    metric: str
+    lr: float
+    epoch: int  # counted from 1
+    val: float
+    test: float
+    val_of_each_lr: dict[str, float]
+
+
+def finetune_best(
+    task: Task,
+    config: FinetuneConfig,
+    out: Path,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> FinetuneResult:
+    """Fine-tunes once for each learning rate, and scores the best on test.
+
+    `out/lr-RATE/` holds each run; `out/checkpoint.safetensors` and `out/result.json` are of the best one.
+
+    Raises:
+        TaskError: the task lacks val or test.
+        UsageError, CheckpointError, TrainingDiverged, Interrupted: as in pre-training. A rate that diverges is left
+            out of the choice while another does not.
+    """
+    for split in ("val", "test"):
+        if not task.of((split,)):
+            raise TaskError(f"{task.path} has no {split} split", "fine-tuning chooses on val, and is judged on test")
+    if not learning_rates:
+        raise UsageError("no learning rate was given")
+    best: dict[float, tuple[float, int]] = {}
+    diverged: TrainingDiverged | None = None
+    for lr in learning_rates:
+        try:
+            best[lr] = finetune(task, replace(config, lr=lr), out / f"lr-{lr:g}", resume=resume, quiet=quiet)
+        except TrainingDiverged as error:
+            diverged = error
+    if not best:
+        assert diverged is not None
+        raise diverged
+    lr = max(best, key=lambda rate: best[rate][0])  # of equals the first that was given
+    net, info = load_checkpoint(out / f"lr-{lr:g}")
+    net.to(best_device()).to(memory_format=torch.channels_last)
+    test = task.of(("test",))
+    normalise = Normalise(info.preprocessing).to(best_device())
+    cache = ImageCache(info.preprocessing.image_px, budget_bytes=0)
+    precision = choose_precision(config.precision, best_device())
+    logits = head_scores(net, normalise, task.name, test, cache, precision)
+    result = FinetuneResult(
+        task=task.name,
+        weights=info.origin.description,
+        metric=task.metric,
+        lr=lr,
+        epoch=best[lr][1],
+        val=best[lr][0],
+        test=score(logits, labels_of(test), task.metric),
+        val_of_each_lr={f"{rate:g}": value for rate, (value, _) in best.items()},
+    )
+    save_checkpoint(out / CHECKPOINT_NAME, net, info)
+    write_json(out / RESULT_NAME, asdict(result))
+    return result
+
+
+def finetune(
+    task: Task, config: FinetuneConfig, out: Path, *, resume: bool = False, quiet: bool = False
+) -> tuple[float, int]:
+    """Trains backbone and head on train for some epochs, and keeps the network of the best epoch on val.
+
+    Returns:
+        The best score on val, and its epoch, counted from 1; the first of equals.
+    """
+    saved = open_run(out, resume)
+    device = best_device()
+    config = replace(config, precision=choose_precision(config.precision, device))
+    train, val = task.of(("train",)), task.of(("val",))
+    facts = {"config": asdict(config), "tasks": {task.name: task.summary(("train", "val"))}}
+    _check_saved(saved, facts)
+    best_score, best_epoch = (-math.inf, 0) if saved is None else (saved.data["best_score"], saved.data["best_epoch"])
+    start = 0 if saved is None else int(saved.data["epoch"])
+    if start == config.epochs:
+        return best_score, best_epoch
+    keep_freed_memory()
+    net, origin = _build_net(task, config, saved, out)
+    net.to(device).to(memory_format=torch.channels_last)
+    preprocessing = Preprocessing(image_px=config.image_px)
+    normalise = Normalise(preprocessing).to(device)
+    cache = ImageCache(config.image_px, 4 << 30)
+    labels = labels_of(val)
+
+    with (
+        TrainingLog(out, start, config.epochs, every=1, quiet=quiet, unit="epoch") as log,
+        waiting_signals() as caught,
+        torch.random.fork_rng(),
+    ):
+        log.say(f"{config.arch} on {task.name}, {len(train)} images, lr {config.lr:g}, from {origin.description}")
+        if saved is None and config.adaptation_batches and config.init != "random":
+            first = epoch_batches(train, cache, seed=config.seed, epoch=-1 % 2**31, batch_size=config.batch_size)
+            few = islice(first, config.adaptation_batches)
+            inputs = (normalise(batch.images.to(device)) for batch in few)
+            adapt_batch_norm(net.backbone, inputs)
+        torch.manual_seed(config.seed)
+        if saved is not None:
+            torch.set_rng_state(saved.tensors["rng"])
+        optimizer = torch.optim.SGD(net.parameters(), lr=config.lr, momentum=config.momentum)
+        if saved is not None:
+            restore_momentum(net, optimizer, saved)
+        saved_at_s = time.monotonic()
+        for epoch in range(start, config.epochs):
+            net.train()
+            for batch in epoch_batches(train, cache, seed=config.seed, epoch=epoch, batch_size=config.batch_size):
+                with autocast(config.precision, device):
+                    features = net.backbone(normalise(batch.images.to(device)))  # (B, P, P, 3) -> (B, D)
+                loss, shares = routed_loss(net, features.float(), batch.tasks.to(device), batch.labels.to(device))
+                if not torch.isfinite(loss):
+                    raise TrainingDiverged(
+                        f"{task.name}: the loss is {float(loss.detach())} in epoch {epoch + 1}",
+                        f"use a learning rate below {config.lr:g}",
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                log.count(shares)
+                if caught:
+                    break
+            if not caught:
+                logits = head_scores(net, normalise, task.name, val, cache, config.precision)
+                val_score = score(logits, labels, task.metric)
+                log.flush(epoch + 1, f"val {val_score:.4f}", {"val": round(val_score, 5)})
+                if val_score > best_score:
+                    best_score, best_epoch = val_score, epoch + 1
+                    training = {**facts, "init": origin.to_json(), "versions": current_versions()}
+                    info = CheckpointInfo(config.arch, net.class_names, preprocessing, training, epoch + 1)
+                    save_checkpoint(out / CHECKPOINT_NAME, net, info)
+                if epoch + 1 == config.epochs or time.monotonic() - saved_at_s >= SAVE_EVERY_S:
+                    progress = {"epoch": epoch + 1, "best_score": best_score, "best_epoch": best_epoch}
+                    write_state(out, net, optimizer, {**_STATE, **facts, **progress, "init": origin.to_json()})
+                    saved_at_s = time.monotonic()
+            if caught:
+                raise Interrupted(caught[0], f"stopped in epoch {epoch + 1} of {config.epochs}", "go on with --resume")
+    return best_score, best_epoch
+
+
+_STATE: Final[dict[str, Any]] = {"schema_version": 1, "kind": "fine-tuning"}
+
+
+def _build_net(
+    task: Task, config: FinetuneConfig, saved: RunState | None, out: Path
+) -> tuple[MultiTaskNet, WeightsOrigin]:
+    backbone = build_backbone(config.arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        net = MultiTaskNet(backbone, {task.name: task.classes})
+    if saved is None:
+        return net, load_backbone_weights(backbone, config.arch, config.init, config.seed)
+    restore_network(net, saved, out)
+    return net, WeightsOrigin.from_json(saved.data["init"])
+
+
+def _check_saved(saved: RunState | None, facts: dict[str, Any]) -> None:
+    if saved is None:
+        return
+    for key in ("config", "tasks"):
+        now = json.loads(json.dumps(facts[key]))
+        if saved.data.get(key) != now:
+            before = saved.data.get(key) or {}
+            names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+            raise CheckpointError(
+                f"the run to resume differs in {', '.join(names)}", "give the same options and images, or another --out"
+            )

@@ -1,0 +1,79 @@
+"""What a protocol run will cost, before it is started."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from mtdp.backbones import build_backbone
+from mtdp.devices import autocast, best_device, choose_precision, keep_freed_memory
+from mtdp.preprocess import Normalise, Preprocessing
+from mtdp.progress import METRICS_NAME
+from mtdp.protocol.cells import cost
+from mtdp.protocol.config import ProtocolConfig
+from mtdp.protocol.run import Protocol
+
+
+def images_per_s(config: ProtocolConfig, out: Path) -> tuple[float, str]:
+    """Training speed, and where the figure is from: the runs that are there, or three steps made now."""
+    seen = [
+        line["images_per_s"]
+        for path in out.glob(f"pretrain/*/*/*/{METRICS_NAME}")
+        for line in map(json.loads, path.read_text("utf-8").splitlines())
+        if line.get("phase") == "training"
+    ]
+    if seen:
+        return float(median(seen)), "median of the trainings so far"
+    return _timed(config), "three steps, timed now"
+
+
+def _timed(config: ProtocolConfig) -> float:
+    device = best_device()
+    keep_freed_memory()
+    normalise = Normalise(Preprocessing(image_px=config.image_px)).to(device)
+    backbone = build_backbone(config.arch).to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=1e-6, momentum=0.9)
+    images = torch.randint(0, 256, (config.batch_size, config.image_px, config.image_px, 3), dtype=torch.uint8)
+    precision = choose_precision(config.precision, device)
+    times_s = []
+    for _ in range(3):
+        start_s = time.perf_counter()
+        with autocast(precision, device):
+            features = backbone(normalise(images.to(device)))
+        optimizer.zero_grad(set_to_none=True)
+        features.float().square().mean().backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times_s.append(time.perf_counter() - start_s)
+    return config.batch_size / min(times_s)
+
+
+def say_plan(protocol: Protocol, say: Callable[[str], None]) -> None:
+    """Lists every cell, whether it is done, and about how long it takes."""
+    rate, origin = images_per_s(protocol.config, protocol.out)
+    total_s = 0.0
+    missing = 0
+    for cell in protocol.cells():
+        seconds = cost(cell, protocol.tasks, protocol.config) / rate
+        done = protocol.result(cell) is not None
+        say(f"{'done   ' if done else 'missing'}  {'' if done else hours_minutes(seconds):>11}  {cell.name}")
+        missing += not done
+        total_s += 0.0 if done else seconds
+    say(
+        f"{missing} of {len(protocol.cells())} cells are missing: about {hours_minutes(total_s)} in one process, "
+        f"at {rate:.1f} images/s ({origin}); the SVMs' time is not counted"
+    )
+
+
+def hours_minutes(seconds: float) -> str:
+    """A duration for people.
+
+    >>> hours_minutes(59), hours_minutes(3660), hours_minutes(90_000)
+    ('1 min', '1 h 01 min', '25 h 00 min')
+    """
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,48 @@
+"""How a network's own head does on a split of its task: accuracy, or ROC AUC for two classes (paper: evaluation)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from mtdp.augment import evaluation_view
+from mtdp.devices import autocast
+from mtdp.images import ImageCache
+from mtdp.multitask import MultiTaskNet
+from mtdp.sampling import in_order
+from mtdp.tasks import Sample
+
+
+@torch.no_grad()
+def head_scores(
+    net: MultiTaskNet,
+    normalise: nn.Module,
+    head: str,
+    samples: Sequence[Sample],
+    cache: ImageCache,
+    precision: str,
+    batch_size: int = 32,
+) -> NDArray[np.float32]:
+    """The logits of one head for the central square of each image: float32[N, C]. The network is left in eval mode."""
+    device = next(net.parameters()).device
+    net.eval()
+    parts = []
+    for images in in_order(samples, cache, evaluation_view, batch_size):
+        with autocast(precision, device):
+            features = net.backbone(normalise(images.to(device)))  # (B, P, P, 3) -> (B, D)
+        parts.append(net.heads[head](features.float()).cpu().numpy())  # (B, D) -> (B, C)
+    return np.concatenate(parts)
+
+
+def score(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: str) -> float:
+    """The task's metric of logits float32[N, C]."""
+    if metric == "roc_auc":
+        return float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
+    return float((logits.argmax(1) == labels).mean())
+
+
+def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    return np.array([sample.label for sample in samples], dtype=np.int64)

@@ -1,0 +1,124 @@
+"""Fine-tuning: choice of rate and epoch on val, one look at test, and resumption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+
+import mtdp.finetune as module
+from mtdp.checkpoint import load_checkpoint
+from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError
+from mtdp.finetune import FinetuneConfig, finetune, finetune_best
+from mtdp.pretrain import pretrain
+from mtdp.pretrain_config import PretrainConfig
+from mtdp.sampling import draw_epoch
+from mtdp.scores import score
+from mtdp.tasks import Task, load_pool, load_task
+
+Make = Callable[..., Path]
+TINY = FinetuneConfig(arch="resnet18", init="random", epochs=3, batch_size=4, image_px=32, lr=1e-2, precision="fp32")
+
+
+@pytest.fixture
+def task(tmp_path: Path, make_task: Make) -> Task:
+    return load_task(make_task(tmp_path / "colour", ("blue", "green", "red"), per_class=4))
+
+
+@given(st.integers(2, 60), st.integers(2, 16), st.integers(0, 5))
+def test_an_epoch_shows_every_image_once(size: int, batch_size: int, epoch: int) -> None:
+    draws = draw_epoch(0, epoch, size, batch_size)
+    seen = np.concatenate([draw.images for draw in draws])
+    left = size - size % batch_size if size % batch_size == 1 else size  # a last batch of one is left out
+    assert len(seen) == len(set(seen.tolist())) == left
+    assert max(len(draw.images) for draw in draws) <= batch_size
+
+
+def test_epochs_differ_and_repeat_by_seed() -> None:
+    first, again, second = (draw_epoch(0, epoch, 50, 50)[0].images.tolist() for epoch in (0, 0, 1))
+    assert first == again != second
+
+
+def test_scores_are_the_tasks_metric() -> None:
+    logits = np.array([[0.2, 0.1], [0.0, 3.0], [1.0, 0.9], [0.5, 0.1]], np.float32)
+    labels = np.array([0, 1, 1, 0])
+    assert score(logits, labels, "accuracy") == 0.75
+    assert score(logits, labels, "roc_auc") == roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+
+
+def test_the_best_rate_on_val_is_judged_on_test(task: Task, tmp_path: Path) -> None:
+    rates = (1e-2, 1e-6)
+    result = finetune_best(task, TINY, tmp_path / "run", rates, quiet=True)
+    assert result.lr == max(rates, key=lambda lr: result.val_of_each_lr[f"{lr:g}"])
+    assert result.val == max(result.val_of_each_lr.values())
+    assert json.loads((tmp_path / "run/result.json").read_text())["test"] == result.test
+    net, info = load_checkpoint(tmp_path / "run")
+    assert info.iteration == result.epoch
+    assert net.class_names == {"colour": ("blue", "green", "red")}
+    lines = [json.loads(line) for line in (tmp_path / f"run/lr-{result.lr:g}/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert max(line["val"] for line in lines) == pytest.approx(result.val, abs=1e-4)
+
+
+def test_starting_weights_are_those_of_the_run_that_is_named(task: Task, pool_file: Path, tmp_path: Path) -> None:
+    config = PretrainConfig(
+        arch="resnet18", init="random", iterations=1, warmup=0, batch_size=4, image_px=32, precision="fp32"
+    )
+    pretrain(load_pool(pool_file), config, tmp_path / "pre", quiet=True)
+    started = replace(TINY, init=str(tmp_path / "pre"), lr=1e-12, epochs=1)
+    finetune(task, started, tmp_path / "run", quiet=True)
+    name = "backbone.trunk.layer1.0.conv1.weight"
+    before = load_file(tmp_path / "pre/checkpoint.safetensors")[name]
+    torch.testing.assert_close(load_file(tmp_path / "run/checkpoint.safetensors")[name], before)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finetune(task, TINY, tmp_path / "whole", quiet=True)
+    real = module.head_scores
+    calls = []
+
+    def stop_after_two(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Interrupted(15, "stopped")
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "head_scores", stop_after_two)
+    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    with pytest.raises(Interrupted):
+        finetune(task, TINY, tmp_path / "killed", quiet=True)
+    monkeypatch.setattr(module, "head_scores", real)
+    with pytest.raises(UsageError, match="holds a run already"):
+        finetune(task, TINY, tmp_path / "killed", quiet=True)
+    assert finetune(task, TINY, tmp_path / "killed", resume=True, quiet=True) == whole
+    one, other = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_another_configuration_does_not_resume(task: Task, tmp_path: Path) -> None:
+    finetune(task, TINY, tmp_path / "run", quiet=True)
+    with pytest.raises(CheckpointError, match="batch_size"):
+        finetune(task, replace(TINY, batch_size=6), tmp_path / "run", resume=True, quiet=True)
+
+
+def test_a_rate_that_diverges_does_not_end_the_others(task: Task, tmp_path: Path) -> None:
+    result = finetune_best(task, replace(TINY, epochs=2), tmp_path / "run", (1e30, 1e-3), quiet=True)
+    assert list(result.val_of_each_lr) == ["0.001"]
+    with pytest.raises(TrainingDiverged):
+        finetune_best(task, TINY, tmp_path / "all", (1e30,), quiet=True)
+
+
+def test_a_task_without_val_is_refused(tmp_path: Path, make_task: Make) -> None:
+    folder = make_task(tmp_path / "t")
+    (folder / "val").rename(tmp_path / "elsewhere")
+    with pytest.raises(TaskError, match="no val split"):
+        finetune_best(load_task(folder), TINY, tmp_path / "run", quiet=True)

@@ -1,0 +1,251 @@
+"""The paper's protocol: sets, ranks, the 2-sigma rule, cells that resume, and the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtdp.errors import CheckpointError, UsageError
+from mtdp.protocol.cells import Cell, cost, judgement_cells, selection_cells
+from mtdp.protocol.config import ProtocolConfig, evaluated_tasks, finetuned_tasks, left_out_sets
+from mtdp.protocol.ranking import choose, mean_and_std, ranks, significant
+from mtdp.protocol.run import Protocol, chosen, run_protocol, scores_on_val
+from mtdp.protocol.tables import Row, as_csv, collect, markdown, write_tables
+from mtdp.run_state import write_json
+from mtdp.tasks import Task, load_pool
+
+Make = Callable[..., Path]
+
+TINY = ProtocolConfig(
+    arch="resnet18",
+    init="random",
+    lrs=(1e-2,),
+    head_lr_multipliers=(1.0,),
+    warmups=(0,),
+    seeds=1,
+    iterations=2,
+    batch_size=4,
+    image_px=32,
+    precision="fp32",
+    adaptation_batches=0,
+    finetune_lrs=(1e-3,),
+    finetune_epochs=1,
+)
+GRID = replace(TINY, lrs=(1e-2, 1e-3), warmups=(0, 1))
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, make_task: Make) -> tuple[Task, ...]:
+    """Four tasks, of which `a` and `b` are related."""
+    lines = []
+    for name in ("a", "b", "c", "d"):
+        make_task(tmp_path / name, ("blue", "red"), per_class=4)
+        together = '\nleave_out_with = ["b"]' if name == "a" else ""
+        lines.append(f'[[task]]\nname = "{name}"\npath = "{name}"{together}\n')
+    (tmp_path / "pool.toml").write_text("".join(lines), "utf-8")
+    return load_pool(tmp_path / "pool.toml")
+
+
+def test_related_tasks_are_left_out_together_whoever_of_them_says_so(tasks: tuple[Task, ...]) -> None:
+    assert left_out_sets(tasks, tasks) == (("a", "b"), ("c",), ("d",))
+    only_b = evaluated_tasks(tasks, replace(TINY, evaluate=("b",)))
+    assert left_out_sets(tasks, only_b) == (("a", "b"),), "a is not trained on, though it is not judged"
+
+
+def test_a_pool_of_related_tasks_only_is_refused(tasks: tuple[Task, ...]) -> None:
+    with pytest.raises(UsageError, match="no task is left"):
+        left_out_sets(tasks[:2], tasks[:2])
+
+
+def test_names_that_are_not_in_the_pool_are_refused(tasks: tuple[Task, ...]) -> None:
+    with pytest.raises(UsageError, match="'e'"):
+        evaluated_tasks(tasks, replace(TINY, evaluate=("e",)))
+    with pytest.raises(UsageError, match="'c' is to be fine-tuned, but not evaluated"):
+        finetuned_tasks(tasks[:1], replace(TINY, finetune=("c",)))
+
+
+def test_the_papers_grid_has_24_combinations_a_network() -> None:
+    combinations = ProtocolConfig().combinations()
+    assert len(combinations) == 24 == len({c.name for c in combinations})
+
+
+def test_every_combination_and_seed_is_trained_once_for_each_set(tasks: tuple[Task, ...]) -> None:
+    config = replace(GRID, seeds=3)
+    cells = selection_cells(left_out_sets(tasks, tasks), tasks, config)
+    assert len(cells) == len(set(cells)) == 4 * 3 * (3 + 4)  # combinations x seeds x (sets + tasks)
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert all(cost(cell, tasks, config) > 0 for cell in cells)
+
+
+def test_without_a_choice_the_val_split_is_not_looked_at(tasks: tuple[Task, ...]) -> None:
+    assert {cell.kind for cell in selection_cells(left_out_sets(tasks, tasks), tasks, TINY)} == {"pretrain"}
+
+
+SCORES = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 1), min_size=1)
+
+
+@given(SCORES)
+def test_ranks_are_those_of_the_scores(scores: dict[str, float]) -> None:
+    found = ranks(scores)
+    assert sum(found.values()) == pytest.approx(len(scores) * (len(scores) + 1) / 2)
+    for one in scores:
+        for other in scores:
+            assert (scores[one] > scores[other]) == (found[one] < found[other])
+
+
+def test_a_task_has_no_say_in_its_own_combination() -> None:
+    scores = {"t": {"x": 0.9, "y": 0.1}, "u": {"x": 0.2, "y": 0.3}, "v": {"x": 0.5, "y": 0.6}}
+    assert choose(scores, "t") == "y"
+    # Ranks over the others: u says y, t says x: a tie, and the first is taken.
+    assert choose(scores, "v") == "x"
+    with pytest.raises(UsageError, match="only evaluated task"):
+        choose({"t": scores["t"]}, "t")
+
+
+def test_a_training_that_diverged_ranks_last() -> None:
+    assert choose({"t": {"x": 0.1, "y": 0.2}, "u": {"x": float("-inf"), "y": 0.0}}, "t") == "y"
+
+
+def test_the_2_sigma_rule_gives_the_papers_tallies() -> None:
+    """Thesis, chapter 5: DenseNet-121, ImageNet features (deterministic) against multi-task ones (mean, std)."""
+    table = {
+        "BoMa": (71.52, 75.05, 0.70),
+        "MoLb": (75.68, 77.63, 3.27),
+        "HuLba": (78.01, 79.73, 2.27),
+        "Lung": (90.54, 91.40, 0.32),
+        "Nec": (99.82, 99.61, 0.20),
+        "PrPa": (88.22, 88.77, 0.21),
+        "CeIn": (96.97, 98.05, 0.13),
+        "Glom": (99.20, 99.40, 0.02),
+        "Br2": (93.17, 94.40, 0.18),
+        "Br1": (95.66, 96.42, 0.17),
+    }
+    found = set()
+    for task, (imagenet, mean, std) in table.items():
+        spread = std * (3 / 2) ** 0.5  # three values mean - s, mean, mean + s have the sample deviation s
+        three = (mean - std, mean, mean + std)
+        assert mean_and_std(three) == pytest.approx((mean, std)), spread
+        if significant((imagenet,), three):
+            found.add(task)
+    assert found == {"BoMa", "Lung", "PrPa", "CeIn", "Glom", "Br2", "Br1"}  # 9 of 10 better, 7 significantly
+
+
+def test_two_single_scores_never_differ_significantly() -> None:
+    assert not significant((0.1,), (0.9,))
+
+
+def test_a_run_fills_every_cell_and_the_table(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    config = replace(TINY, evaluate=("a", "c"), finetune=("c",), scratch=True, joint=True, seeds=2)
+    protocol = Protocol(tasks, config, tmp_path / "run")
+    run_protocol(protocol)
+    assert all(protocol.result(cell) is not None for cell in protocol.cells())
+    trained = json.loads((tmp_path / "run/cells/pretrain/a-b/mtl/lr0.01-tau1-warmup0/seed-0.json").read_text())
+    assert trained["tasks"] == ["c", "d"]
+    paths = write_tables(protocol)
+    text = paths[0].read_text()
+    assert "| a | AUC | 2 | 16 |" in text
+    assert "FT MTL is better than FT start on" in text
+    rows = paths[1].read_text().splitlines()
+    assert len([row for row in rows if row.startswith("c,")]) == 2 + 1 + 2 + 2 + 2 + 2 + 2  # each column's runs
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_cell_is_not_computed_again(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path / "run")
+    run_protocol(protocol)
+    said: list[str] = []
+    run_protocol(protocol, said.append)
+    assert said == []
+    cell = judgement_cells(protocol.evaluated, (), protocol.config)[0]
+    protocol.result_path(cell).unlink()
+    run_protocol(protocol, said.append)
+    assert [line.split("] ")[1] for line in said] == [cell.name]
+
+
+def test_the_choice_is_by_val_and_the_judgement_by_test(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(GRID, evaluate=("c", "d"), lrs=(1e-3,)), tmp_path / "run")
+    first, second = protocol.config.combinations()
+    for cell in selection_cells(protocol.sets, protocol.evaluated, protocol.config):
+        if cell.kind == "select":
+            wins = (cell.subject == "c") == (cell.combination == first)  # c says the first, d says the second
+            write_json(protocol.result_path(cell), {"score": 0.9 if wins else 0.1})
+        else:
+            write_json(protocol.result_path(cell), {})
+    assert scores_on_val(protocol, "select")["c"] == {first.name: 0.9, second.name: 0.1}
+    assert chosen(protocol, "c") == second
+    assert chosen(protocol, "d") == first
+
+
+def test_a_run_of_other_settings_is_refused(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = replace(TINY, evaluate=("c",))
+    run_protocol(Protocol(tasks, config, run))
+    with pytest.raises(UsageError, match="other settings: iterations"):
+        run_protocol(Protocol(tasks, replace(config, iterations=3), run))
+    run_protocol(Protocol(tasks, replace(config, seeds=2), run))  # a second seed adds to the first
+    with pytest.raises(UsageError, match="lrs, seeds"):
+        run_protocol(Protocol(tasks, replace(config, seeds=3, lrs=(1e-2, 1e-3)), run))
+
+
+def test_a_damaged_result_is_named(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, TINY, tmp_path / "run")
+    path = protocol.result_path(Cell("probe", "a", "start", None, 0))
+    path.parent.mkdir(parents=True)
+    path.write_text('{"score": 0.')
+    with pytest.raises(CheckpointError, match=r"seed-0\.json is damaged"):
+        protocol.result(Cell("probe", "a", "start", None, 0))
+
+
+def test_a_killed_run_goes_on_and_two_processes_share_the_cells(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    pool = tasks[0].path.parent / "pool.toml"
+    arguments = [sys.executable, "-c", "from mtdp.cli import main; main()", "loto", "--pool", str(pool)]
+    arguments += ["--out", str(out), "--arch", "resnet18", "--init", "random", "--evaluate", "c", "--evaluate", "d"]
+    arguments += ["--lr", "1e-2", "--head-lr-multiplier", "1", "--warmup", "0", "--seeds", "2", "--iterations", "2"]
+    arguments += ["--batch-size", "4", "--image-px", "32", "--adaptation-batches", "0", "--precision", "fp32"]
+    first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = out / "cells/pretrain/c/mtl/lr0.01-tau1-warmup0/seed-0.json"
+    while not done.exists() and first.poll() is None:
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    before = done.stat().st_mtime_ns
+    both = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert done.stat().st_mtime_ns == before, "a cell that was done is computed again"
+    computed = [line.split("] ")[1] for _, said in outputs for line in said.splitlines() if line.startswith("[")]
+    assert len(computed) == len(set(computed)), "a cell was computed twice"
+    assert "| d | AUC |" in outputs[0][0]
+
+
+def test_the_table_marks_what_differs() -> None:
+    scores = {"FE start": (0.70,), "FE MTL": (0.80, 0.81, 0.82), "FT start": (0.9, 0.8), "FT MTL": (0.91, 0.82)}
+    every = {"Scratch": (), "FE random": (), "Joint": (), **scores}
+    row = Row("blood", "accuracy", 120, 4, every, "lr0.001-tau1-warmup0")
+    text = markdown([row])
+    assert "| blood | ACC | 4 | 120 | 70.00 | 81.00 ± 1.00 * | 85.00 ± 7.07 | 86.50 ± 6.36 |" in text
+    assert "FE MTL is better than FE start on 1 of 1 tasks, significantly on 1; significantly worse on 0." in text
+    assert "Scratch" not in text.splitlines()[0]
+    assert as_csv([row]).splitlines()[1:3] == [
+        "blood,accuracy,4,120,FE start,0,0.700000,",
+        "blood,accuracy,4,120,FE MTL,0,0.800000,lr0.001-tau1-warmup0",
+    ]
+
+
+def test_an_unfinished_run_has_a_table_of_what_is_there(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path)
+    write_json(protocol.result_path(Cell("probe", "c", "start", None, 0)), {"score": 0.5})
+    assert collect(protocol)[0].scores["FE start"] == (0.5,)
+    assert "50.00" in markdown(collect(protocol))
