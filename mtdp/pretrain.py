@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
+from typing import Any, cast
 import torch
 from torch import nn
 
@@ -204,7 +203,10 @@ def _set_phase(net: MultiTaskNet, iteration: int, config: PretrainConfig, ranks:
     net.train()
     net.backbone.train(not warming)
     net.backbone.requires_grad_(not warming)
-    return net.backbone if warming else shared_backbone(net, ranks)
+    if warming:
+        return net.backbone
+    backbone = shared_backbone(net, ranks)
+    return cast(nn.Module, torch.compile(backbone)) if config.compile else backbone
 
 
 def _optimizer(net: MultiTaskNet, config: PretrainConfig, iteration: int) -> torch.optim.SGD:

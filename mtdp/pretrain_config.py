@@ -36,6 +36,8 @@ class PretrainConfig:
         20  # 0: leave batch norm as it comes; not used on random weights, which have nothing to keep
     )
 
+    compile: bool = False  # fuse the backbone's operations by torch.compile; rounds differently
+
     def __post_init__(self) -> None:
         Preprocessing(image_px=self.image_px)
         for name in ("iterations", "batch_size", "warmup_lr", "lr", "head_lr_multiplier"):

@@ -1,0 +1,90 @@
+"""WSInfer's tables, which QuPath reads: a line, or a GeoJSON feature, for each tile (WSInfer 0.6, write_geojson.py).
+
+Columns `minx,miny,width,height` are level-0 pixels, then `prob_<class>` for each class of each head. A model without
+heads gives `feature_<i>` columns in the CSV, and tiles with the fraction of tissue in the GeoJSON. A tile that could not
+be read has empty values in the CSV, and the name of its status in the GeoJSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.store import TileStatus
+
+_ROWS: Final = 2048
+# Tiles have the same identity each time the file is made.
+_NAMESPACE: Final = uuid.UUID("6f9a2f1e-3d5b-4c7e-9a41-1f0c2b7d8e55")
+
+
+def write_csv(h5: Path, target: Path) -> None:
+    """Write one line a tile."""
+    with h5py.File(h5, "r", locking=False) as file, target.open("w", newline="", encoding="utf-8") as stream:
+        names, datasets = _columns(file)
+        if not datasets:
+            names, datasets = [f"feature_{i}" for i in range(file["features"].shape[1])], [file["features"]]
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["minx", "miny", "width", "height", *names])
+        side = int(file["coords"].attrs["patch_size_level0"])
+        for coords, values, _, _ in _rows(file, datasets):
+            for (x, y), row in zip(coords.tolist(), values.tolist(), strict=True):
+                writer.writerow([x, y, side, side, *("" if value != value else f"{value:.8g}" for value in row)])
+
+
+def write_geojson(h5: Path, target: Path) -> None:
+    """Write a FeatureCollection of tiles, level-0 pixels, ring order as WSInfer's; no coordinate system is named."""
+    with h5py.File(h5, "r", locking=False) as file, target.open("w", encoding="utf-8") as stream:
+        names, datasets = _columns(file)
+        side = int(file["coords"].attrs["patch_size_level0"])
+        stream.write('{"type": "FeatureCollection", "features": [')
+        comma = ""
+        for coords, values, status, fractions in _rows(file, datasets):
+            rows = zip(coords.tolist(), values.tolist(), status.tolist(), fractions.tolist(), strict=True)
+            for (x, y), row, code, fraction in rows:
+                measured = dict(zip(names, row, strict=True)) if names else {"tissue_fraction": round(fraction, 4)}
+                feature = _tile(h5.stem, x, y, side, measured if code == TileStatus.GOOD else {})
+                if code != TileStatus.GOOD:
+                    feature["properties"]["name"] = TileStatus(code).name.lower()
+                stream.write(f"{comma}\n{json.dumps(feature)}")
+                comma = ","
+        stream.write("\n]}\n")
+
+
+def _tile(slide: str, x: int, y: int, side: int, measurements: dict[str, float]) -> dict[str, Any]:
+    right, bottom = x + side, y + side
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_NAMESPACE, f"{slide} {x} {y}")),
+        "geometry": {"type": "Polygon", "coordinates": [[[right, y], [right, bottom], [x, bottom], [x, y], [right, y]]]},
+        "properties": {"isLocked": True, "measurements": measurements, "objectType": "tile"},
+    }
+
+
+def _columns(file: h5py.File) -> tuple[list[str], list[h5py.Dataset]]:
+    """Return the columns of probabilities; of several heads, each class carries its head's name."""
+    found = sorted(name for name in file if name.startswith("probabilities_"))
+    names = []
+    for name in found:
+        task = name.removeprefix("probabilities_")
+        classes = json.loads(file[name].attrs["class_names"])
+        names += [f"prob_{label}" if len(found) == 1 else f"prob_{task}/{label}" for label in classes]
+    return names, [file[name] for name in found]
+
+
+def _rows(
+    file: h5py.File, datasets: list[h5py.Dataset]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]]:
+    count = len(file["coords"])
+    for start in range(0, count, _ROWS):
+        part = slice(start, min(start + _ROWS, count))
+        empty = np.empty((part.stop - start, 0), np.float32)
+        values = np.concatenate([empty, *(dataset[part] for dataset in datasets)], axis=1)
+        yield file["coords"][part], values, file["status"][part], file["tissue_fraction"][part]
