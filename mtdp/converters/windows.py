@@ -4,6 +4,7 @@ All coordinates are pixels of the source image; a window is (x, y) of its top le
 reaches over the border: nothing is padded.
 """
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 
@@ -14,8 +15,9 @@ Point = tuple[float, float]  # (x, y)
 Corner = tuple[int, int]
 
 # The paper says "random shift" and no more. A quarter of the side keeps the object's centre in the middle half of the
-# window, so that a training crop seldom cuts it off.
-SHIFT_SHARE = 0.25
+# window, so that a training crop seldom cuts it off; at a border, a sixteenth is left around it.
+SHIFT_SHARE = 1 / 4
+MARGIN_SHARE = 1 / 16
 WINDOWS_AN_OBJECT = 10
 _DRAWS_A_WINDOW = 20
 
@@ -73,10 +75,9 @@ def around(
     Fewer where there is no room for ten: another object too near, or an image hardly larger than a window.
     """
     found: list[Corner] = []
-    reach = SHIFT_SHARE * side
+    columns, rows = _reach(point[0], width, side), _reach(point[1], height, side)
     for _ in range(WINDOWS_AN_OBJECT * _DRAWS_A_WINDOW):
-        centre = (point[0] + rng.uniform(-reach, reach), point[1] + rng.uniform(-reach, reach))
-        corner = (_inside(centre[0], width, side), _inside(centre[1], height, side))
+        corner = (rng.randint(*columns), rng.randint(*rows))
         if corner in found or not holds(corner, side, point) or any(holds(corner, side, other) for other in avoid):
             continue
         found.append(corner)
@@ -85,5 +86,13 @@ def around(
     return found
 
 
-def _inside(centre: float, length: int, side: int) -> int:
-    return min(max(round(centre - side / 2), 0), length - side)
+def _reach(centre: float, length: int, side: int) -> tuple[int, int]:
+    """The first and last place of a window on one axis. Where a border stops it, it may go as far the other way."""
+    last, shift, margin = length - side, round(SHIFT_SHARE * side), round(MARGIN_SHARE * side)
+    low = min(max(round(centre - side / 2) - shift, 0), last)
+    high = min(max(round(centre - side / 2) + shift, 0), last)
+    if low == 0:
+        high = max(high, min(last, shift, math.floor(centre) - margin))
+    if high == last:
+        low = min(low, max(0, last - shift, math.ceil(centre) - side + margin))
+    return low, high
