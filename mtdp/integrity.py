@@ -10,6 +10,7 @@ decoded again. A cache that cannot be read or written costs the time to decode, 
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,8 @@ from mtdp.images import check_image
 
 _VERSION: Final = b"1"  # to be raised when check_image finds more than before
 _CHUNK: Final = 64  # images a job: few enough to stop soon, enough for the pool's overhead to vanish
+
+_WORTH_A_WORD: Final = 20_000  # from here on the check takes more than a few seconds
 
 
 def check_images(task: Path, images: Sequence[Path]) -> int:
@@ -39,6 +42,10 @@ def check_images(task: Path, images: Sequence[Path]) -> int:
     with ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 2)) as threads:
         keys = [key for part in threads.map(_keys, _chunks(images)) for key in part]
         unknown = [image for image, key in zip(images, keys, strict=True) if key not in known]
+        if len(unknown) >= _WORTH_A_WORD:
+            print(
+                f"decoding the {len(unknown)} images of {task} once, to find damaged ones", file=sys.stderr, flush=True
+            )
         jobs = threads.map(_check, _chunks(unknown))
         try:
             for _ in jobs:
@@ -94,8 +101,11 @@ def _read(cache: Path) -> NDArray[np.uint64]:
 
 
 def _write(cache: Path, keys: Sequence[int]) -> None:
-    with contextlib.suppress(OSError):
+    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
+    try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
         partial.write_bytes(np.array(keys, np.uint64).tobytes())
         partial.replace(cache)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -36,6 +36,7 @@ CONVERTERS: Final = {
 }
 
 RECORD: Final = "conversion.json"
+_CHUNK: Final = 64  # at most so many source files a job: Janowczyk 6 has 277,524
 _WORKERS: Final = 4  # a source image of TUPAC16 takes 100 MB decoded
 
 
@@ -184,12 +185,16 @@ def _write(
     for patch, path in zip(plan.patches, paths, strict=True):
         by_source[patch.source].append((patch, path))
 
-    def cut(source: Path) -> int:
-        jobs = by_source[source]
-        images = plan.crops(source, [patch for patch, _ in jobs])
-        for (patch, path), image in zip(jobs, images, strict=True):
-            _save(image, patch, partial / path)
-        return len(jobs)
+    def cut(sources: Sequence[Path]) -> int:
+        for source in sources:
+            jobs = by_source[source]
+            images = plan.crops(source, [patch for patch, _ in jobs])
+            for (patch, path), image in zip(jobs, images, strict=True):
+                _save(image, patch, partial / path)
+        return sum(len(by_source[source]) for source in sources)
+
+    order = list(by_source)
+    chunk = max(1, min(_CHUNK, len(order) // _CHUNK))
 
     try:
         partial.mkdir(parents=True)
@@ -198,7 +203,7 @@ def _write(
             (partial / folder).mkdir(parents=True)
         done = 0
         with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as threads:
-            for written in threads.map(cut, by_source):
+            for written in threads.map(cut, [order[start : start + chunk] for start in range(0, len(order), chunk)]):
                 done += written
                 report(done, len(paths))
     except OSError as error:

@@ -89,7 +89,8 @@ def lbpstroma(root: Path, seed: int) -> Plan:
 
 def _epithelium_or_stroma(inside: Path) -> str | None:
     for part in reversed(inside.parent.parts):  # the innermost folder that says it
-        told = [label for label in ("epithelium", "stroma") if label[:5] in part.lower()]
+        name = part.lower().replace("epistroma", "")  # the data set's own name says neither
+        told = [label for label in ("epithelium", "stroma") if label[:5] in name]
         if len(told) == 1:
             return told[0]
     return {"0": "epithelium", "1": "stroma"}.get(inside.name[0]) if inside.parent == Path() else None

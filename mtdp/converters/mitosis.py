@@ -86,14 +86,12 @@ def mitos2014(root: Path, seed: int) -> Plan:
         patches += _patches(frame, root, seed, slide, MITOS_SIDE_PX, objects)
     skipped = len(frames) - len(annotated)
     notes = ["the same slide from both scanners is one group"]
-    return Plan(patches, notes + [f"{skipped} frames of slides without annotations left out"] * bool(skipped))
+    return Plan(patches, notes + [f"frames of slides without annotations, left out: {skipped}"] * bool(skipped))
 
 
 def janowczyk5(root: Path, seed: int) -> Plan:
     """All images; a patient is the number before the underscore."""
-    images = [
-        path for path in find(root, ["*.tif"], "images such as 01_01.tif") if match(_JANOWCZYK, path, "01_01.tif")
-    ]
+    images = find(root, ["*.tif"], "images such as 01_01.tif")
     patches: list[Patch] = []
     bare: list[Path] = []
     for image in images:
@@ -160,4 +158,6 @@ def _check_any(root: Path, images: Sequence[Path], bare: Sequence[Path], expecte
 def _note_of_bare(bare: Sequence[Path]) -> list[str]:
     if not bare:
         return []
-    return [f"{len(bare)} images without a ground truth file were taken to be without mitoses, the first is {bare[0]}"]
+    return [
+        f"images without a ground truth file, taken to be without mitoses: {len(bare)}, the first is {bare[0].name}"
+    ]

@@ -61,6 +61,15 @@ def test_a_missing_file_is_named(tmp_path: Path, images: list[Path]) -> None:
         check_images(tmp_path, [*images, images[0].parent / "gone.png"])
 
 
+def test_a_long_check_is_announced_once(
+    tmp_path: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mtdp.integrity._WORTH_A_WORD", 200)
+    for _ in range(2):
+        check_images(tmp_path, images)
+    assert capsys.readouterr().err == f"decoding the 200 images of {tmp_path} once, to find damaged ones\n"
+
+
 @pytest.mark.parametrize("damage", ["torn", "unwritable"])
 def test_a_useless_cache_costs_time_only(tmp_path: Path, images: list[Path], damage: str) -> None:
     check_images(tmp_path, images)
@@ -72,3 +81,4 @@ def test_a_useless_cache_costs_time_only(tmp_path: Path, images: list[Path], dam
         cache.unlink()
         (cache / "x").mkdir(parents=True)
         assert [check_images(tmp_path, images) for _ in range(2)] == [200, 200]
+        assert list(cache.parent.iterdir()) == [cache]

@@ -78,6 +78,13 @@ def test_lbpstroma(tmp_path: Path, flat: bool) -> None:
     assert sizes(task) == {(60 + number, 60) for number in range(4)}  # as they are
 
 
+def test_the_name_of_the_data_set_is_not_taken_for_a_class(tmp_path: Path) -> None:
+    bad = plain(tmp_path / "in" / "Epistroma" / "im_1.tif", 60, 60)
+    with pytest.raises(TaskError) as caught:
+        convert("lbpstroma", tmp_path / "in", tmp_path / "out")
+    assert caught.value.message == f"{bad}: neither its folders nor its name say epithelium or stroma"
+
+
 def bach(root: Path) -> Path:
     lines = ["image,patient"]
     for label in ("Benign", "InSitu", "Invasive", "Normal"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mtdp.converters.splits import split_groups
@@ -20,6 +20,7 @@ GROUPS = st.dictionaries(
 )
 
 
+@settings(max_examples=30)
 @given(GROUPS, st.integers(0, 5))
 def test_every_group_has_one_split_and_every_split_every_class(groups: dict[str, Counter[str]], seed: int) -> None:
     classes = {label for counts in groups.values() for label in counts}
