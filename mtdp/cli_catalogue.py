@@ -26,7 +26,7 @@ def tasks(
 
 
 def convert(
-    task: Annotated[str, typer.Argument(help="Name of a public task, as `mtdp-train tasks` lists it.")],
+    task: Annotated[str, typer.Argument(help="Name of a public task, as `mtdp-train tasks` lists it.", metavar="TASK")],
     source: Annotated[Path, typer.Argument(help="Folder of the unpacked download.", metavar="SOURCE_DIR")],
     out: Annotated[Path, typer.Option(help="Task folder to make; it must not be there yet.")],
     seed: Annotated[int, typer.Option(help="Of the split, and of the windows around objects.")] = 0,

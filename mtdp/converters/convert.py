@@ -111,7 +111,7 @@ def _claim(out: Path) -> Path:
         raise UsageError(f"{out} is there already", "give another --out, or remove it first")
     partial = out.with_name(f"{out.name}.partial")
     if partial.exists():
-        if not (partial / RECORD).is_file():  # not ours: never remove what somebody else put there
+        if any(partial.iterdir()) and not (partial / RECORD).is_file():  # never remove what somebody else put there
             raise UsageError(f"{partial} is in the way", "remove it, or give another --out")
         shutil.rmtree(partial)
     return partial

@@ -85,6 +85,9 @@ def test_what_is_there_already_is_never_touched(download: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match=r"other\.partial is in the way"):
         convert("janowczyk6", download, tmp_path / "other")
     assert kept.read_text() == stranger.read_text() == "x"
+    (tmp_path / "third.partial").mkdir()  # killed before the first file
+    convert("janowczyk6", download, tmp_path / "third")
+    assert not (tmp_path / "third.partial").exists()
 
 
 def test_a_conversion_killed_half_way_leaves_no_task_and_the_next_one_makes_it(download: Path, tmp_path: Path) -> None:

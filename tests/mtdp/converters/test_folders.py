@@ -160,3 +160,25 @@ def test_seven_of_eight_classes_are_refused(tmp_path: Path) -> None:
         plain(tmp_path / "in" / f"c{label}" / "im1_1.png", 40, 30)
     with pytest.raises(TaskError, match="has 7 classes"):
         convert("ulg_bonemarrow", tmp_path / "in", tmp_path / "out")
+
+
+def test_real_patches_of_invasive_ductal_carcinoma(data_dir: Path, tmp_path: Path) -> None:
+    """Real patches under the names of the original archive, by patient; they come out byte for byte."""
+    images = sorted((data_dir / "tasks" / "breast_idc2").rglob("*.png"))
+    assert len(images) == 1594
+    for image in images:
+        name = image.name.split("_", 1)[1].replace("-", "_")  # 10259_idx5_x1551_y551_class0.png
+        patient, label = name.split("_", 1)[0], name[-5]
+        folder = tmp_path / "in" / patient / label
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(image)
+    convert("janowczyk6", tmp_path / "in", tmp_path / "out")
+    task = loaded(tmp_path / "out")
+    assert sum(counts(task).values()) == 1594
+    train = len(task.samples["train"]) / 1594
+    assert train == pytest.approx(0.810, abs=0.01)  # the paper's share
+    for split, samples in task.samples.items():
+        assert samples, split
+    sample = task.samples["test"][0].path
+    original = tmp_path / "in" / sample.name.split("_")[0] / sample.stem[-1] / sample.name.split("_", 1)[1]
+    assert sample.read_bytes() == original.read_bytes()
