@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from mtdp import cli_catalogue
 from mtdp.errors import MtdpError
 
 
@@ -236,6 +237,9 @@ def probe(
     extractor = load_extractor(init, arch, seed)
     result = probe_task(extractor, load_task(task, metric=metric), seed=seed, precision=precision)
     typer.echo(json.dumps(asdict(result)))
+
+
+cli_catalogue.register(app)
 
 
 def main() -> None:

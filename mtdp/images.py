@@ -12,20 +12,28 @@ from mtdp.errors import ImageUnreadable
 _HINT = "replace the file, or remove it from the task"
 
 
-def check_header(path: Path) -> None:
-    """Reads the header only: cheap enough for every image of a pool before training.
+def check_image(path: Path) -> None:
+    """Decodes the image and drops it, so that a truncated file is found before training and not hours into it.
+
+    A JPEG is decoded at an eighth of its size: all of its data is read, and the check takes half the time.
 
     Raises:
-        ImageUnreadable: no such file, or not an image.
+        ImageUnreadable: no such file, not an image, a truncated one, or one of more than 8 bits a channel.
     """
     try:
-        with Image.open(path) as image:
-            (width, height), mode = image.size, image.mode
+        image = Image.open(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageUnreadable(f"{path} is not a readable image: {error}", _HINT) from error
-    _check_depth(path, mode)
-    if min(width, height) < 1:
-        raise ImageUnreadable(f"{path} has no pixels ({width} x {height})", _HINT)
+    with image:
+        (width, height), mode = image.size, image.mode
+        _check_depth(path, mode)
+        if min(width, height) < 1:
+            raise ImageUnreadable(f"{path} has no pixels ({width} x {height})", _HINT)
+        try:
+            image.draft(None, (1, 1))
+            image.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ImageUnreadable(f"{path} cannot be decoded: {error}", _HINT) from error
 
 
 def _check_depth(path: Path, mode: str) -> None:

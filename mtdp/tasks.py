@@ -10,13 +10,12 @@ import csv
 import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from mtdp.errors import TaskError, UsageError
-from mtdp.images import check_header
+from mtdp.integrity import check_images
 from mtdp.multitask import is_head_name
 
 SPLITS: Final = ("train", "val", "test")
@@ -138,7 +137,8 @@ def load_task(
 
     Raises:
         UsageError: no such folder or file.
-        TaskError: an empty class, a class missing in a split, a group in two splits, or an unreadable image.
+        TaskError: an empty class, a class missing in a split, a group in two splits.
+        ImageUnreadable: an image is missing, no image, or truncated.
     """
     if name is None:
         name = path.stem if path.is_file() else path.resolve().name
@@ -163,8 +163,7 @@ def load_task(
     }
     _check_splits(path, classes, samples)
     _check_groups(samples)
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda row: check_header(row[0]), rows))
+    check_images(path, [file for file, _, _, _ in rows])
     return Task(name, path, classes, samples, _metric(path, metric, len(classes)), frozenset(leave_out_with), ships)
 
 
@@ -181,8 +180,15 @@ def group_of(file_name: str) -> str:
     return Path(file_name).stem.split("_", 1)[0]
 
 
+# What people call a split; left unsaid, a task with `valid/` would be a task without a val split.
+_MISNOMERS: Final = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+
+
 def _folder_rows(path: Path) -> list[_Row]:
     rows: list[_Row] = []
+    for misnomer, split in _MISNOMERS.items():
+        if (path / misnomer).is_dir():
+            raise TaskError(f"{path / misnomer} would not be read", f"rename it to {split}, or move it elsewhere")
     for split in SPLITS:
         for folder in sorted(p for p in (path / split).glob("*") if p.is_dir() and not p.name.startswith(".")):
             files = sorted(
@@ -199,6 +205,7 @@ def _folder_rows(path: Path) -> list[_Row]:
 def _manifest_rows(path: Path) -> list[_Row]:
     table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     rows: list[_Row] = []
+    lines: dict[str, int] = {}
     for number, row in enumerate(table, 2):  # line 1 is the header
         missing = [column for column in MANIFEST_COLUMNS if not row.get(column)]
         if missing:
@@ -207,6 +214,11 @@ def _manifest_rows(path: Path) -> list[_Row]:
             )
         if row["split"] not in SPLITS:
             raise TaskError(f"{path}: line {number}: split {row['split']!r}", "it must be train, val or test")
+        if lines.setdefault(row["path"], number) != number:
+            raise TaskError(
+                f"{path}: line {number} lists {row['path']} again, after line {lines[row['path']]}",
+                "an image has one label and one split",
+            )
         rows.append((path.parent / row["path"], row["group"], row["label"], row["split"]))
     if not rows:
         raise TaskError(f"{path} lists no image")

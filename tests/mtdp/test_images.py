@@ -14,7 +14,7 @@ from PIL import Image
 
 from mtdp.augment import evaluation_view, training_view
 from mtdp.errors import ImageUnreadable
-from mtdp.images import ImageCache, check_header, load_image
+from mtdp.images import ImageCache, check_image, load_image
 
 Make = Callable[..., Path]  # writes files, returns where
 
@@ -45,7 +45,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    for read in (check_header, lambda path: load_image(path, 32)):
+    for read in (check_image, lambda path: load_image(path, 32)):
         with pytest.raises(ImageUnreadable, match=r"deep\.png has more than 8 bits"):
             read(tmp_path / "deep.png")
 

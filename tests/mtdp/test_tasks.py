@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mtdp.errors import ImageUnreadable, MtdpError, TaskError, UsageError
 from mtdp.tasks import group_of, load_pool, load_task
@@ -101,6 +102,25 @@ def test_an_unreadable_image_is_refused(tmp_path: Path, make_task: Make) -> None
     refused(tmp_path / "t", ImageUnreadable, str(bad))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+def test_a_truncated_image_with_a_sound_header_is_refused(
+    tmp_path: Path, make_task: Make, write_image: Make, suffix: str
+) -> None:
+    bad = write_image(make_task(tmp_path / "t") / "val" / "red" / f"val0_cut{suffix}", 64, 64)
+    whole = bad.read_bytes()
+    load_task(tmp_path / "t")
+    bad.write_bytes(whole[: len(whole) * 2 // 3])
+    with Image.open(bad) as image:
+        assert image.size == (64, 64)  # the header alone says nothing
+    refused(tmp_path / "t", ImageUnreadable, str(bad), "cannot be decoded")
+
+
+def test_a_split_by_another_name_is_refused_not_overlooked(tmp_path: Path, make_task: Make) -> None:
+    folder = make_task(tmp_path / "t")
+    (folder / "val").rename(folder / "valid")
+    refused(folder, TaskError, str(folder / "valid"))
+
+
 def test_a_manifest_that_names_a_missing_file_is_refused(tmp_path: Path, make_task: Make) -> None:
     folder = make_task(tmp_path / "t")
     path = manifest_of(folder, tmp_path / "list.csv")
@@ -115,6 +135,7 @@ def test_a_manifest_that_names_a_missing_file_is_refused(tmp_path: Path, make_ta
         ("path,label\na.png,x\n", "columns"),
         ("path,label,group,split\na.png,x,g,training\n", "line 2: split 'training'"),
         ("path,label,group,split\na.png,x,,train\n", "line 2 has no group"),
+        ("path,label,group,split\na.png,x,g,train\na.png,y,g,train\n", "line 3 lists a.png again, after line 2"),
         ("path,label,group,split\n", "lists no image"),
     ],
 )
