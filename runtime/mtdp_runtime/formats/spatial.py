@@ -64,7 +64,7 @@ def write_zarr(h5: Path, target: Path) -> None:
 
 def _attrs(attrs: dict[str, Any], tile: dict[str, Any]) -> dict[str, Any]:
     grid = json.loads(attrs["grid"])
-    stride = int(grid["stride_px"])
+    stride = round(grid["step0"] / grid["scale"])
     width, height = int(tile["level0_width"]), int(tile["level0_height"])
     spec = {
         "height": int(tile["patch_size"]),

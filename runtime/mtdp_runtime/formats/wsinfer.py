@@ -60,10 +60,11 @@ def write_geojson(h5: Path, target: Path) -> None:
 
 def _tile(slide: str, x: int, y: int, side: int, measurements: dict[str, float]) -> dict[str, Any]:
     right, bottom = x + side, y + side
+    ring = [[right, y], [right, bottom], [x, bottom], [x, y], [right, y]]
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(_NAMESPACE, f"{slide} {x} {y}")),
-        "geometry": {"type": "Polygon", "coordinates": [[[right, y], [right, bottom], [x, bottom], [x, y], [right, y]]]},
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
         "properties": {"isLocked": True, "measurements": measurements, "objectType": "tile"},
     }
 
