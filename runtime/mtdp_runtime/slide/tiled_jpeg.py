@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
-import simplejpeg
 import numpy as np
+import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
