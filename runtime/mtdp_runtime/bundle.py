@@ -331,7 +331,7 @@ class _Reader:
 
 
 def _file_ref(reader: _Reader, suffix: str) -> FileRef:
-    """Read a reference to a file right in the bundle. The suffix decides what an engine takes it for, so it is fixed."""
+    """Read a reference to a file right in the bundle. Its suffix decides what an engine takes it for."""
     name = reader.text("file")
     if PurePosixPath(name).name != name or "\\" in name or not name.isprintable():
         raise reader.wrong("file", "a plain file name inside the bundle", name)

@@ -1,11 +1,11 @@
 """Which process works on which slide, where several share an output folder.
 
-A claim is a file that is made with O_EXCL, so one process alone makes it; its owner touches it every few seconds. Nobody
-removes a dead claim to take its place, for two could do so at once: it is outnumbered by the next, `NAME.2` after
-`NAME.1`, and that file, too, can be made only once. Who made it looks at the dead ones again before it begins.
+A claim is a file that is made with O_EXCL, so one process alone makes it; its owner touches it every few seconds.
+Nobody removes a dead claim to take its place, for two could do so at once: it is outnumbered by the next, `NAME.2`
+after `NAME.1`, and that file, too, can be made only once. Who made it looks at the dead ones again before it begins.
 
-Assumed of the file system: O_EXCL is atomic (local disks; NFS from version 3 on, Linux 2.6.5 on), a rename is atomic, and
-opening a file shows its times as the server has them (close-to-open consistency). Clocks need not agree: ages are
+Assumed of the file system: O_EXCL is atomic (local disks; NFS from version 3 and Linux 2.6.5 on), a rename is atomic,
+and opening a file shows its times as the server has them (close-to-open consistency). Clocks need not agree: ages are
 differences between times that the file server set. Locks are not used.
 """
 

@@ -79,7 +79,7 @@ def extract(
     stall_limit: Annotated[
         float,
         typer.Option(
-            help="Seconds in which a slide may neither be read nor computed; then it hangs, fails, and the run goes on. "
+            help="Seconds without anything read or computed after which a slide counts as hung: it fails, the run goes on. "
             "0: wait for ever.",
             min=0,
         ),

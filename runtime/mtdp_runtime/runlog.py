@@ -43,7 +43,7 @@ def append(out: Path, line: Mapping[str, Any]) -> None:
 
 
 def failures(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the lines of slides whose last attempt failed, by slide and attempt; what is no line of ours is skipped."""
+    """Return the lines of slides whose last attempt failed, by slide and attempt; lines not ours are skipped."""
     last: dict[tuple[str, str], dict[str, Any]] = {}
     try:
         lines = (out / NAME).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -70,7 +70,7 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None) -> list[S
 
 
 def shard_of(request: SlideRequest, parts: int) -> int:
-    """Return which of 1..parts a slide belongs to. It depends on the slide's name alone, not on the rest of the list."""
+    """Return which of 1..parts a slide belongs to: by its name alone, whatever else is in the list."""
     digest = hashlib.sha256(request.name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % parts + 1
 
