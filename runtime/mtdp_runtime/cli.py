@@ -79,7 +79,7 @@ def extract(
     stall_limit: Annotated[
         float,
         typer.Option(
-            help="Seconds without anything read or computed after which a slide counts as hung: it fails, the run goes on. "
+            help="Seconds without anything read or computed after which a slide counts as hung and fails. "
             "0: wait for ever.",
             min=0,
         ),
