@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -26,6 +27,7 @@ FOLDER: Final = ".claims"
 BEAT_S: Final = 15.0
 # Beats that nobody saw for this long mean that the owner is gone. An NFS client may cache times for a minute.
 EXPIRES_S: Final = 120.0
+_WRITTEN_S: Final = 3.0  # a claim is written right after it was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,27 +136,28 @@ def _living_owner(path: Path) -> str | None:
     Raises:
         FileNotFoundError: it was given back.
     """
-    with path.open(encoding="utf-8") as stream:
-        beaten_s, text = os.fstat(stream.fileno()).st_mtime, stream.read()
-    try:
-        owner: dict[str, Any] = json.loads(text)
-        host, machine, pid, born = owner["host"], owner["machine"], int(owner["pid"]), owner["born"]
-    except (ValueError, KeyError, TypeError):
-        # Made, and not yet written; or its writer died, or its disk was full, in between.
-        host, machine, pid, born = "an unknown host", "", 0, ""
+    give_up_s = time.monotonic() + _WRITTEN_S
+    while True:
+        with path.open(encoding="utf-8") as stream:
+            beaten_s, text = os.fstat(stream.fileno()).st_mtime, stream.read()
+        try:
+            owner: dict[str, Any] = json.loads(text)
+            host, machine, pid, born = owner["host"], owner["machine"], int(owner["pid"]), owner["born"]
+            break
+        except (ValueError, KeyError, TypeError):
+            # Made, and not yet written; or its owner died in between.
+            if time.monotonic() > give_up_s:
+                return None
+            time.sleep(_WRITTEN_S / 100)
     if machine == _machine():
         return f"process {pid}" if _born(str(pid)) == born else None
     return f"process {pid} on {host}" if _now(path) - beaten_s < EXPIRES_S else None
 
 
 def _now(path: Path) -> float:
-    """Return the file server's time."""
-    probe = path.with_name(f".{socket.gethostname()}-{os.getpid()}.now")
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+    """Return the file server's time: what it gives a folder that is touched now."""
+    os.utime(path.parent)
+    return path.parent.stat().st_mtime
 
 
 def _machine() -> str:

@@ -30,7 +30,7 @@ import onnxruntime  # noqa: F401  (imported before the fork, so that each trial 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mtdp_runtime import cohort, store
+from mtdp_runtime import claims, cohort, store
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.extract import ExtractSettings
@@ -43,6 +43,7 @@ def run(folder: Path, out: Path, die_at: tuple[int, bool] | None = None) -> None
     if die_at is not None:
         armed(*die_at)
     store._SYNC_EVERY_S = -1
+    claims._WRITTEN_S = 0.2
     bundle = load_bundle(folder / "tiny")
     settings = ExtractSettings(mpp=0.5, stride_px=64, min_tissue=0)
     quiet = cohort.Listeners(lambda plan: None, lambda tiles: None)

@@ -20,7 +20,9 @@ ROWS, DIM = 500, 40
 
 def layout() -> Layout:
     coords = np.arange(2 * ROWS, dtype=np.int64).reshape(ROWS, 2)
-    return Layout(coords, np.ones(ROWS, np.float32), {"features": DIM}, {"name": "s"}, {"model": "m"}, {"slide": "s"}, "r")
+    return Layout(
+        coords, np.ones(ROWS, np.float32), {"features": DIM}, {"name": "s"}, {"model": "m"}, {"slide": "s"}, "r"
+    )
 
 
 def features() -> np.ndarray[Any, np.dtype[np.float32]]:
