@@ -36,7 +36,13 @@ def write_pt(h5: Path, target: Path) -> None:
 def _tensor_pickle(rows: int, columns: int) -> bytes:
     """Return the protocol-2 pickle of a contiguous float32 tensor on the CPU, with no gradient."""
     storage = (
-        b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + _integer(rows * columns) + b"t"
+        b"("
+        + _text("storage")
+        + b"ctorch\nFloatStorage\n"
+        + _text("0")
+        + _text("cpu")
+        + _integer(rows * columns)
+        + b"t"
     )
     shape = _integer(rows) + _integer(columns) + b"\x86"
     stride = _integer(columns) + _integer(1) + b"\x86"

@@ -1,8 +1,8 @@
 """WSInfer's tables, which QuPath reads: a line, or a GeoJSON feature, for each tile (WSInfer 0.6, write_geojson.py).
 
 Columns `minx,miny,width,height` are level-0 pixels, then `prob_<class>` for each class of each head. A model without
-heads gives `feature_<i>` columns in the CSV, and tiles with the fraction of tissue in the GeoJSON. A tile that could not
-be read has empty values in the CSV, and the name of its status in the GeoJSON.
+heads gives `feature_<i>` columns in the CSV, and tiles with the fraction of tissue in the GeoJSON. A tile that could
+not be read has empty values in the CSV, and the name of its status in the GeoJSON.
 """
 
 from __future__ import annotations
