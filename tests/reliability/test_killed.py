@@ -70,7 +70,7 @@ def test_whatever_hdf5_left_half_written_at_the_end_is_undone(
         partial.write_bytes(content.tobytes() + b"and a tail" * seed)
         raise Died
 
-    with pytest.raises(Died), FeatureStore(path, layout()) as second, monkeypatch.context() as patch:
+    with pytest.raises(Died), FeatureStore(path, layout()) as second, monkeypatch.context() as patch:  # noqa: PT012
         patch.setattr(h5py, "File", die_in_the_middle)
         second.finish({"timing": {}})
     with pytest.raises(OSError):  # the noise is real: without the undo nothing could open this
@@ -108,7 +108,7 @@ def test_a_run_killed_between_dropping_rows_and_its_end_loses_nothing(
             raise Died
         unlink(self, missing_ok)
 
-    with pytest.raises(Died), FeatureStore(path, layout()) as store, monkeypatch.context() as patch:
+    with pytest.raises(Died), FeatureStore(path, layout()) as store, monkeypatch.context() as patch:  # noqa: PT012
         patch.setattr(Path, "unlink", die)
         store.append({"features": features()}, status)
         store.finish({}, drop_bad=True)
