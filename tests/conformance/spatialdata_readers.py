@@ -1,6 +1,5 @@
 """Opens a `zarr` output with spatialdata, and with wsidata (LazySlide's reader) where a slide is named, too.
 
-
 Not part of the test suite: the two bring more than a hundred packages. In an environment of their own:
 
     pip install 'mtdp[spatial]' wsidata
