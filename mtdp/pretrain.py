@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from mtdp.backbones import build_backbone
+from mtdp.backbones import build_backbone, native_preprocessing
 from mtdp.batchnorm import adapt_batch_norm
 from mtdp.checkpoint import (
     CheckpointInfo,
@@ -121,10 +121,10 @@ def pretrain(
     keep_freed_memory()
 
     net, origin = _build_net(tasks, config, saved, out)
+    preprocessing = native_preprocessing(net.backbone, config.image_px)
     net.to(device).to(memory_format=torch.channels_last)
-    preprocessing = Preprocessing(image_px=config.image_px)
     normalise = Normalise(preprocessing).to(device)
-    cache = ImageCache(config.image_px, cache_bytes)
+    cache = ImageCache(config.image_px, cache_bytes, preprocessing.interpolation)
     start = 0 if saved is None else int(saved.data["iteration"])
 
     def save(iteration: int, optimizer: torch.optim.Optimizer) -> None:
