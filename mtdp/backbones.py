@@ -110,9 +110,10 @@ def native_preprocessing(backbone: Backbone, image_px: int | None = None) -> Pre
     """
     if not isinstance(backbone, _Timm):
         return Preprocessing() if image_px is None else Preprocessing(image_px)
-    from timm.data import resolve_data_config
+    import timm.data
 
-    stated: dict[str, Any] = resolve_data_config({}, model=backbone.trunk)
+    resolve: Any = timm.data.resolve_data_config  # type: ignore[attr-defined]  # re-exported without saying so
+    stated: dict[str, Any] = resolve({}, model=backbone.trunk)
     own_px = int(stated["input_size"][-1])
     preprocessing = Preprocessing(
         own_px if image_px is None else image_px, tuple(stated["mean"]), tuple(stated["std"]), stated["interpolation"]
@@ -145,6 +146,6 @@ def _timm_backbone(arch: str) -> Backbone:
         raise UsageError(f"{arch} needs timm, which is not installed", "pip install timm") from None
     if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
         raise UsageError(f"timm {timm.__version__} has no model {name!r}", "see timm.list_models()")
-    trunk = timm.create_model(name, pretrained=False, num_classes=0)
+    trunk: Any = timm.create_model(name, pretrained=False, num_classes=0)
     # Some networks (MobileNetV3, EfficientViT) widen their features between the pooling and the classifier.
     return _Timm(arch, trunk, int(getattr(trunk, "head_hidden_size", None) or trunk.num_features))

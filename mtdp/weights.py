@@ -190,8 +190,8 @@ def fill_backbone(backbone: Backbone, tensors: Mapping[str, torch.Tensor], origi
 
 def timm_classifiers(backbone: Backbone) -> tuple[str, ...]:
     """The names of a timm model's classifiers, which a file of its weights has and its trunk here has not."""
-    stated: Any = getattr(backbone.trunk, "pretrained_cfg", None) or {}
-    names = stated.get("classifier") or ()
+    trunk: Any = backbone.trunk
+    names = (getattr(trunk, "pretrained_cfg", None) or {}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -239,7 +239,7 @@ def _load_timm_pretrained(backbone: Backbone, arch: str) -> WeightsOrigin:
     import timm
 
     try:
-        trained = timm.create_model(arch.removeprefix("timm:"), pretrained=True, num_classes=0)
+        trained: Any = timm.create_model(arch.removeprefix("timm:"), pretrained=True, num_classes=0)
     except Exception as error:  # of three libraries for downloads, which share no class of errors
         reason = str(error).split("\n", 1)[0]
         raise WeightsError(

@@ -99,7 +99,7 @@ class Manifest:
     variants: tuple[Variant, ...]
     golden: FileRef
     reference: str = "torch"  # what gave the golden outputs; onnxruntime for a model that was brought as an ONNX file
-    interpolation: str = "bilinear"  # by which images of another size came to tile_px where it was trained
+    interpolation: str = "bilinear"  # by which images of another size come to tile_px in training and in a probe
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
