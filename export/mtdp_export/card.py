@@ -43,7 +43,7 @@ def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None) -> 
         "",
         (
             "Research and engineering only. It was not validated for any clinical purpose; no diagnosis may rest on "
-            f"it. At another scale than {manifest.mpp:g} µm a pixel, or another stain or scanner than it was trained on, "
+            f"it. At another scale than {manifest.mpp:g} µm a pixel, or another stain or scanner than in training, "
             "nothing is promised: judge it there first."
         ),
         "",
