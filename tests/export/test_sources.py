@@ -152,29 +152,31 @@ def test_the_card_tells_what_the_bundle_states(run: Run) -> None:
     assert (code, "not a model bundle" in err) == (1, True)
 
 
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blue against violet, hard enough that not everything scores 1."""
+    folder = tmp_path_factory.mktemp("task")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 24)):
+        for label, colour in (("blue", (110, 100, 170)), ("violet", (118, 100, 170))):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(rng.normal(np.array(colour) + rng.normal(0, 8, 3), 20, (70, 80, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / label / f"{split}{i}_{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(2)
+    net = MultiTaskNet(build_backbone("resnet18"), {})
+    preprocessing = Preprocessing(64, (0.6, 0.5, 0.7), (0.2, 0.3, 0.1), "bicubic")
+    path = tmp_path_factory.mktemp("run") / "checkpoint.safetensors"
+    save_checkpoint(path, net, CheckpointInfo("resnet18", {}, preprocessing, TRAINING, 1))
+    return path
+
+
 class TestProbeOfABundle:
-    @pytest.fixture(scope="class")
-    def task(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Blue against violet, hard enough that not everything scores 1."""
-        folder = tmp_path_factory.mktemp("task")
-        rng = np.random.default_rng(0)
-        for split, count in (("train", 12), ("val", 6), ("test", 24)):
-            for label, colour in (("blue", (110, 100, 170)), ("violet", (118, 100, 170))):
-                (folder / split / label).mkdir(parents=True)
-                for i in range(count):
-                    pixels = np.clip(rng.normal(np.array(colour) + rng.normal(0, 8, 3), 20, (70, 80, 3)), 0, 255)
-                    Image.fromarray(pixels.astype(np.uint8)).save(folder / split / label / f"{split}{i}_{i}.png")
-        return folder
-
-    @pytest.fixture(scope="class")
-    def checkpoint(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        torch.manual_seed(2)
-        net = MultiTaskNet(build_backbone("resnet18"), {})
-        preprocessing = Preprocessing(64, (0.6, 0.5, 0.7), (0.2, 0.3, 0.1), "bicubic")
-        path = tmp_path_factory.mktemp("run") / "checkpoint.safetensors"
-        save_checkpoint(path, net, CheckpointInfo("resnet18", {}, preprocessing, TRAINING, 1))
-        return path
-
     def test_it_scores_as_the_checkpoint_that_it_was_made_from(
         self, task: Path, checkpoint: Path, tmp_path: Path
     ) -> None:
