@@ -98,7 +98,7 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
     del model.graph.value_info[:]
     onnxscript.optimizer.remove_unused_nodes(model)
     digest = _digest(model)
-    producer = " ".join(part for part in (model.producer_name, model.producer_version) if part) or "a program that it does not name"
+    producer = f"{model.producer_name} {model.producer_version}".strip() or "a program that it does not name"
     source = OnnxSource(
         model=model,
         arch=f"onnx:{path.stem}",
