@@ -121,18 +121,22 @@ def test_a_file_cut_while_it_is_open_gives_errors_and_no_invented_pixels(tmp_pat
             read_square(slide, 700, 600, 64, 1.0)
 
 
+SHAPE = (8, 8, 3)
+
+
 class TestTileCache:
     def test_a_tile_is_decoded_once_however_many_ask(self) -> None:
         cache, decoded, barrier = TileCache(1 << 20), [], threading.Barrier(8)
 
-        def decode(key: Key) -> NDArray[np.uint8]:
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
             decoded.append(key)
-            return np.full((8, 8, 3), key[1], np.uint8)
+            out[...] = key[1]
 
         def ask() -> None:
             barrier.wait()
             for number in range(20):
-                assert (cache.get((0, number), decode) == number).all()
+                assert (cache.acquire((0, number), SHAPE, decode) == number).all()
+                cache.release((0, number))
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
@@ -144,23 +148,57 @@ class TestTileCache:
     def test_it_holds_no_more_than_it_may_and_drops_the_oldest(self) -> None:
         cache, decoded = TileCache(3 * 192), []
 
-        def decode(key: Key) -> NDArray[np.uint8]:
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
             decoded.append(key[1])
-            return np.zeros((8, 8, 3), np.uint8)
 
         for number in (0, 1, 2, 0, 3, 0, 1):
-            cache.get((0, number), decode)
+            cache.acquire((0, number), SHAPE, decode)
+            cache.release((0, number))
         assert decoded == [0, 1, 2, 3, 1]
+
+    def test_memory_that_somebody_looks_at_is_not_used_again(self) -> None:
+        cache = TileCache(2 * 192)
+
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
+            out[...] = key[1]
+
+        held = cache.acquire((0, 200), SHAPE, decode)
+        dropped = cache.acquire((0, 201), SHAPE, decode)
+        cache.release((0, 201))
+        for number in range(10):
+            latest = cache.acquire((0, number), SHAPE, decode)
+            cache.release((0, number))
+        assert (held == 200).all()
+        assert np.shares_memory(latest, dropped)
+
+    def test_readers_who_press_each_other_out_of_a_small_cache_see_their_own_tiles(self) -> None:
+        cache, wrong = TileCache(2 * 192), []
+
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
+            out[...] = key[1]
+
+        def ask(seed: int) -> None:
+            for number in np.random.default_rng(seed).integers(0, 12, 400).tolist():
+                tile = cache.acquire((0, number), SHAPE, decode)
+                if (tile != number).any():
+                    wrong.append(number)
+                cache.release((0, number))
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
 
     def test_an_error_is_not_remembered(self) -> None:
         cache, calls = TileCache(1 << 20), []
 
-        def decode(key: Key) -> NDArray[np.uint8]:
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
             calls.append(key)
             if len(calls) == 1:
                 raise ValueError("damaged")
-            return np.zeros((8, 8, 3), np.uint8)
 
         with pytest.raises(ValueError, match="damaged"):
-            cache.get((0, 0), decode)
-        assert cache.get((0, 0), decode).shape == (8, 8, 3)
+            cache.acquire((0, 0), SHAPE, decode)
+        assert cache.acquire((0, 0), SHAPE, decode).shape == SHAPE

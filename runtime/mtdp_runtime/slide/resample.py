@@ -43,7 +43,9 @@ def resample_into(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: floa
     # OpenCV keeps the factors exactly only when they, and not the size, are given; it then rounds the size, so where
     # that would be too small, the last row and column of the source are repeated.
     method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(source, None, fx=1 / scale, fy=1 / scale, interpolation=method)
+    resized = cv2.resize(source, None, dst=out, fx=1 / scale, fy=1 / scale, interpolation=method)
+    if resized is out:
+        return  # it had the size that OpenCV wanted, so it was written in place
     if resized.shape[0] < height or resized.shape[1] < width:
         pad = math.ceil(scale)
         padded = cv2.copyMakeBorder(source, 0, pad, 0, pad, cv2.BORDER_REPLICATE)

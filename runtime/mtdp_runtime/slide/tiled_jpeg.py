@@ -8,6 +8,7 @@ decoded once, by libjpeg-turbo, without a detour over ARGB and PIL.
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
@@ -62,6 +63,7 @@ class TiledJpegReader:
         self._reference = reference
         self._levels = _levels_of(reference.info)
         self._cache = TileCache(_CACHE_BYTES)
+        self._own = threading.local()
         self._file = os.open(reference.info.path, os.O_RDONLY)
         self.info = replace(
             reference.info,
@@ -75,8 +77,7 @@ class TiledJpegReader:
             if abs(window.scale - 1) < IDENTITY_TOLERANCE and not (window.repeat_x or window.repeat_y):
                 self._copy(out, window)
                 return
-            shape = (window.height + window.repeat_y, window.width + window.repeat_x, 3)
-            source = np.empty(shape, np.uint8)
+            source = self._scratch(window.height + window.repeat_y, window.width + window.repeat_x)
             self._copy(source[: window.height, : window.width], window)
         except _LeaveToOpenSlide:
             self._reference.read_into(out, x0, y0, scale)
@@ -99,39 +100,58 @@ class TiledJpegReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _scratch(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Return uint8[height, width, 3], this thread's own until its next call."""
+        memory: NDArray[np.uint8] | None = getattr(self._own, "memory", None)
+        if memory is None or memory.shape[:2] != (height, width):
+            memory = self._own.memory = np.empty((height, width, 3), np.uint8)
+        return memory
+
     def _copy(self, target: NDArray[np.uint8], window: Window) -> None:
         """Fill target, uint8[height, width, 3], with the window's pixels; beyond the level lies the background."""
         level = self._levels[window.level]
+        tile_width, tile_height = level.tile_width, level.tile_height
         left, top = max(window.lx, 0), max(window.ly, 0)
         right, bottom = min(window.lx + window.width, level.width), min(window.ly + window.height, level.height)
         if right - left < window.width or bottom - top < window.height:
             target[...] = self.info.background
-        for row in range(top // level.tile_height, -(-bottom // level.tile_height) if bottom > top else 0):
-            y, y_end = max(row * level.tile_height, top), min((row + 1) * level.tile_height, bottom)
-            for column in range(left // level.tile_width, -(-right // level.tile_width) if right > left else 0):
-                x, x_end = max(column * level.tile_width, left), min((column + 1) * level.tile_width, right)
-                tile = self._cache.get((window.level, row * level.across + column), self._decode)
+            if right <= left or bottom <= top:
+                return
+        rows = range(top // tile_height, -(-bottom // tile_height))
+        columns = range(left // tile_width, -(-right // tile_width))
+        shape = (tile_height, tile_width, 3)
+        if len(rows) == len(columns) == 1 and target.shape == shape and target.flags.c_contiguous:
+            key = (window.level, rows[0] * level.across + columns[0])
+            if bottom - top == tile_height and right - left == tile_width and not self._cache.holds(key):
+                self._decode(key, target)
+                return
+        # Tiles come row by row: what the next row of them needs, too, is kept, and little more.
+        self._cache.limit(min(_CACHE_BYTES, (len(rows) + 1) * level.across * tile_height * tile_width * 3))
+        for row in rows:
+            y, y_end = max(row * tile_height, top), min((row + 1) * tile_height, bottom)
+            for column in columns:
+                x, x_end = max(column * tile_width, left), min((column + 1) * tile_width, right)
+                key = (window.level, row * level.across + column)
+                tile = self._cache.acquire(key, shape, self._decode)
                 target[y - window.ly : y_end - window.ly, x - window.lx : x_end - window.lx] = tile[
-                    y - row * level.tile_height : y_end - row * level.tile_height,
-                    x - column * level.tile_width : x_end - column * level.tile_width,
+                    y - row * tile_height : y_end - row * tile_height,
+                    x - column * tile_width : x_end - column * tile_width,
                 ]
+                self._cache.release(key)
 
-    def _decode(self, key: Key) -> NDArray[np.uint8]:
-        """Return uint8[tile_height, tile_width, 3]."""
+    def _decode(self, key: Key, out: NDArray[np.uint8]) -> None:
+        """Fill out, uint8[tile_height, tile_width, 3]."""
         level = self._levels[key[0]]
         size_bytes = level.sizes_bytes[key[1]]
         data = os.pread(self._file, size_bytes, level.offsets[key[1]]) if size_bytes else b""
         if len(data) < size_bytes or not data:
             raise _LeaveToOpenSlide
         try:
-            tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
-                data, tables=level.tables, colorspace=level.colour_space, outcolorspace="RGB"
+            imagecodecs.jpeg8_decode(
+                data, tables=level.tables, colorspace=level.colour_space, outcolorspace="RGB", out=out
             )
         except (imagecodecs.Jpeg8Error, ValueError) as error:
             raise _LeaveToOpenSlide from error
-        if tile.shape != (level.tile_height, level.tile_width, 3):
-            raise _LeaveToOpenSlide
-        return tile
 
 
 def _levels_of(info: SlideInfo) -> tuple[_TiledLevel, ...]:
