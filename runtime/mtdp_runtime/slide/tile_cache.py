@@ -1,7 +1,7 @@
 """Decoded tiles of a file, each decoded once while it is needed, in bounded memory that is used again.
 
-A fresh array of the size of a tile costs nearly half as much as decoding into it: the kernel clears its pages, again
-and again. So the memory of a dropped tile becomes the next one's, and a tile that somebody still reads is never dropped.
+A fresh array of a tile's size costs a third of what decoding into it does: the kernel clears its pages, again and
+again. So the memory of a dropped tile becomes the next one's; a tile that somebody still reads is never dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-Key = tuple[int, int]  # level, number of the tile in it
+Key = tuple[int, int, int]  # level, reduction by the decoder, number of the tile in the level
 Decode = Callable[[Key, NDArray[np.uint8]], None]
 
 _SPARE: Final = 8  # dropped tiles whose memory is kept, beyond the limit
