@@ -32,12 +32,12 @@ def write_sparse_slide(path: Path, side: int, scanned: int = 4096) -> None:
     image = demo_image(scanned, scanned)
     across = -(-side // TILE)
 
-    def tiles() -> Iterator[bytes | None]:
+    def tiles() -> Iterator[bytes]:
         for row in range(across):
             for column in range(across):
                 y, x = row * TILE, column * TILE
                 inside = y < scanned and x < scanned
-                yield imagecodecs.jpeg8_encode(image[y : y + TILE, x : x + TILE], level=85) if inside else None
+                yield imagecodecs.jpeg8_encode(image[y : y + TILE, x : x + TILE], level=85) if inside else b""
 
     thumbnail = cv2.copyMakeBorder(
         cv2.resize(image, None, fx=1 / COARSE, fy=1 / COARSE, interpolation=cv2.INTER_AREA),
