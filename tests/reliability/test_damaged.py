@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from mtdp_runtime.slide.strict_jpeg import decode_strictly
+from mtdp_runtime.slide.tile_jpeg import decode_tile
 
 
 def test_a_thousand_damaged_slides(slides_dir: Path, tmp_path: Path) -> None:
@@ -45,14 +45,16 @@ def test_damage_that_libjpeg_only_warns_of_is_an_error(slides_dir: Path) -> None
         tables, start, size = page.jpegtables, page.dataoffsets[20], page.databytecounts[20]
     data = source.read_bytes()[start : start + size]
     lenient = imagecodecs.jpeg8_decode(data, tables=tables, colorspace="RGB", outcolorspace="RGB")
-    np.testing.assert_array_equal(decode_strictly(data, tables, "RGB"), lenient)
+    out = np.empty_like(lenient)
+    decode_tile(data, tables, "RGB", 1, out)
+    np.testing.assert_array_equal(out, lenient)
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(50):
         damaged = bytearray(data)
         damaged[int(rng.integers(size // 4, size - 2))] ^= 1 << int(rng.integers(8))
         try:
-            decode_strictly(bytes(damaged), tables, "RGB")
+            decode_tile(bytes(damaged), tables, "RGB", 1, out)
         except ValueError:
             refused += 1
     assert refused > 40
@@ -63,4 +65,4 @@ def test_damage_that_libjpeg_only_warns_of_is_an_error(slides_dir: Path) -> None
 )
 def test_what_is_no_jpeg_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError):
-        decode_strictly(bytes.fromhex(data), None, "RGB")
+        decode_tile(data, None, "RGB", 1, np.empty((8, 8, 3), np.uint8))
