@@ -37,6 +37,25 @@ def export(
             help="Slide, or folder of images, for the golden tiles; synthetic ones if left out.", metavar="SLIDE|DIR"
         ),
     ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Build an engine ahead of time: tensorrt-rtx (needs no GPU), tensorrt.")
+    ] = None,
+    batch: Annotated[tuple[int, int, int], typer.Option(help="Of the engines: smallest, best and largest batch.")] = (
+        1,
+        64,
+        256,
+    ),
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorrt-rtx: build for these alone, such as 8.9; 8.0 and later if left out."),
+    ] = None,
+    hardware_compatibility: Annotated[
+        str, typer.Option(help="tensorrt: other GPUs that it may run on: none, same-compute-capability, ampere-plus.")
+    ] = "none",
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="tensorrt: may run on later releases of the same major version."),
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the model; the folder's if left out.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, where the source does not say it.")] = "",
     no_heads: Annotated[bool, typer.Option("--no-heads", help="Leave the classification heads out.")] = False,
@@ -45,6 +64,9 @@ def export(
         Path | None, typer.Option(help="Replay the golden tiles of a bundle on this machine.", metavar="BUNDLE")
     ] = None,
     backend: Annotated[list[str] | None, typer.Option(help="With --verify: only this engine.")] = None,
+    trust_engines: Annotated[
+        bool, typer.Option("--trust-engines", help="With --verify: run the bundle's engines, too. They are code.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Export a network to a bundle, or verify one. Exit code 1: an engine does not compute what torch does."""
@@ -53,10 +75,10 @@ def export(
     if verify is not None:
         if source is not None or out is not None:
             raise ExportUsageError("--verify takes no SOURCE and no --out", "mtdp-export --verify BUNDLE")
-        unused = (weights, precision, tile_px, calibration, name, licence, no_heads, overwrite)
+        unused = (weights, precision, tile_px, calibration, name, licence, no_heads, overwrite, engine)
         if any(unused) or weights_storage != "fp32":
             raise ExportUsageError("--verify goes with --backend and --json only", "mtdp-export --verify BUNDLE")
-        _verify(verify, backend or [], as_json)
+        _verify(verify, backend or [], trust_engines, as_json)
         return
     if backend:
         raise ExportUsageError("--backend goes with --verify", "leave it out: ONNX Runtime proves what is exported")
@@ -68,6 +90,7 @@ def export(
     if weights_storage not in ("fp32", "fp16"):
         raise ExportUsageError(f"--weights-storage {weights_storage!r}: unknown", "fp32 or fp16")
 
+    from mtdp_export.engines import EngineSettings
     from mtdp_export.source import open_source
     from mtdp_export.write import ExportSettings, write_bundle
 
@@ -78,6 +101,13 @@ def export(
         calibration=calibration,
         licence=licence,
         overwrite=overwrite,
+        engines=EngineSettings(
+            tuple(dict.fromkeys(engine or [])),
+            batch,
+            tuple(compute_capability or []),
+            hardware_compatibility,
+            version_compatible,
+        ),
     )
     bundle, comparison = write_bundle(open_source(source, weights, tile_px, not no_heads), out, settings)
     file = bundle.manifest.variants[0].file
@@ -88,17 +118,23 @@ def export(
 
     print(f"{out}: {bundle.manifest.name}, {file.file} {file.size_bytes / 1e6:.1f} MB, digest {bundle.digest}")
     print(table([comparison]))
+    for built in bundle.manifest.engines:
+        print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
 
 
-def _verify(path: Path, backends: list[str], as_json: bool) -> None:
+def _verify(path: Path, backends: list[str], trust_engines: bool, as_json: bool) -> None:
     from mtdp_export.parity import table
-    from mtdp_export.verify import verify_bundle
+    from mtdp_export.verify import engines_not_run, verify_bundle
 
-    comparisons: list[Comparison] = verify_bundle(path, backends)
+    comparisons: list[Comparison] = verify_bundle(path, backends, trust_engines)
+    not_run = engines_not_run(path, trust_engines)
     if as_json:
-        print(json.dumps({"bundle": str(path), "parity": [asdict(c) | {"passed": c.passed} for c in comparisons]}))
+        parity = [asdict(c) | {"passed": c.passed} for c in comparisons]
+        print(json.dumps({"bundle": str(path), "parity": parity, "engines_not_run": not_run}))
     else:
         print(table(comparisons))
+        for file, why in not_run.items():
+            print(f"{file}: digest right, not run: {why}")
     if not all(comparison.passed for comparison in comparisons if comparison.required):
         raise typer.Exit(1)
 

@@ -4,6 +4,7 @@
            model.<precision>.onnx one file a variant; uint8[N, tile_px, tile_px, 3] in, float32 outputs
            golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that torch gave, by name
            card.md                the model card, for people
+           engines/               engines built ahead of time, each with its key (trt.key) and its build log
 
 bundle.json becomes frozen dataclasses here and nowhere else. Every digest is checked before a file is used.
 """
@@ -20,9 +21,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
+from mtdp_runtime.trt.key import EngineKey
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"
+ENGINES: Final = "engines"
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -78,6 +81,14 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine built ahead of time: code for some GPUs. It is loaded only where the user trusts the bundle's maker."""
+
+    file: FileRef  # engines/<stem>.engine; beside it <stem>.json, the key, and <stem>.log
+    key: EngineKey
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """bundle.json."""
 
@@ -93,6 +104,7 @@ class Manifest:
     weights: Weights
     variants: tuple[Variant, ...]
     golden: FileRef
+    engines: tuple[Engine, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
@@ -102,6 +114,9 @@ class Manifest:
         """
         classes = [f"{head.name}/{label}" for head in self.heads for label in head.class_names]
         classes = classes or [f"feature_{i}" for i in range(self.features_dim)]
+        own = asdict(self)
+        if not self.engines:
+            del own["engines"]
         return {
             "schema_version": SCHEMA_VERSION,
             "spec_version": "1.0",
@@ -115,7 +130,7 @@ class Manifest:
                 {"name": "ToTensor"},
                 {"name": "Normalize", "arguments": {"mean": list(self.mean), "std": list(self.std)}},
             ],
-            "mtdp": asdict(self),
+            "mtdp": own,
         }
 
     @classmethod
@@ -147,6 +162,7 @@ class Manifest:
             weights=Weights(weights.digest("sha256"), weights.text("origin"), weights.text("licence")),
             variants=tuple(_variant(v) for v in root.children("variants")),
             golden=_file_ref(root.child("golden")),
+            engines=tuple(_engine(e) for e in (root.children("engines") if "engines" in root.data else [])),
         )
         precisions = [v.precision for v in manifest.variants]
         if not precisions or len(set(precisions)) != len(precisions):
@@ -164,6 +180,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str  # sha256 of bundle.json, which names the digest of every other file
+    trust_engines: bool = False  # whether the engines that it brings, which are code, may be loaded
 
     def variant(self, precision: str) -> Variant:
         """Return the variant of that precision.
@@ -222,8 +239,12 @@ def default_bundle_path() -> Path:
     return Path(str(resources.files("mtdp_runtime"))) / "default_bundle"
 
 
-def load_bundle(path: Path | str) -> Bundle:
+def load_bundle(path: Path | str, trust_engines: bool = False) -> Bundle:
     """Read and validate bundle.json. The other files are checked when they are used (`Bundle.checked`).
+
+    Args:
+        path: the folder.
+        trust_engines: engines are code; load those of this bundle where they fit.
 
     Raises:
         BundleNotFound: no such folder, or no bundle.json in it.
@@ -245,7 +266,7 @@ def load_bundle(path: Path | str) -> Bundle:
         manifest = Manifest.from_json(document)
     except BundleInvalid as error:
         raise BundleInvalid(f"{folder}: {error}", hint=error.hint) from error
-    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
+    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest(), trust_engines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,12 +339,21 @@ class _Reader:
         return value
 
 
-def _file_ref(reader: _Reader) -> FileRef:
+def _file_ref(reader: _Reader, folder: str = "") -> FileRef:
     name = reader.text("file")
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or len(pure.parts) != 1 or name in {".", ".."} or "\\" in name:
-        raise reader.wrong("file", "a plain file name inside the bundle", name)
+    plain = name.removeprefix(f"{folder}/") if folder else name
+    inside = not folder or name == f"{folder}/{plain}"
+    if not inside or len(PurePosixPath(plain).parts) != 1 or plain in {".", "..", "/"} or "\\" in plain:
+        raise reader.wrong("file", f"a plain file name inside the bundle{f', in {folder}/' if folder else ''}", name)
     return FileRef(name, reader.digest("sha256"), reader.integer("size_bytes"))
+
+
+def _engine(reader: _Reader) -> Engine:
+    key = reader.value("key")
+    try:
+        return Engine(_file_ref(reader.child("file"), ENGINES), EngineKey.from_json(key))
+    except ValueError as error:
+        raise reader.wrong("key", str(error), key) from error
 
 
 def _variant(reader: _Reader) -> Variant:

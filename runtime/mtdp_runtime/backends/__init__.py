@@ -11,14 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import BackendUnavailable, UsageError
+from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
 
-# In the order in which `auto` prefers them.
+# The ladder: `auto` climbs down it.
 BACKENDS: Final = {
+    "tensorrt": "mtdp_runtime.backends.tensorrt:TensorRT",
+    "tensorrt-rtx": "mtdp_runtime.backends.tensorrt:TensorRTRTX",
+    "onnxruntime-tensorrt": "mtdp_runtime.backends.onnxruntime:OnnxRuntimeTensorRT",
+    "onnxruntime-cuda": "mtdp_runtime.backends.onnxruntime:OnnxRuntimeCuda",
     "openvino": "mtdp_runtime.backends.openvino:OpenVINO",
     "onnxruntime": "mtdp_runtime.backends.onnxruntime:OnnxRuntime",
 }
 AUTO: Final = "auto"
+# It builds an engine at each start, and what it can run the rungs above it run, too.
+_ONLY_BY_NAME: Final = ("onnxruntime-tensorrt",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,7 @@ class Probe:
     reason: str  # what makes it usable (version, device), or what is missing
     hint: str = ""  # the line that would make it usable
     precisions: tuple[str, ...] = ()  # what it can run, best first
+    from_variants: bool = False  # each precision needs the bundle's graph of that precision
 
 
 class Backend(Protocol):
@@ -106,17 +113,73 @@ def choose(name: str) -> tuple[type[Backend], str]:
         UsageError: no backend has this name.
         BackendUnavailable: it, or for `auto` every one of them, does not run here.
     """
+    chosen, reason = _rungs(name)[0]
+    return backend_class(chosen.name), reason
+
+
+def load(name: str, bundle: Bundle, precision: str, batch: int, threads: int) -> tuple[Backend, str]:
+    """Load the model on the backend of that name, or for `auto` on the first rung of the ladder that takes it.
+
+    Returns:
+        The engine, and why it is this one: every rung that could have run and failed is named with its reason.
+
+    Raises:
+        UsageError, BackendError: as `choose` and `Backend.load` raise them; for `auto`, that of the highest rung.
+    """
+    first: BackendError | UsageError | None = None
+    failed = ""
+    for probe, reason in _rungs(name):
+        try:
+            return backend_class(probe.name).load(bundle, precision, batch, threads), f"{reason}{failed}"
+        except (BackendError, UsageError) as error:
+            first = first or error
+            failed += f"; {probe.name} failed: {error}"
+    assert first is not None
+    raise first
+
+
+def _rungs(name: str) -> list[tuple[Probe, str]]:
+    """Return what to try, best first, each with the reason that is stated for it."""
     if name == AUTO:
-        probes = probe_all()
-        skipped = "".join(f"; {p.name} not usable: {p.reason}" for p in probes if not p.usable)
-        for probe in probes:
-            if probe.usable:
-                better = "".join(f"; not {p.name}: {p.reason}" for p in probes[: probes.index(probe)])
-                return backend_class(probe.name), f"the best here: {probe.reason}{better}"
-        raise BackendUnavailable(f"no inference engine is usable here{skipped}", hint=probes[0].hint)
+        probes = [probe for probe in probe_all() if probe.name not in _ONLY_BY_NAME]
+        if not any(probe.usable for probe in probes):
+            skipped = "".join(f"; {p.name} not usable: {p.reason}" for p in probes)
+            raise BackendUnavailable(f"no inference engine is usable here{skipped}", hint="pip install 'mtdp[cpu]'")
+        usable = [probe for probe in probes if probe.usable]
+        return [(probe, f"the best here: {probe.reason}{_skipped(probes, probe)}") for probe in usable]
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}", hint=f"One of {AUTO}, {', '.join(BACKENDS)}.")
     probe = backend_class(name).probe()
     if not probe.usable:
         raise BackendUnavailable(f"backend {name} is not usable here: {probe.reason}", hint=probe.hint)
-    return backend_class(name), f"asked for: {probe.reason}"
+    return [(probe, f"asked for: {probe.reason}")]
+
+
+def _skipped(probes: list[Probe], chosen: Probe) -> str:
+    above = [probe.name for probe in probes[: probes.index(chosen)] if not probe.usable]
+    return f"; not {', '.join(above)} (mtdp-doctor says why)" if above else ""
+
+
+def variant_precision(bundle: Bundle, precision: str, probe: Probe) -> str:
+    """Return the precision to load for a backend whose precisions are those of the bundle's graphs.
+
+    `auto` takes the best of those that the bundle holds, but int8 only where it was asked for by name.
+
+    Raises:
+        UsageError: the backend cannot run it, or the bundle does not hold it.
+    """
+    if precision != AUTO:
+        if precision not in probe.precisions:
+            raise UsageError(
+                f"--precision {precision}: {probe.name} on this machine runs {', '.join(probe.precisions)}",
+                hint=f"Use --precision {probe.precisions[0]}, or leave it out.",
+            )
+        return bundle.variant(precision).precision
+    held = [variant.precision for variant in bundle.manifest.variants]
+    usable = [one for one in probe.precisions if one in held and one != "int8"]
+    if not usable:
+        raise UsageError(
+            f"{bundle.path}: {probe.name} runs {', '.join(probe.precisions)}, this bundle has {', '.join(held)}",
+            hint="Export the bundle with --precision fp16, or name --precision int8.",
+        )
+    return usable[0]
