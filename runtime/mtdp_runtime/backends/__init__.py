@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
@@ -37,6 +37,11 @@ class Probe:
     hint: str = ""  # the line that would make it usable
     precisions: tuple[str, ...] = ()  # what it can run, best first
     from_variants: bool = False  # each precision needs the bundle's graph of that precision
+
+
+def lacking(name: str, missing: list[tuple[str, str]]) -> Probe:
+    """A backend that does not run here: all that is missing, each with the line that brings it."""
+    return Probe(name, False, "; ".join(what for what, _ in missing), "; then ".join(line for _, line in missing))
 
 
 class Backend(Protocol):
@@ -94,9 +99,9 @@ class Backend(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def backend_class(name: str) -> type[Backend]:
-    """Import the class behind a name of `BACKENDS`."""
-    module, _, attribute = BACKENDS[name].partition(":")
+def backend_class(name: str, ladder: Mapping[str, str] = BACKENDS) -> type[Backend]:
+    """Import the class behind a name."""
+    module, _, attribute = ladder[name].partition(":")
     found: Any = getattr(importlib.import_module(module), attribute)
     return found  # type: ignore[no-any-return]
 
@@ -113,11 +118,13 @@ def choose(name: str) -> tuple[type[Backend], str]:
         UsageError: no backend has this name.
         BackendUnavailable: it, or for `auto` every one of them, does not run here.
     """
-    chosen, reason = _rungs(name)[0]
+    chosen, reason = next(_rungs(name, BACKENDS))
     return backend_class(chosen.name), reason
 
 
-def load(name: str, bundle: Bundle, precision: str, batch: int, threads: int) -> tuple[Backend, str]:
+def load(
+    name: str, bundle: Bundle, precision: str, batch: int, threads: int, ladder: Mapping[str, str] = BACKENDS
+) -> tuple[Backend, str]:
     """Load the model on the backend of that name, or for `auto` on the first rung of the ladder that takes it.
 
     Returns:
@@ -128,9 +135,9 @@ def load(name: str, bundle: Bundle, precision: str, batch: int, threads: int) ->
     """
     first: BackendError | UsageError | None = None
     failed = ""
-    for probe, reason in _rungs(name):
+    for probe, reason in _rungs(name, ladder):
         try:
-            return backend_class(probe.name).load(bundle, precision, batch, threads), f"{reason}{failed}"
+            return backend_class(probe.name, ladder).load(bundle, precision, batch, threads), f"{reason}{failed}"
         except (BackendError, UsageError) as error:
             first = first or error
             failed += f"; {probe.name} failed: {error}"
@@ -138,26 +145,31 @@ def load(name: str, bundle: Bundle, precision: str, batch: int, threads: int) ->
     raise first
 
 
-def _rungs(name: str) -> list[tuple[Probe, str]]:
-    """Return what to try, best first, each with the reason that is stated for it."""
-    if name == AUTO:
-        probes = [probe for probe in probe_all() if probe.name not in _ONLY_BY_NAME]
-        if not any(probe.usable for probe in probes):
-            skipped = "".join(f"; {p.name} not usable: {p.reason}" for p in probes)
-            raise BackendUnavailable(f"no inference engine is usable here{skipped}", hint="pip install 'mtdp[cpu]'")
-        usable = [probe for probe in probes if probe.usable]
-        return [(probe, f"the best here: {probe.reason}{_skipped(probes, probe)}") for probe in usable]
-    if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}", hint=f"One of {AUTO}, {', '.join(BACKENDS)}.")
-    probe = backend_class(name).probe()
-    if not probe.usable:
-        raise BackendUnavailable(f"backend {name} is not usable here: {probe.reason}", hint=probe.hint)
-    return [(probe, f"asked for: {probe.reason}")]
-
-
-def _skipped(probes: list[Probe], chosen: Probe) -> str:
-    above = [probe.name for probe in probes[: probes.index(chosen)] if not probe.usable]
-    return f"; not {', '.join(above)} (mtdp-doctor says why)" if above else ""
+def _rungs(name: str, ladder: Mapping[str, str]) -> Iterator[tuple[Probe, str]]:
+    """Yield what to try, best first, each with the reason to state for it; a rung is probed when its turn comes."""
+    if name != AUTO:
+        if name not in ladder:
+            raise UsageError(f"unknown backend {name!r}", hint=f"One of {AUTO}, {', '.join(ladder)}.")
+        probe = backend_class(name, ladder).probe()
+        if not probe.usable:
+            raise BackendUnavailable(f"backend {name} is not usable here: {probe.reason}", hint=probe.hint)
+        yield probe, f"asked for: {probe.reason}"
+        return
+    skipped: list[Probe] = []
+    usable = 0
+    for rung in ladder:
+        if rung in _ONLY_BY_NAME:
+            continue
+        probe = backend_class(rung, ladder).probe()
+        if probe.usable:
+            usable += 1
+            names = ", ".join(p.name for p in skipped)
+            yield probe, f"the best here: {probe.reason}" + (f"; not {names} (mtdp-doctor says why)" if names else "")
+        else:
+            skipped.append(probe)
+    if not usable:
+        reasons = "".join(f"; {p.name} not usable: {p.reason}" for p in skipped)
+        raise BackendUnavailable(f"no inference engine is usable here{reasons}", hint="pip install 'mtdp[cpu]'")
 
 
 def variant_precision(bundle: Bundle, precision: str, probe: Probe) -> str:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe, variant_precision
+from mtdp_runtime.backends import Probe, lacking, variant_precision
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
-_GPU_HINT: Final = "pip uninstall onnxruntime; pip install 'mtdp[gpu]'"
+_GPU_HINT: Final = "pip uninstall onnxruntime onnxruntime-gpu, pip install 'mtdp[gpu]'"
 _INPUT: Final = "tiles"
 
 
@@ -97,20 +98,24 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     @classmethod
     def probe(cls) -> Probe:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            return Probe(cls.rung, False, f"not installed ({error})", "pip install 'mtdp[gpu]'")
         from mtdp_runtime.trt.cuda import gpus
+
+        missing = []
+        if not _installed("onnxruntime-gpu"):
+            replaced = "pip uninstall onnxruntime, " if _installed("onnxruntime") else ""
+            missing.append(("onnxruntime-gpu is not installed", f"{replaced}pip install 'mtdp[gpu]'"))
+        try:
+            gpu = gpus()[0]
+        except BackendUnavailable as error:
+            missing.append((str(error), error.hint))
+        if missing:
+            return lacking(cls.rung, missing)
+        import onnxruntime
 
         wanted = cls.providers[0][0]
         if wanted not in onnxruntime.get_available_providers():
             why = f"ONNX Runtime {onnxruntime.__version__} is installed without its {wanted}"
             return Probe(cls.rung, False, why, _GPU_HINT)
-        try:
-            gpu = gpus()[0]
-        except BackendUnavailable as error:
-            return Probe(cls.rung, False, str(error), error.hint)
         reason = f"ONNX Runtime {onnxruntime.__version__}, {wanted}, on {gpu.name}"
         return Probe(cls.rung, True, reason, precisions=("fp16", "fp32"), from_variants=True)
 
@@ -147,6 +152,13 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
         ("TensorrtExecutionProvider", {}),
         ("CUDAExecutionProvider", {"use_tf32": "0"}),
     )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def strict_session(file: Any, providers: tuple[tuple[str, dict[str, str]], ...]) -> Any:

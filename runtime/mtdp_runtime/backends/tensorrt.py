@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe, variant_precision
+from mtdp_runtime.backends import Probe, lacking, variant_precision
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, BackendUnavailable
 from mtdp_runtime.trt.build import BuildOptions, build_engine
@@ -43,13 +43,14 @@ class TensorRT:
     @classmethod
     def probe(cls) -> Probe:
         library = LIBRARY[cls.library]
-        if not library.installed:
-            return Probe(cls.library, False, f"{library.name} is not installed", library.install)
+        missing = [] if library.installed else [(f"{library.name} is not installed", library.install)]
+        found: list[Gpu] = []
         try:
             found = gpus()
-            version = library.version
         except BackendUnavailable as error:
-            return Probe(cls.library, False, str(error), error.hint)
+            missing.append((str(error), error.hint))
+        if missing:
+            return lacking(cls.library, missing)
         gpu = found[0]
         if number(gpu.capability) < _TURING:
             why = f"{gpu.name} has compute capability {gpu.capability}, 7.5 is needed"
@@ -59,7 +60,7 @@ class TensorRT:
         return Probe(
             cls.library,
             True,
-            f"{library.name} {version} on {count}{gpu.name}",
+            f"{library.name} {library.version} on {count}{gpu.name}",
             precisions=precisions,
             from_variants=True,
         )

@@ -25,8 +25,10 @@ from mtdp_runtime.trt.library import LIBRARY, Log
 from mtdp_runtime.trt.obtain import Plan
 
 _SLOTS: Final = 2
-_BINDINGS: Final = "pip install cuda-bindings"
-_DRIVER: Final = "Install NVIDIA's driver; without an NVIDIA GPU use --backend openvino."
+_BINDINGS: Final = "pip install 'mtdp[rtx]', or 'mtdp[gpu]' where TensorRT is wanted"
+_DRIVER: Final = (
+    "Install NVIDIA's driver (nvidia-smi shows whether it works); without such a GPU use --backend openvino."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def load_cudart() -> Any:
     try:
         from cuda.bindings import runtime as cudart
     except (ImportError, OSError, RuntimeError) as error:
-        raise BackendUnavailable(f"cuda-bindings cannot be loaded ({error})", _BINDINGS) from error
+        raise BackendUnavailable(f"cuda-bindings is not installed ({error})", _BINDINGS) from error
     return cudart
 
 
