@@ -16,7 +16,7 @@ from mtdp_runtime.backends import Probe, lacking, variant_precision
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, BackendUnavailable
 from mtdp_runtime.trt.build import BuildOptions, build_engine
-from mtdp_runtime.trt.cuda import CudaDevice, Gpu, gpus
+from mtdp_runtime.trt.cuda import CudaDevice, Gpu, gpus, load_cudart
 from mtdp_runtime.trt.files import cache_folder
 from mtdp_runtime.trt.key import TENSORRT, TENSORRT_RTX, Wanted, number
 from mtdp_runtime.trt.library import LIBRARY
@@ -113,12 +113,14 @@ class TensorRT:
             capabilities=("current",) if cls.library == TENSORRT_RTX else (),
             timing_cache=folder / f"{key.library}-{key.version}-{gpu.name.replace(' ', '-')}.timing",
         )
+        cudart, trt = load_cudart(), LIBRARY[cls.library].load()
+        kernels = folder / f"{key.stem}.jit"
         device, said = obtain(
             bundle,
             wanted,
             folder,
             lambda: build_engine(cls.library, bundle.checked(variant.file), tile_px, options, gpu.index),
-            lambda plan: CudaDevice(cls.library, gpu, plan, batch, tile_px, folder / f"{key.stem}.jit"),
+            lambda plan: CudaDevice(cls.library, gpu, plan, batch, tile_px, kernels, cudart, trt),
         )
         notes += [*said, *device.notes]
         return device

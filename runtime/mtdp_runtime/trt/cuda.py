@@ -21,7 +21,7 @@ from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMem
 from mtdp_runtime.trt.build import INPUT
 from mtdp_runtime.trt.files import read_with_digest, save_with_digest
 from mtdp_runtime.trt.key import TENSORRT_RTX
-from mtdp_runtime.trt.library import LIBRARY, Log
+from mtdp_runtime.trt.library import Log
 from mtdp_runtime.trt.obtain import Plan
 
 _SLOTS: Final = 2
@@ -110,7 +110,17 @@ class CudaDevice:
 
     slots = _SLOTS
 
-    def __init__(self, library: str, gpu: Gpu, plan: Plan, batch: int, tile_px: int, kernels: Path | None) -> None:
+    def __init__(
+        self,
+        library: str,
+        gpu: Gpu,
+        plan: Plan,
+        batch: int,
+        tile_px: int,
+        kernels: Path | None,
+        cudart: Any,
+        trt: Any,
+    ) -> None:
         """Take the engine.
 
         Args:
@@ -120,6 +130,8 @@ class CudaDevice:
             batch: tiles in each batch.
             tile_px: side of a tile.
             kernels: TensorRT-RTX compiles kernels when it first runs; the file that keeps them.
+            cudart: the CUDA runtime's bindings (`load_cudart`).
+            trt: the library's module.
 
         Raises:
             EngineRejected: the library does not take the engine, or it is not of this model.
@@ -129,9 +141,9 @@ class CudaDevice:
         self._library = library
         self._gpu = gpu
         self._kernels = kernels
-        self._cudart = load_cudart()
-        self._trt = LIBRARY[library].load()
-        self._log = Log(self._trt)
+        self._cudart = cudart
+        self._trt = trt
+        self._log = Log(trt)
         self._frees = ExitStack()
         self._runtime: Any = None
         self._engine: Any = None
