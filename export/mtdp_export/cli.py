@@ -39,6 +39,25 @@ def export(
             help="Slide, or folder of images, for the golden tiles; synthetic ones if left out.", metavar="SLIDE|DIR"
         ),
     ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Build an engine ahead of time: tensorrt-rtx (needs no GPU), tensorrt.")
+    ] = None,
+    batch: Annotated[tuple[int, int, int], typer.Option(help="Of the engines: smallest, best and largest batch.")] = (
+        1,
+        64,
+        256,
+    ),
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorrt-rtx: build for these alone, such as 8.9; 8.0 and later if left out."),
+    ] = None,
+    hardware_compatibility: Annotated[
+        str, typer.Option(help="tensorrt: other GPUs that it may run on: none, same-compute-capability, ampere-plus.")
+    ] = "none",
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="tensorrt: may run on later releases of the same major version."),
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the model; the folder's if left out.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, where the source does not say it.")] = "",
     no_heads: Annotated[bool, typer.Option("--no-heads", help="Leave the classification heads out.")] = False,
@@ -68,6 +87,9 @@ def export(
         str | None, typer.Option(help="With --onnx: the output that is the feature, where there are several.")
     ] = None,
     backend: Annotated[list[str] | None, typer.Option(help="With --verify: only this engine.")] = None,
+    trust_engines: Annotated[
+        bool, typer.Option("--trust-engines", help="With --verify: run the bundle's engines, too. They are code.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Export a network to a bundle, verify one, or print its card. Exit code 1: an engine fails its proof."""
@@ -87,10 +109,10 @@ def export(
     if verify is not None:
         if source is not None or out is not None:
             raise ExportUsageError("--verify takes no SOURCE and no --out", "mtdp-export --verify BUNDLE")
-        unused = (onnx, weights, precision, tile_px, calibration, name, licence, no_heads, overwrite)
+        unused = (onnx, weights, precision, tile_px, calibration, name, licence, no_heads, overwrite, engine)
         if any(unused) or weights_storage != "fp32":
             raise ExportUsageError("--verify goes with --backend and --json only", "mtdp-export --verify BUNDLE")
-        _verify(verify, backend or [], as_json)
+        _verify(verify, backend or [], trust_engines, as_json)
         return
     if backend:
         raise ExportUsageError("--backend goes with --verify", "leave it out: ONNX Runtime proves what is exported")
@@ -106,6 +128,7 @@ def export(
     if weights_storage not in ("fp32", "fp16"):
         raise ExportUsageError(f"--weights-storage {weights_storage!r}: unknown", "fp32 or fp16")
 
+    from mtdp_export.engines import EngineSettings
     from mtdp_export.source import open_source
     from mtdp_export.write import ExportSettings, write_bundle
 
@@ -116,6 +139,13 @@ def export(
         calibration=calibration,
         licence=licence,
         overwrite=overwrite,
+        engines=EngineSettings(
+            tuple(dict.fromkeys(engine or [])),
+            batch,
+            tuple(compute_capability or []),
+            hardware_compatibility,
+            version_compatible,
+        ),
     )
     if onnx is not None:
         model: Source | OnnxSource = _open_onnx(onnx, *own, tile_px, licence)
@@ -130,6 +160,8 @@ def export(
 
     print(f"{out}: {bundle.manifest.name}, {file.file} {file.size_bytes / 1e6:.1f} MB, digest {bundle.digest}")
     print(table([comparison]))
+    for built in bundle.manifest.engines:
+        print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
 
 
 def _open_onnx(
@@ -160,20 +192,24 @@ def _card(path: Path) -> None:
     print(model_card(load_bundle(path).manifest), end="")
 
 
-def _verify(path: Path, backends: list[str], as_json: bool) -> None:
+def _verify(path: Path, backends: list[str], trust_engines: bool, as_json: bool) -> None:
     from mtdp_export.parity import table
-    from mtdp_export.verify import verify_bundle
+    from mtdp_export.verify import engines_not_run, verify_bundle
     from mtdp_runtime.bundle import load_bundle
 
     bundle = load_bundle(path)
-    comparisons: list[Comparison] = verify_bundle(path, backends)
+    comparisons: list[Comparison] = verify_bundle(path, backends, trust_engines)
+    not_run = engines_not_run(path, trust_engines)
     if as_json:
-        print(json.dumps({"bundle": str(path), "parity": [asdict(c) | {"passed": c.passed} for c in comparisons]}))
+        parity = [asdict(c) | {"passed": c.passed} for c in comparisons]
+        print(json.dumps({"bundle": str(path), "parity": parity, "engines_not_run": not_run}))
     else:
         files = [*(variant.file for variant in bundle.manifest.variants), bundle.manifest.golden]
         print(f"{path}: {bundle.manifest.name}, digest {bundle.digest}")
         print(f"intact: {', '.join(file.file for file in files)}; reference: {bundle.manifest.reference} in fp32")
         print(table(comparisons))
+        for file, why in not_run.items():
+            print(f"{file}: digest right, not run: {why}")
     if not all(comparison.passed for comparison in comparisons if comparison.required):
         raise typer.Exit(1)
 

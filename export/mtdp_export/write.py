@@ -7,8 +7,9 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 import mtdp
 from mtdp_export.card import model_card
+from mtdp_export.engines import EngineSettings, build_engines
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, WeightsStorage, export_graph, reference_outputs, round_weights_to_fp16
@@ -57,6 +59,7 @@ class ExportSettings:
     calibration: Path | None = None  # a slide or a folder of images; synthetic tiles where None
     licence: str = ""  # overrides what the source says
     overwrite: bool = False
+    engines: EngineSettings = field(default_factory=EngineSettings)
 
 
 def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSettings) -> tuple[Bundle, Comparison]:
@@ -68,11 +71,13 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
         ExportUsageError: the target exists or cannot be written, or the options are wrong.
         BackendUnavailable: ONNX Runtime, which proves it, is not installed.
         ParityFailure: the graph computes something else; nothing was written.
+        BackendError: an engine cannot be built; nothing was written.
         ExportError: the disk is full, or torch cannot export this network.
     """
     out = out.absolute()
     _check_target(out, settings.overwrite)
     reference, _ = choose(_REFERENCE)
+    settings.engines.check()
     if not 0 < settings.mpp < math.inf:
         raise ExportUsageError(f"--mpp {settings.mpp}: not a scale", "micrometres per pixel, for example 0.5")
     writable_folder(out.parent)
@@ -86,6 +91,8 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
         manifest = _manifest(source, settings, digest, expected["features"].shape[1], scratch)
         comparison = require(_prove(reference, scratch, manifest, tiles, expected))
         proven = _manifest(source, settings, digest, manifest.features_dim, scratch, comparison.parity)
+        engines = build_engines(scratch, proven, settings.engines, lambda note: print(f"note: {note}", file=sys.stderr))
+        proven = replace(proven, engines=engines)
         write_manifest(scratch, proven)
         check_schema(scratch)
         (scratch / "card.md").write_text(model_card(proven, source.checkpoint), encoding="utf-8")

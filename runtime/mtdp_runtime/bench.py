@@ -43,7 +43,7 @@ def bench(
     model: Annotated[
         Path | None, typer.Option(help="Model bundle; the packaged one if left out.", metavar="BUNDLE")
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, or one of mtdp-doctor's list.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, or one that the backend runs.")] = "auto",
     batch: Annotated[int, typer.Option(help="Tiles in a batch.", min=1)] = 16,
     threads: Annotated[
@@ -93,7 +93,7 @@ def measure(
     cold: bool = False,
 ) -> dict[str, Any]:
     """Return the median tiles/s of each stage asked for, with what they were measured on."""
-    from mtdp_runtime.backends import choose
+    from mtdp_runtime.backends import load
     from mtdp_runtime.extract import make_plan
 
     plan = make_plan(slide, bundle.manifest.tile_px, settings)
@@ -114,7 +114,7 @@ def measure(
         stages["read"] = lambda: _read_rate(slide, plan, threads)
     if what is What.READ:
         return result | _medians(stages, repeats, prepare)
-    with choose(backend)[0].load(bundle, precision, batch, threads) as engine:
+    with load(backend, bundle, precision, batch, threads)[0] as engine:
         result |= {"engine": engine.name, "precision": engine.precision, "batch": batch}
         stages["infer"] = lambda: _infer_rate(engine, len(plan.kept), bundle.manifest.tile_px)
         last: dict[str, Any] = {}

@@ -4,6 +4,7 @@
            model.<precision>.onnx one file a variant; uint8[N, tile_px, tile_px, 3] in, float32 outputs
            golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that the reference gave, by name
            card.md                the model card, for people
+           engines/               engines built ahead of time, each with its key (trt.key) and its build log
 
 bundle.json becomes frozen dataclasses here and nowhere else. Every digest is checked before a file is used. The rules
 for it are published as a JSON schema, bundle.schema.json beside this module; keys that are not known here are ignored.
@@ -22,9 +23,11 @@ from typing import Any, Final
 
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
 from mtdp_runtime.model_file import check_model_file
+from mtdp_runtime.trt.key import EngineKey
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"
+ENGINES: Final = "engines"
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 # Far above what any model has; a number beyond them is a mistake or meant to exhaust the memory.
 _MOST_MANIFEST_BYTES: Final = 16 << 20
@@ -87,6 +90,14 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine built ahead of time: code for some GPUs. It is loaded only where the user trusts the bundle's maker."""
+
+    file: FileRef  # engines/<stem>.engine; beside it <stem>.json, the key, and <stem>.log
+    key: EngineKey
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """bundle.json."""
 
@@ -104,6 +115,7 @@ class Manifest:
     golden: FileRef
     reference: str = "torch"  # what gave the golden outputs; onnxruntime for a model that was brought as an ONNX file
     interpolation: str = "bilinear"  # by which images of another size come to tile_px in training and in a probe
+    engines: tuple[Engine, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
@@ -113,6 +125,9 @@ class Manifest:
         """
         classes = [f"{head.name}/{label}" for head in self.heads for label in head.class_names]
         classes = classes or [f"feature_{i}" for i in range(self.features_dim)]
+        own = asdict(self)
+        if not self.engines:
+            del own["engines"]
         return {
             "schema_version": SCHEMA_VERSION,
             "spec_version": "1.0",
@@ -126,7 +141,7 @@ class Manifest:
                 {"name": "ToTensor"},
                 {"name": "Normalize", "arguments": {"mean": list(self.mean), "std": list(self.std)}},
             ],
-            "mtdp": asdict(self),
+            "mtdp": own,
         }
 
     @classmethod
@@ -160,6 +175,7 @@ class Manifest:
             golden=_file_ref(root.child("golden"), ".npz"),
             reference=root.text("reference", "torch"),
             interpolation=root.text("interpolation", "bilinear"),
+            engines=tuple(_engine(e) for e in (root.children("engines") if "engines" in root.data else [])),
         )
         if manifest.reference not in REFERENCES:
             raise root.wrong("reference", f"one of {', '.join(REFERENCES)}", manifest.reference)
@@ -177,6 +193,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str  # sha256 of bundle.json, which names the digest of every other file
+    trust_engines: bool = False  # whether the engines that it brings, which are code, may be loaded
 
     def variant(self, precision: str) -> Variant:
         """Return the variant of that precision.
@@ -249,8 +266,12 @@ def default_bundle_path() -> Path:
     return Path(str(resources.files("mtdp_runtime"))) / "default_bundle"
 
 
-def load_bundle(path: Path | str) -> Bundle:
+def load_bundle(path: Path | str, trust_engines: bool = False) -> Bundle:
     """Read and validate bundle.json. The other files are checked when they are used (`Bundle.checked`).
+
+    Args:
+        path: the folder.
+        trust_engines: engines are code; load those of this bundle where they fit.
 
     Raises:
         BundleNotFound: no such folder, or no bundle.json in it.
@@ -274,7 +295,7 @@ def load_bundle(path: Path | str) -> Bundle:
         manifest = Manifest.from_json(document)
     except BundleInvalid as error:
         raise BundleInvalid(f"{folder}: {error}", hint=error.hint) from error
-    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest())
+    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest(), trust_engines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,11 +397,13 @@ def _check_wsinfer(top: _Reader, derived: Mapping[str, Any]) -> None:
         raise top.wrong("transform", "size, mean and std as in mtdp", numbers)
 
 
-def _file_ref(reader: _Reader, suffix: str) -> FileRef:
-    """Read a reference to a file right in the bundle. Its suffix decides what an engine takes it for."""
+def _file_ref(reader: _Reader, suffix: str, folder: str = "") -> FileRef:
+    """Read a reference to a file right in the bundle, or in a folder of it. Its suffix decides what it is taken for."""
     name = reader.text("file")
-    if name in {".", ".."} or not _FILE_NAME.fullmatch(name):
-        raise reader.wrong("file", "a plain file name inside the bundle", name)
+    plain = name.removeprefix(f"{folder}/") if folder else name
+    inside = not folder or name == f"{folder}/{plain}"
+    if not inside or plain in {".", ".."} or not _FILE_NAME.fullmatch(plain):
+        raise reader.wrong("file", f"a plain file name inside the bundle{f', in {folder}/' if folder else ''}", name)
     if not name.endswith(suffix):
         raise reader.wrong("file", f"a name that ends in {suffix}", name)
     return FileRef(name, reader.digest("sha256"), reader.integer("size_bytes"))
@@ -392,6 +415,14 @@ def _head_name(reader: _Reader) -> str:
     if "/" in name or "\0" in name:
         raise reader.wrong("name", "a name without / and NUL", name)
     return name
+
+
+def _engine(reader: _Reader) -> Engine:
+    key = reader.value("key")
+    try:
+        return Engine(_file_ref(reader.child("file"), ".engine", ENGINES), EngineKey.from_json(key))
+    except ValueError as error:
+        raise reader.wrong("key", str(error), key) from error
 
 
 def _variant(reader: _Reader) -> Variant:

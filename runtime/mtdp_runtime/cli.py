@@ -50,8 +50,19 @@ def extract(
     slide_mpp: Annotated[
         float | None, typer.Option(help="µm per level-0 pixel, for slides that do not say it or say it wrongly.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, or one that the backend runs: bf16, fp32.")] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-tensorrt, openvino or onnxruntime."
+        ),
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, or one that the backend runs: fp16, bf16, fp32.")] = "auto",
+    trust_engines: Annotated[
+        bool,
+        typer.Option(
+            "--trust-engines", help="Load TensorRT engines that the bundle brings. They are code: know who made them."
+        ),
+    ] = False,
     batch: Annotated[int, typer.Option(help="Tiles in a batch.", min=1)] = 16,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; the cores of this machine if left out.", min=1)
@@ -122,7 +133,7 @@ def extract(
     from mtdp_runtime.extract import writable_folder
     from mtdp_runtime.slides import list_slides, shard_of
 
-    bundle = load_bundle(model if model is not None else default_bundle_path())
+    bundle = load_bundle(model if model is not None else default_bundle_path(), trust_engines)
     requests = list_slides(named, slide_mpp)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
     settings = _settings(bundle, mpp, stride_px, min_tissue, on_bad_tile, heads)
@@ -195,16 +206,15 @@ def _settings(
 
 
 def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, quiet: bool) -> Backend:
-    from mtdp_runtime.backends import choose
+    from mtdp_runtime.backends import load
 
-    backend, reason = choose(name)
-    engine = backend.load(bundle, precision, batch, threads)
+    engine, reason = load(name, bundle, precision, batch, threads)
     if not quiet:
         manifest = bundle.manifest
         print(
             f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features), digest {bundle.digest[:16]}"
         )
-        print(f"engine: {engine.name}, {engine.precision}; {engine.note or reason}")
+        print(f"engine: {engine.name}, {engine.precision}; {'; '.join(filter(None, (engine.note, reason)))}")
     return engine
 
 

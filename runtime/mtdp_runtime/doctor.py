@@ -6,12 +6,22 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from mtdp_runtime.console import run_app
+
+_PACKAGES: Final = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "cuda-bindings",
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -28,6 +38,14 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
         raise typer.Exit(1)
 
 
+def conflicts(installed: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with the packages; `installed` has their versions, empty where one is missing."""
+    if installed.get("onnxruntime") and installed.get("onnxruntime-gpu"):
+        both = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files"
+        return [f"{both}: pip uninstall both, then install the one you want"]
+    return []
+
+
 def diagnose() -> dict[str, Any]:
     """Probe the machine and run the self-test."""
     from importlib import metadata
@@ -38,16 +56,11 @@ def diagnose() -> dict[str, Any]:
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.errors import RuntimeFailure
 
-    problems: list[str] = []
-    installed = {name: _version(metadata, name) for name in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")}
-    if installed["onnxruntime"] and installed["onnxruntime-gpu"]:
-        problems.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
-            "pip uninstall both, then install the one you want"
-        )
+    installed = {name: _version(metadata, name) for name in _PACKAGES}
+    problems = conflicts(installed)
     probes = probe_all()
     if not any(probe.usable for probe in probes):
-        problems.append(f"no inference engine is usable: {probes[0].hint}")
+        problems.append("no inference engine is usable: pip install 'mtdp[cpu]'")
     bundle = ""
     try:
         loaded = load_bundle(default_bundle_path())
@@ -57,7 +70,7 @@ def diagnose() -> dict[str, Any]:
     test: dict[str, Any] = {}
     if not problems:
         try:
-            test = _self_test()
+            test = _self_test(problems)
         except RuntimeFailure as error:
             problems.append(f"self-test: {error}")
     return {
@@ -71,14 +84,15 @@ def diagnose() -> dict[str, Any]:
     }
 
 
-def _self_test() -> dict[str, Any]:
-    """Extract a small synthetic slide on every usable backend, and replay the packaged golden tiles."""
+def _self_test(problems: list[str]) -> dict[str, Any]:
+    """Extract a small synthetic slide on every usable backend; one that fails is a problem, and the others go on."""
     import tempfile
     from pathlib import Path
 
     from mtdp_runtime.backends import backend_class, probe_all
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.demo import write_demo_slide
+    from mtdp_runtime.errors import BackendError
     from mtdp_runtime.extract import ExtractSettings, extract_slide
     from mtdp_runtime.slide.open import open_slide
 
@@ -89,20 +103,15 @@ def _self_test() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mtdp-doctor-") as folder:
         slide_path = Path(folder) / "demo.tiff"
         write_demo_slide(slide_path, 2048, 1536)
-        for probe in probe_all():
-            if probe.usable:
-                with (
-                    backend_class(probe.name).load(bundle, "auto", 8, cores) as engine,
-                    open_slide(slide_path) as slide,
-                ):
-                    path = Path(folder) / f"{probe.name}.h5"
-                    outcome, _ = extract_slide(slide, path, bundle, engine, settings, cores)
-                    rate = outcome.times.tiles_per_s if outcome.times else 0.0
-                    results[probe.name] = {
-                        "precision": engine.precision,
-                        "tiles": outcome.tiles,
-                        "tiles_per_s": round(rate, 1),
-                    }
+        for name in (probe.name for probe in probe_all() if probe.usable):
+            try:
+                with backend_class(name).load(bundle, "auto", 8, cores) as engine, open_slide(slide_path) as slide:
+                    outcome, _ = extract_slide(slide, Path(folder) / f"{name}.h5", bundle, engine, settings, cores)
+            except BackendError as error:
+                problems.append(f"self-test of {name}: {error}")
+                continue
+            rate = outcome.times.tiles_per_s if outcome.times else 0.0
+            results[name] = {"precision": engine.precision, "tiles": outcome.tiles, "tiles_per_s": round(rate, 1)}
     return results
 
 
@@ -117,11 +126,11 @@ def _print(findings: dict[str, Any]) -> None:
     print(f"machine         {findings['machine']}")
     print(f"openslide       {findings['openslide']}")
     print(f"packaged model  {findings['packaged_model'] or 'missing'}")
+    print("engines, best first; --backend auto takes the first that can run")
     for probe in findings["backends"]:
-        mark = "yes" if probe["usable"] else "no "
-        print(
-            f"{probe['name']:<15} {mark}  {probe['reason']}" + (f"  ({probe['hint']})" if not probe["usable"] else "")
-        )
+        print(f"  {probe['name']:<20} {'yes' if probe['usable'] else 'no '}  {probe['reason']}")
+        if not probe["usable"]:
+            print(f"  {'':<20}      -> {probe['hint']}")
     for name, result in findings["self_test"].items():
         print(f"self-test       {name} {result['precision']}: {result['tiles']} tiles, {result['tiles_per_s']} tiles/s")
     for problem in findings["problems"]:

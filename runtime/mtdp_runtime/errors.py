@@ -9,7 +9,9 @@
     │   ├── BundleInvalid
     │   └── BundleDigestMismatch
     ├── BackendError               no engine can run the model here
-    │   └── BackendUnavailable
+    │   ├── BackendUnavailable
+    │   ├── EngineRejected
+    │   └── DeviceOutOfMemory
     ├── StoreError                 an output file cannot be used
     │   ├── FingerprintMismatch
     │   └── ClaimLost
@@ -67,6 +69,14 @@ class BackendError(RuntimeFailure):
 
 class BackendUnavailable(BackendError):
     """The inference engine that was asked for does not run here."""
+
+
+class EngineRejected(BackendError):
+    """A serialized engine is damaged, or of another GPU or library; another one must be built."""
+
+
+class DeviceOutOfMemory(BackendError):
+    """The GPU has too little memory free for this batch."""
 
 
 class StoreError(RuntimeFailure):

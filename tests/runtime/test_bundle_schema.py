@@ -122,7 +122,7 @@ def test_what_is_written_is_valid_and_later_keys_are_let_be(document: Any, folde
         assert VALIDATOR.is_valid(later)
         assert load(later, folder)
     document = copy.deepcopy(document)
-    document["mtdp"]["engines"] = [{"anything": 1}]
+    document["mtdp"]["calibrations"] = [{"anything": 1}]
     assert load(document, folder)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
@@ -11,14 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import BackendUnavailable, UsageError
+from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
 
-# In the order in which `auto` prefers them.
+# The ladder: `auto` climbs down it.
 BACKENDS: Final = {
+    "tensorrt": "mtdp_runtime.backends.tensorrt:TensorRT",
+    "tensorrt-rtx": "mtdp_runtime.backends.tensorrt:TensorRTRTX",
+    "onnxruntime-tensorrt": "mtdp_runtime.backends.onnxruntime:OnnxRuntimeTensorRT",
+    "onnxruntime-cuda": "mtdp_runtime.backends.onnxruntime:OnnxRuntimeCuda",
     "openvino": "mtdp_runtime.backends.openvino:OpenVINO",
     "onnxruntime": "mtdp_runtime.backends.onnxruntime:OnnxRuntime",
 }
 AUTO: Final = "auto"
+# It builds an engine at each start, and what it can run the rungs above it run, too.
+_ONLY_BY_NAME: Final = ("onnxruntime-tensorrt",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,12 @@ class Probe:
     reason: str  # what makes it usable (version, device), or what is missing
     hint: str = ""  # the line that would make it usable
     precisions: tuple[str, ...] = ()  # what it can run, best first
+    from_variants: bool = False  # each precision needs the bundle's graph of that precision
+
+
+def lacking(name: str, missing: list[tuple[str, str]]) -> Probe:
+    """A backend that does not run here: all that is missing, each with the line that brings it."""
+    return Probe(name, False, "; ".join(what for what, _ in missing), "; then ".join(line for _, line in missing))
 
 
 class Backend(Protocol):
@@ -87,9 +99,9 @@ class Backend(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def backend_class(name: str) -> type[Backend]:
-    """Import the class behind a name of `BACKENDS`."""
-    module, _, attribute = BACKENDS[name].partition(":")
+def backend_class(name: str, ladder: Mapping[str, str] = BACKENDS) -> type[Backend]:
+    """Import the class behind a name."""
+    module, _, attribute = ladder[name].partition(":")
     found: Any = getattr(importlib.import_module(module), attribute)
     return found  # type: ignore[no-any-return]
 
@@ -106,17 +118,80 @@ def choose(name: str) -> tuple[type[Backend], str]:
         UsageError: no backend has this name.
         BackendUnavailable: it, or for `auto` every one of them, does not run here.
     """
-    if name == AUTO:
-        probes = probe_all()
-        skipped = "".join(f"; {p.name} not usable: {p.reason}" for p in probes if not p.usable)
-        for probe in probes:
-            if probe.usable:
-                better = "".join(f"; not {p.name}: {p.reason}" for p in probes[: probes.index(probe)])
-                return backend_class(probe.name), f"the best here: {probe.reason}{better}"
-        raise BackendUnavailable(f"no inference engine is usable here{skipped}", hint=probes[0].hint)
-    if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}", hint=f"One of {AUTO}, {', '.join(BACKENDS)}.")
-    probe = backend_class(name).probe()
-    if not probe.usable:
-        raise BackendUnavailable(f"backend {name} is not usable here: {probe.reason}", hint=probe.hint)
-    return backend_class(name), f"asked for: {probe.reason}"
+    chosen, reason = next(_rungs(name, BACKENDS))
+    return backend_class(chosen.name), reason
+
+
+def load(
+    name: str, bundle: Bundle, precision: str, batch: int, threads: int, ladder: Mapping[str, str] = BACKENDS
+) -> tuple[Backend, str]:
+    """Load the model on the backend of that name, or for `auto` on the first rung of the ladder that takes it.
+
+    Returns:
+        The engine, and why it is this one: every rung that could have run and failed is named with its reason.
+
+    Raises:
+        UsageError, BackendError: as `choose` and `Backend.load` raise them; for `auto`, that of the highest rung.
+    """
+    first: BackendError | UsageError | None = None
+    failed = ""
+    for probe, reason in _rungs(name, ladder):
+        try:
+            return backend_class(probe.name, ladder).load(bundle, precision, batch, threads), f"{reason}{failed}"
+        except (BackendError, UsageError) as error:
+            first = first or error
+            failed += f"; {probe.name} failed: {error}"
+    assert first is not None
+    raise first
+
+
+def _rungs(name: str, ladder: Mapping[str, str]) -> Iterator[tuple[Probe, str]]:
+    """Yield what to try, best first, each with the reason to state for it; a rung is probed when its turn comes."""
+    if name != AUTO:
+        if name not in ladder:
+            raise UsageError(f"unknown backend {name!r}", hint=f"One of {AUTO}, {', '.join(ladder)}.")
+        probe = backend_class(name, ladder).probe()
+        if not probe.usable:
+            raise BackendUnavailable(f"backend {name} is not usable here: {probe.reason}", hint=probe.hint)
+        yield probe, f"asked for: {probe.reason}"
+        return
+    skipped: list[Probe] = []
+    usable = 0
+    for rung in ladder:
+        if rung in _ONLY_BY_NAME:
+            continue
+        probe = backend_class(rung, ladder).probe()
+        if probe.usable:
+            usable += 1
+            names = ", ".join(p.name for p in skipped)
+            yield probe, f"the best here: {probe.reason}" + (f"; not {names} (mtdp-doctor says why)" if names else "")
+        else:
+            skipped.append(probe)
+    if not usable:
+        reasons = "".join(f"; {p.name} not usable: {p.reason}" for p in skipped)
+        raise BackendUnavailable(f"no inference engine is usable here{reasons}", hint="pip install 'mtdp[cpu]'")
+
+
+def variant_precision(bundle: Bundle, precision: str, probe: Probe) -> str:
+    """Return the precision to load for a backend whose precisions are those of the bundle's graphs.
+
+    `auto` takes the best of those that the bundle holds, but int8 only where it was asked for by name.
+
+    Raises:
+        UsageError: the backend cannot run it, or the bundle does not hold it.
+    """
+    if precision != AUTO:
+        if precision not in probe.precisions:
+            raise UsageError(
+                f"--precision {precision}: {probe.name} on this machine runs {', '.join(probe.precisions)}",
+                hint=f"Use --precision {probe.precisions[0]}, or leave it out.",
+            )
+        return bundle.variant(precision).precision
+    held = [variant.precision for variant in bundle.manifest.variants]
+    usable = [one for one in probe.precisions if one in held and one != "int8"]
+    if not usable:
+        raise UsageError(
+            f"{bundle.path}: {probe.name} runs {', '.join(probe.precisions)}, this bundle has {', '.join(held)}",
+            hint="Export the bundle with --precision fp16, or name --precision int8.",
+        )
+    return usable[0]

@@ -1,28 +1,36 @@
-"""ONNX Runtime on the CPU: the reference that every other engine is compared with."""
+"""ONNX Runtime: on the CPU the reference for every other engine; on NVIDIA GPUs through its CUDA or TensorRT provider.
+
+ONNX Runtime falls back to its CPU provider with no more than a warning. Here it may not: each session names its
+providers, forbids the CPU for any node, and is asked afterwards what it runs on.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Self
+from contextlib import redirect_stdout
+from importlib import metadata
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe
+from mtdp_runtime.backends import Probe, lacking, variant_precision
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import BackendError, UsageError
+from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
+_GPU_HINT: Final = "pip uninstall onnxruntime onnxruntime-gpu, pip install 'mtdp[gpu]'"
 _INPUT: Final = "tiles"
 
 
 class OnnxRuntime:
     """A session; a thread of its own runs the batches, since `run` blocks."""
 
-    def __init__(self, session: Any, name: str, batch: int) -> None:
+    def __init__(self, session: Any, name: str, batch: int, precision: str = "fp32") -> None:
         self.name = name
-        self.precision = "fp32"
+        self.precision = precision
         self.note = ""
         self.batch = batch
         self.depth = 2
@@ -73,9 +81,117 @@ class OnnxRuntime:
 
     def close(self) -> None:
         self._worker.shutdown(wait=True)
+        self._session = None  # gives its memory back
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class OnnxRuntimeCuda(OnnxRuntime):
+    """ONNX Runtime's CUDA provider on the first visible GPU."""
+
+    rung: ClassVar[str] = "onnxruntime-cuda"
+    providers: ClassVar[tuple[tuple[str, dict[str, str]], ...]] = (
+        ("CUDAExecutionProvider", {"use_tf32": "0"}),  # fp32 means fp32
+    )
+
+    @classmethod
+    def probe(cls) -> Probe:
+        from mtdp_runtime.trt.cuda import gpus
+
+        missing = []
+        if not _installed("onnxruntime-gpu"):
+            replaced = "pip uninstall onnxruntime, " if _installed("onnxruntime") else ""
+            missing.append(("onnxruntime-gpu is not installed", f"{replaced}pip install 'mtdp[gpu]'"))
+        try:
+            gpu = gpus()[0]
+        except BackendUnavailable as error:
+            missing.append((str(error), error.hint))
+        if missing:
+            return lacking(cls.rung, missing)
+        import onnxruntime
+
+        wanted = cls.providers[0][0]
+        if wanted not in onnxruntime.get_available_providers():
+            why = f"ONNX Runtime {onnxruntime.__version__} is installed without its {wanted}"
+            return Probe(cls.rung, False, why, _GPU_HINT)
+        reason = f"ONNX Runtime {onnxruntime.__version__}, {wanted}, on {gpu.name}"
+        return Probe(cls.rung, True, reason, precisions=("fp16", "fp32"), from_variants=True)
+
+    @classmethod
+    def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
+        probe = cls.probe()
+        if not probe.usable:
+            raise BackendUnavailable(f"backend {cls.rung} is not usable here: {probe.reason}", probe.hint)
+        import onnxruntime
+
+        from mtdp_runtime.proof import MIN_COSINE, smallest_cosine
+
+        chosen = variant_precision(bundle, precision, probe)
+        file = bundle.checked(bundle.variant(chosen).file)
+        with redirect_stdout(sys.stderr):  # it prints what it does not find, and stdout may be JSON
+            onnxruntime.preload_dlls()  # CUDA and cuDNN of the Python packages
+        session = strict_session(file, cls.providers)
+        engine = cls(session, f"{cls.rung} {onnxruntime.__version__}", batch, chosen)
+        cosine = smallest_cosine(engine, bundle)
+        if not cosine >= MIN_COSINE[chosen]:
+            engine.close()
+            raise BackendError(
+                f"{engine.name} in {chosen} does not compute this model: its golden features have a cosine of "
+                f"{cosine:.6f}, {MIN_COSINE[chosen]} is required",
+                "Use another --precision or --backend.",
+            )
+        return engine
+
+
+class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
+    """ONNX Runtime's TensorRT provider; what TensorRT does not take runs on CUDA. It builds at each start."""
+
+    rung: ClassVar[str] = "onnxruntime-tensorrt"
+    providers: ClassVar[tuple[tuple[str, dict[str, str]], ...]] = (
+        ("TensorrtExecutionProvider", {}),
+        ("CUDAExecutionProvider", {"use_tf32": "0"}),
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def strict_session(file: Any, providers: tuple[tuple[str, dict[str, str]], ...]) -> Any:
+    """Open a session that runs on these providers alone, or not at all.
+
+    Raises:
+        BackendError: it would run on others, or refuses the model.
+    """
+    import onnxruntime
+
+    names = [name for name, _ in providers]
+    missing = [name for name in names if name not in onnxruntime.get_available_providers()]
+    if missing:
+        raise BackendUnavailable(f"ONNX Runtime is installed without its {', '.join(missing)}", _GPU_HINT)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if "CPUExecutionProvider" not in names:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=list(providers))
+        session.disable_fallback()
+    except Exception as error:  # its errors share no base class of their own
+        raise BackendError(
+            f"ONNX Runtime cannot run {file} on {', '.join(names)}: {' '.join(str(error).split())}",
+            "mtdp-doctor says what is missing; CUDA and cuDNN must be those that this onnxruntime-gpu was built for.",
+        ) from error
+    got = session.get_providers()
+    if got[: len(names)] != names:
+        raise BackendError(
+            f"ONNX Runtime chose {', '.join(got)} for {file}, not {', '.join(names)}",
+            "CUDA and cuDNN must be those that this onnxruntime-gpu was built for.",
+        )
+    return session

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: building engines, keeping them, and running them. One code for both libraries."""

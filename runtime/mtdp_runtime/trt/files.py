@@ -1,0 +1,62 @@
+"""Files that are code or steer code: kept in a folder that nobody else can write, each with its digest inside."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from mtdp_runtime.errors import BackendError
+
+_DIGEST_BYTES = 65  # 64 hex digits and a line end
+
+
+def cache_folder() -> Path:
+    """Return the folder of what this machine built: MTDP_CACHE, or `mtdp` in XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("MTDP_CACHE")
+    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtdp"
+    return base / "engines"
+
+
+def private_folder(folder: Path) -> Path:
+    """Make the folder; refuse one that another user could have put an engine into.
+
+    Raises:
+        BackendError: it belongs to somebody else, others may write into it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+    except OSError as error:
+        raise BackendError(
+            f"{folder}: the engine cache cannot be made: {error.strerror}", "Set MTDP_CACHE to a folder of your own."
+        ) from error
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise BackendError(
+            f"{folder}: the engine cache is not yours alone, and engines are code",
+            f"chmod 700 {folder}, or set MTDP_CACHE to a folder of your own.",
+        )
+    return folder
+
+
+def save_with_digest(path: Path, content: bytes) -> None:
+    """Write the content with its SHA-256 before it, at once: a reader sees the old file, the new one, or none."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with scratch.open("wb") as stream:
+        stream.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
+        stream.write(content)
+    scratch.replace(path)
+
+
+def read_with_digest(path: Path) -> tuple[bytes, str]:
+    """Return the content and "", or b"" and what is wrong; b"" and "" where there is no file yet."""
+    try:
+        whole = path.read_bytes()
+    except FileNotFoundError:
+        return b"", ""
+    except OSError as error:
+        return b"", f"it cannot be read ({error.strerror})"
+    content = whole[_DIGEST_BYTES:]
+    if whole[:_DIGEST_BYTES] != hashlib.sha256(content).hexdigest().encode() + b"\n":
+        return b"", "it is damaged"
+    return content, ""
