@@ -79,7 +79,7 @@ def _self_test() -> dict[str, Any]:
     from mtdp_runtime.backends import backend_class, probe_all
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.demo import write_demo_slide
-    from mtdp_runtime.extract import ExtractSettings, extract_slide
+    from mtdp_runtime.extraction import ExtractSettings, extract_slide
     from mtdp_runtime.slide.open import open_slide
 
     bundle = load_bundle(default_bundle_path())
