@@ -42,7 +42,7 @@ def test_every_kind_of_example_is_there() -> None:
 def test_an_example_runs_as_printed(folder: Path, number: int) -> None:
     needs, code = EXAMPLES[number]
     if needs == "spatialdata" and importlib.util.find_spec("spatialdata") is None:
-        pytest.skip("needs spatialdata (the extra `spatial`); tests/conformance runs it with the real readers")
+        pytest.skip("needs spatialdata (the extra `spatial`)")
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code] if not needs else [sys.executable, "-c", code],
         cwd=folder,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -124,3 +126,19 @@ def test_files_that_were_left_at_different_rows_end_equal(
         expected[:count] = values[:count]
         with h5py.File(folder / f"{number}.h5") as file:
             np.testing.assert_array_equal(file["features"][:], expected)
+
+
+def test_the_command_takes_several_models(
+    named: Callable[..., Path], make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    code = "from mtdp_runtime.cli import main; main()"
+    options = ["--model", named("a"), "--model", named("b"), "--format", "pt", "--out", tmp_path / "o"]
+    command = [sys.executable, "-c", code, *map(str, [make_slide(), *options])]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for name in "ab":
+        assert f"model: {name} (" in result.stdout
+        assert (tmp_path / "o" / name / "slide.h5").is_file()
+        assert (tmp_path / "o" / name / "pt_files/slide.pt").is_file()
+        assert (tmp_path / "o" / name / "report/slide.html").is_file()
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a", "b", "run.jsonl"]
