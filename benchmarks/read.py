@@ -1,6 +1,6 @@
 """Reading tiles: ours against OpenSlide + PIL, and against the bare JPEG decoder, on one slide, in one run.
 
-    python benchmarks/read.py [--side 20480] [--tiles 2000] [--repeats 3] [--json]
+    python benchmarks/read.py [--side 20480] [--tiles 2000] [--repeats 3] [--peers] [--cpu-time] [--json]
 
 Each figure is the median of the repeats, tiles/s; the ways take turns, so that drift of the machine hits all alike.
 Every repeat opens the slide anew; the file cache is warm. "plain" is what tutorials do: OpenSlide.read_region, PIL to
@@ -10,6 +10,7 @@ RGB, PIL's box filter where the scale asks for it, and a NumPy array.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -86,14 +87,64 @@ def bare_decoder(path: Path, coords: list[tuple[int, int]], tile_px: int, scale:
         places = [(page.dataoffsets[i], page.databytecounts[i]) for i in needed]
     file = os.open(path, os.O_RDONLY)
 
+    shape = (page.tilelength, page.tilewidth, 3)
+
     def work(part: list[tuple[int, int]]) -> None:
+        out = np.empty(shape, np.uint8)  # used again: a new array a tile would cost the decoder a third of its rate
         for offset, size in part:
-            imagecodecs.jpeg8_decode(os.pread(file, size, offset), colorspace="YCBCR", outcolorspace="RGB")
+            imagecodecs.jpeg8_decode(os.pread(file, size, offset), colorspace="YCBCR", outcolorspace="RGB", out=out)
 
     in_threads(threads, places, work)
     os.close(file)
 
 
+def dataloader(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
+    """OpenSlide + PIL + torchvision's transforms in a DataLoader, a worker process a core: the common recipe."""
+    import torch
+    from torchvision import transforms
+
+    side = round(tile_px * scale)
+    steps = [transforms.Resize((tile_px, tile_px))] if side != tile_px else []
+    transform = transforms.Compose(
+        [*steps, transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    )
+
+    class Tiles(torch.utils.data.Dataset[torch.Tensor]):
+        slide: openslide.OpenSlide | None = None
+
+        def __len__(self) -> int:
+            return len(coords)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            if self.slide is None:
+                self.slide = openslide.OpenSlide(path)
+            found: torch.Tensor = transform(self.slide.read_region(coords[index], 0, (side, side)).convert("RGB"))
+            return found
+
+    for _ in torch.utils.data.DataLoader(Tiles(), batch_size=32, num_workers=threads):
+        pass
+
+
+def vips(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
+    import pyvips
+
+    side = round(tile_px * scale)
+
+    def work(part: list[tuple[int, int]]) -> None:
+        region = pyvips.Region.new(pyvips.Image.new_from_file(str(path), access="random"))
+        for x0, y0 in part:
+            tile = np.frombuffer(region.fetch(x0, y0, side, side), np.uint8).reshape(side, side, -1)
+            if side != tile_px:
+                np.asarray(Image.fromarray(tile).resize((tile_px, tile_px), Image.Resampling.BOX))
+
+    in_threads(threads, coords, work)
+
+
+# Each is measured where its packages are installed: --ways plain dataloader vips ...
+OPTIONAL: dict[str, tuple[str, Reader]] = {
+    "dataloader": ("torchvision", dataloader),
+    "vips": ("pyvips", vips),
+}
 WAYS: dict[str, Reader] = {
     "plain": plain,
     "ours, openslide": through(lambda path: OpenSlideReader(path, MPP, "benchmark")),
@@ -125,7 +176,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--peers", action="store_true", help="the DataLoader and pyvips, too, where they are installed")
+    parser.add_argument("--cpu-time", action="store_true", help="tiles a second of CPU time: for a busy machine")
     options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    ways = dict(WAYS)
+    if options.peers:
+        ways |= {name: way for name, (module, way) in OPTIONAL.items() if importlib.util.find_spec(module)}
     results = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slide.tiff"
@@ -134,12 +191,12 @@ def main() -> None:
         for threads in options.threads:
             for case, (tile_px, scale, stride, first) in CASES.items():
                 coords = tiles_of(options.side, tile_px, scale, stride, first, options.tiles)
-                rates: dict[str, list[float]] = {way: [] for way in WAYS}
+                rates: dict[str, list[float]] = {way: [] for way in ways}
                 for _ in range(options.repeats):
-                    for way, read in WAYS.items():
-                        start = time.perf_counter()
+                    for way, read in ways.items():
+                        start = clock()
                         read(path, coords, tile_px, scale, threads)
-                        rates[way].append(len(coords) / (time.perf_counter() - start))
+                        rates[way].append(len(coords) / (clock() - start))
                 medians = {way: statistics.median(values) for way, values in rates.items()}
                 results.append(
                     {"case": case, "threads": threads, "tiles": len(coords), "tiles_per_s": medians, "runs": rates}

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision import models
 
 from mtdp.errors import UsageError
+from mtdp.preprocess import Preprocessing
 
 FEATURES_DIM: Final = {
     "densenet121": 1024,
@@ -95,6 +96,48 @@ def build_backbone(arch: str) -> Backbone:
     return _DenseNet(arch, trunk, FEATURES_DIM[arch])
 
 
+def native_preprocessing(backbone: Backbone, image_px: int | None = None) -> Preprocessing:
+    """The input that an architecture's published weights were trained for.
+
+    For torchvision's it is ImageNet's; timm's models state theirs (timm.data.resolve_data_config).
+
+    Args:
+        backbone: what `build_backbone` gave.
+        image_px: side of the input; the architecture's own, or 224, where None.
+
+    Raises:
+        UsageError: the architecture takes no input of this side, as a vision transformer with a table of positions.
+    """
+    if not isinstance(backbone, _Timm):
+        return Preprocessing() if image_px is None else Preprocessing(image_px)
+    import timm.data
+
+    resolve: Any = timm.data.resolve_data_config  # type: ignore[attr-defined]  # re-exported without saying so
+    stated: dict[str, Any] = resolve({}, model=backbone.trunk)
+    own_px = int(stated["input_size"][-1])
+    preprocessing = Preprocessing(
+        own_px if image_px is None else image_px, tuple(stated["mean"]), tuple(stated["std"]), stated["interpolation"]
+    )
+    if preprocessing.image_px != own_px:
+        _check_side(backbone, preprocessing.image_px, own_px)
+    return preprocessing
+
+
+def _check_side(backbone: Backbone, image_px: int, own_px: int) -> None:
+    """Run one black image: every network says by itself what it cannot take, and each in its own way."""
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, image_px, image_px))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise UsageError(
+            f"{backbone.arch} takes no images of {image_px} px: {reason}", f"use its own side, {own_px} px"
+        ) from error
+    finally:
+        backbone.train(training)
+
+
 def _timm_backbone(arch: str) -> Backbone:
     name = arch.removeprefix("timm:")
     try:
@@ -104,4 +147,5 @@ def _timm_backbone(arch: str) -> Backbone:
     if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
         raise UsageError(f"timm {timm.__version__} has no model {name!r}", "see timm.list_models()")
     trunk: Any = timm.create_model(name, pretrained=False, num_classes=0)
-    return _Timm(arch, trunk, int(trunk.num_features))
+    # Some networks (MobileNetV3, EfficientViT) widen their features between the pooling and the classifier.
+    return _Timm(arch, trunk, int(getattr(trunk, "head_hidden_size", None) or trunk.num_features))

@@ -218,7 +218,8 @@ def loto(
 def probe(
     task: Annotated[Path, typer.Option(help="Task folder, or its manifest.")],
     init: Annotated[
-        str, typer.Option(help="Features of: a run or checkpoint, or imagenet, random, mtdp, or a weights file.")
+        str,
+        typer.Option(help="Features of: a run, a checkpoint or a bundle; or imagenet, random, mtdp, a weights file."),
     ],
     arch: Annotated[str | None, typer.Option(help="Architecture, where --init does not name it itself.")] = None,
     metric: Annotated[

@@ -10,6 +10,11 @@ from PIL import Image
 from mtdp.errors import ImageUnreadable
 
 _HINT = "replace the file, or remove it from the task"
+_RESAMPLING = {  # of Pillow: area-weighted where they shrink
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 def check_image(path: Path) -> None:
@@ -41,7 +46,7 @@ def _check_depth(path: Path, mode: str) -> None:
         raise ImageUnreadable(f"{path} has more than 8 bits a channel ({mode})", "convert it to 8 bits first")
 
 
-def load_image(path: Path, image_px: int) -> NDArray[np.uint8]:
+def load_image(path: Path, image_px: int, interpolation: str = "bilinear") -> NDArray[np.uint8]:
     """Decodes to RGB and resizes the shorter side to image_px: uint8[H, W, 3], min(H, W) == image_px.
 
     A square crop of the result, anywhere along its longer side, is the largest square crop of the original, resized
@@ -59,7 +64,7 @@ def load_image(path: Path, image_px: int) -> NDArray[np.uint8]:
     factor = image_px / min(rgb.size)
     size = (max(image_px, round(rgb.width * factor)), max(image_px, round(rgb.height * factor)))
     if rgb.size != size:
-        rgb = rgb.resize(size, Image.Resampling.BILINEAR)  # area-weighted when it shrinks
+        rgb = rgb.resize(size, _RESAMPLING[interpolation])
     return np.asarray(rgb)
 
 
@@ -69,8 +74,9 @@ class ImageCache:
     Nothing is ever dropped: images are drawn uniformly, so no rule of eviction would be better than none.
     """
 
-    def __init__(self, image_px: int, budget_bytes: int) -> None:
+    def __init__(self, image_px: int, budget_bytes: int, interpolation: str = "bilinear") -> None:
         self.image_px = image_px
+        self._interpolation = interpolation
         self._room_bytes = budget_bytes
         self._images: dict[Path, NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
@@ -80,7 +86,7 @@ class ImageCache:
         known = self._images.get(path)
         if known is not None:
             return known
-        image = load_image(path, self.image_px)
+        image = load_image(path, self.image_px, self._interpolation)
         image.flags.writeable = False
         with self._lock:
             if path not in self._images and image.nbytes <= self._room_bytes:

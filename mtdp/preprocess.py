@@ -16,21 +16,26 @@ from mtdp.errors import UsageError
 # The statistics of ImageNet, which every published weight of this family expects (paper, training details).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """The input contract of a network: side of the square input, and per-channel RGB statistics on the scale 0..1."""
+    """The input contract of a network: side of the square input, per-channel RGB statistics on the scale 0..1, and the
+    interpolation by which images of another size come to that side."""
 
     image_px: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if self.image_px < 32:  # five halvings: below this the last feature map is empty
             raise UsageError(f"image_px {self.image_px} is too small", "use at least 32; the paper's networks use 224")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UsageError(f"mean {self.mean} and std {self.std} must have 3 values, std above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(f"interpolation {self.interpolation!r} is unknown", f"one of {', '.join(INTERPOLATIONS)}")
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
@@ -39,7 +44,8 @@ class Preprocessing:
     def from_json(data: Mapping[str, Any]) -> "Preprocessing":
         r, g, b = (float(v) for v in data["mean"])
         sr, sg, sb = (float(v) for v in data["std"])
-        return Preprocessing(image_px=int(data["image_px"]), mean=(r, g, b), std=(sr, sg, sb))
+        # Files from before other interpolations do not state theirs.
+        return Preprocessing(int(data["image_px"]), (r, g, b), (sr, sg, sb), str(data.get("interpolation", "bilinear")))
 
 
 class Normalise(nn.Module):

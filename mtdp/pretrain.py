@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mtdp.backbones import build_backbone
+from mtdp.backbones import build_backbone, native_preprocessing
 from mtdp.batchnorm import adapt_batch_norm
 from mtdp.checkpoint import CheckpointInfo, current_versions, save_checkpoint
 from mtdp.devices import autocast, best_device, keep_freed_memory
@@ -23,7 +23,7 @@ from mtdp.errors import Interrupted, TrainingDiverged
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet, rescale_head_gradients, routed_loss
 from mtdp.parallel import Ranks, average_head_gradients, check_batch, joined_ranks, shared_backbone, whole_shares
-from mtdp.preprocess import Normalise, Preprocessing
+from mtdp.preprocess import Normalise
 from mtdp.pretrain_config import PretrainConfig, check_data, resolve
 from mtdp.progress import TrainingLog
 from mtdp.run_state import (
@@ -97,10 +97,10 @@ def _run(
     keep_freed_memory()
 
     net, origin = _build_net(tasks, config, saved, out)
+    preprocessing = native_preprocessing(net.backbone, config.image_px)
     net.to(device).to(memory_format=torch.channels_last)
-    preprocessing = Preprocessing(image_px=config.image_px)
     normalise = Normalise(preprocessing).to(device)
-    cache = ImageCache(config.image_px, cache_bytes)
+    cache = ImageCache(config.image_px, cache_bytes, preprocessing.interpolation)
     start = 0 if saved is None else int(saved.data["iteration"])
 
     def save(iteration: int, optimizer: torch.optim.Optimizer) -> None:

@@ -19,7 +19,8 @@ from sklearn.model_selection import GroupKFold
 from sklearn.svm import LinearSVC
 
 from mtdp.augment import evaluation_view
-from mtdp.backbones import Backbone, build_backbone
+from mtdp.backbones import Backbone, build_backbone, native_preprocessing
+from mtdp.bundle_features import BundleModel, features_of_bundle, is_bundle, open_bundle
 from mtdp.checkpoint import load_checkpoint
 from mtdp.devices import autocast, best_device, choose_precision
 from mtdp.errors import TaskError, UsageError
@@ -56,8 +57,10 @@ class ProbeResult:
     converged: bool  # of the final fit
 
 
-def load_extractor(source: str, arch: str | None = None, seed: int = 0, image_px: int = 224) -> Extractor:
-    """The features to judge: of a training run or checkpoint, or of an architecture with any weights.
+def load_extractor(
+    source: str, arch: str | None = None, seed: int = 0, image_px: int | None = None
+) -> Extractor | BundleModel:
+    """The features to judge: of a training run, a checkpoint or a bundle, or of an architecture with any weights.
 
     Args:
         image_px: side of the input, for weights that do not say what they were trained on; a checkpoint does.
@@ -66,6 +69,10 @@ def load_extractor(source: str, arch: str | None = None, seed: int = 0, image_px
         UsageError: no such source, or one that needs an architecture's name.
         CheckpointError, WeightsError: it cannot be read or does not fit.
     """
+    if is_bundle(source):
+        if arch is not None:
+            raise UsageError(f"{source} is a bundle, its model is in it", "leave --arch out")
+        return open_bundle(Path(source))
     named = None if source in ("imagenet", "random", "mtdp") else names_its_architecture(source)
     if named is not None:
         if arch not in (None, named):
@@ -76,19 +83,21 @@ def load_extractor(source: str, arch: str | None = None, seed: int = 0, image_px
         raise UsageError(f"{source} does not name its architecture", "add --arch, for example --arch densenet121")
     backbone = build_backbone(arch)
     origin = load_backbone_weights(backbone, arch, source, seed)
-    return Extractor(backbone.eval(), Preprocessing(image_px=image_px), origin.description)
+    return Extractor(backbone.eval(), native_preprocessing(backbone, image_px), origin.description)
 
 
 @torch.no_grad()
 def extract_features(
-    extractor: Extractor, samples: Sequence[Sample], precision: str = "auto", batch_size: int = 32
+    extractor: Extractor | BundleModel, samples: Sequence[Sample], precision: str = "auto", batch_size: int = 32
 ) -> NDArray[np.float32]:
     """Pooled features of the central square of each image: float32[N, D]."""
+    if isinstance(extractor, BundleModel):
+        return features_of_bundle(extractor, samples, precision, batch_size)
     device = best_device()
     context_precision = choose_precision(precision, device)
     backbone = extractor.backbone.to(device).to(memory_format=torch.channels_last)
     normalise = Normalise(extractor.preprocessing).to(device)
-    cache = ImageCache(extractor.preprocessing.image_px, budget_bytes=0)
+    cache = ImageCache(extractor.preprocessing.image_px, 0, extractor.preprocessing.interpolation)
     features = np.empty((len(samples), backbone.features_dim), np.float32)
     row = 0
     for images in in_order(samples, cache, evaluation_view, batch_size):
@@ -100,7 +109,7 @@ def extract_features(
 
 
 def probe_task(
-    extractor: Extractor,
+    extractor: Extractor | BundleModel,
     task: Task,
     seed: int = 0,
     precision: str = "auto",

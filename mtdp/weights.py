@@ -96,7 +96,10 @@ def load_backbone_weights(backbone: Backbone, arch: str, source: str, seed: int 
         raise WeightsError(
             f"{path} holds {trained_as} weights, not {arch}", f"use --arch {trained_as}, or other weights"
         )
-    fill_backbone(backbone, to_torchvision_layout(read_tensors(path)), path)
+    tensors = to_torchvision_layout(read_tensors(path))
+    for classifier in timm_classifiers(backbone):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{classifier}.")}
+    fill_backbone(backbone, tensors, path)
     return WeightsOrigin(
         source if source in ("imagenet", "mtdp") else path.name, description, licence, file_sha256(path)
     )
@@ -200,6 +203,13 @@ def fill_backbone(backbone: Backbone, tensors: Mapping[str, torch.Tensor], origi
     backbone.trunk.load_state_dict(dict(tensors), strict=False)
 
 
+def timm_classifiers(backbone: Backbone) -> tuple[str, ...]:
+    """The names of a timm model's classifiers, which a file of its weights has and its trunk here has not."""
+    trunk: Any = backbone.trunk
+    names = (getattr(trunk, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def download(url: str, file_name: str, sha256_prefix: str = "", timeout_s: float = 30.0) -> Path:
     """Downloads once to torch's hub folder, and checks the digest whether the file is new or was there.
 
@@ -244,15 +254,17 @@ def _load_timm_pretrained(backbone: Backbone, arch: str) -> WeightsOrigin:
     import timm
 
     try:
-        trained = timm.create_model(arch.removeprefix("timm:"), pretrained=True, num_classes=0)
-    except (OSError, RuntimeError) as error:
+        trained: Any = timm.create_model(arch.removeprefix("timm:"), pretrained=True, num_classes=0)
+    except Exception as error:  # of three libraries for downloads, which share no class of errors
+        reason = str(error).split("\n", 1)[0]
         raise WeightsError(
-            f"{arch}: no pre-trained weights could be had: {error}", "give the path of a weights file"
+            f"{arch}: no pre-trained weights could be had: {reason}", "give the path of a weights file"
         ) from error
     backbone.trunk.load_state_dict(trained.state_dict())
-    return WeightsOrigin(
-        "imagenet", f"{arch}, pre-trained, timm {timm.__version__}", "see the model's card at timm", None
-    )
+    stated = trained.pretrained_cfg
+    where = stated.get("hf_hub_id") or stated.get("url") or "no address stated"
+    licence = stated.get("license") or "not stated by timm: see the model's card"
+    return WeightsOrigin("imagenet", f"{arch}, pre-trained ({where}), timm {timm.__version__}", licence, None)
 
 
 def _safetensors_metadata(path: Path) -> dict[str, str]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from mtdp_export.onnx_source import OnnxSource
     from mtdp_export.parity import Comparison
+    from mtdp_export.source import Source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -44,23 +46,59 @@ def export(
     verify: Annotated[
         Path | None, typer.Option(help="Replay the golden tiles of a bundle on this machine.", metavar="BUNDLE")
     ] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="Print the model card of a bundle, as Markdown.", metavar="BUNDLE")
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Bring a feature extractor of your own, in place of SOURCE.", metavar="FILE")
+    ] = None,
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="With --onnx: of R G B, subtracted from the pixels.")
+    ] = None,
+    std: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="With --onnx: of R G B, divides what is left.")
+    ] = None,
+    input_range: Annotated[
+        int | None, typer.Option(help="With --onnx: 1 for pixels of 0..1 (also if left out), 255 for 0..255.")
+    ] = None,
+    input_layout: Annotated[
+        str | None, typer.Option(help="With --onnx: nchw or nhwc, where its shape leaves it open.")
+    ] = None,
+    feature_output: Annotated[
+        str | None, typer.Option(help="With --onnx: the output that is the feature, where there are several.")
+    ] = None,
     backend: Annotated[list[str] | None, typer.Option(help="With --verify: only this engine.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Export a network to a bundle, or verify one. Exit code 1: an engine does not compute what torch does."""
+    """Export a network to a bundle, verify one, or print its card. Exit code 1: an engine fails its proof."""
     from mtdp_export.errors import ExportUsageError
 
+    own = (mean, std, input_range, input_layout, feature_output)
+    if onnx is None and any(option is not None for option in own):
+        raise ExportUsageError(
+            "--mean, --std, --input-range, --input-layout and --feature-output go with --onnx", "leave them out"
+        )
+    if card is not None:
+        others = (source, out, verify, onnx, weights, precision, tile_px, calibration, name, licence, backend)
+        if any(others) or no_heads or overwrite or as_json or weights_storage != "fp32":
+            raise ExportUsageError("--card goes alone", "mtdp-export --card BUNDLE > card.md")
+        _card(card)
+        return
     if verify is not None:
         if source is not None or out is not None:
             raise ExportUsageError("--verify takes no SOURCE and no --out", "mtdp-export --verify BUNDLE")
-        unused = (weights, precision, tile_px, calibration, name, licence, no_heads, overwrite)
+        unused = (onnx, weights, precision, tile_px, calibration, name, licence, no_heads, overwrite)
         if any(unused) or weights_storage != "fp32":
             raise ExportUsageError("--verify goes with --backend and --json only", "mtdp-export --verify BUNDLE")
         _verify(verify, backend or [], as_json)
         return
     if backend:
         raise ExportUsageError("--backend goes with --verify", "leave it out: ONNX Runtime proves what is exported")
-    if source is None or out is None:
+    if onnx is not None and (source is not None or weights is not None or no_heads or weights_storage != "fp32"):
+        raise ExportUsageError(
+            "--onnx takes no SOURCE, --weights, --weights-storage or --no-heads", "mtdp-export --onnx FILE --out BUNDLE"
+        )
+    if (source is None and onnx is None) or out is None:
         raise ExportUsageError("SOURCE and --out are needed", "mtdp-export resnet50 --weights random --out BUNDLE")
     for wanted in precision or []:
         if wanted != "fp32":
@@ -79,7 +117,11 @@ def export(
         licence=licence,
         overwrite=overwrite,
     )
-    bundle, comparison = write_bundle(open_source(source, weights, tile_px, not no_heads), out, settings)
+    if onnx is not None:
+        model: Source | OnnxSource = _open_onnx(onnx, *own, tile_px, licence)
+    else:
+        model = open_source(source or "", weights, tile_px, not no_heads)
+    bundle, comparison = write_bundle(model, out, settings)
     file = bundle.manifest.variants[0].file
     if as_json:
         print(json.dumps({"bundle": str(out), "digest": bundle.digest, "parity": [asdict(comparison)]}))
@@ -90,14 +132,47 @@ def export(
     print(table([comparison]))
 
 
+def _open_onnx(
+    path: Path,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    input_range: int | None,
+    layout: str | None,
+    output: str | None,
+    tile_px: int | None,
+    licence: str,
+) -> OnnxSource:
+    from mtdp_export.errors import ExportUsageError
+    from mtdp_export.onnx_source import Declared, open_onnx
+
+    if layout not in (None, "nchw", "nhwc"):
+        raise ExportUsageError(f"--input-layout {layout}: unknown", "nchw or nhwc")
+    if input_range not in (None, 1, 255):
+        raise ExportUsageError(f"--input-range {input_range}: unknown", "1 or 255")
+    declared = Declared(mean, std, input_range or 1, layout, tile_px, output, licence)  # type: ignore[arg-type]
+    return open_onnx(path, declared)
+
+
+def _card(path: Path) -> None:
+    from mtdp_export.card import model_card
+    from mtdp_runtime.bundle import load_bundle
+
+    print(model_card(load_bundle(path).manifest), end="")
+
+
 def _verify(path: Path, backends: list[str], as_json: bool) -> None:
     from mtdp_export.parity import table
     from mtdp_export.verify import verify_bundle
+    from mtdp_runtime.bundle import load_bundle
 
+    bundle = load_bundle(path)
     comparisons: list[Comparison] = verify_bundle(path, backends)
     if as_json:
         print(json.dumps({"bundle": str(path), "parity": [asdict(c) | {"passed": c.passed} for c in comparisons]}))
     else:
+        files = [*(variant.file for variant in bundle.manifest.variants), bundle.manifest.golden]
+        print(f"{path}: {bundle.manifest.name}, digest {bundle.digest}")
+        print(f"intact: {', '.join(file.file for file in files)}; reference: {bundle.manifest.reference} in fp32")
         print(table(comparisons))
     if not all(comparison.passed for comparison in comparisons if comparison.required):
         raise typer.Exit(1)

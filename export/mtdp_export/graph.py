@@ -107,15 +107,20 @@ def export_graph(
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"torch {torch.__version__} cannot export this network to ONNX: {reason}") from error
     graph = program.model_proto
-    _without_traces(graph)
     if weights_storage == "fp16":
         _store_as_fp16(graph)
+    finish_graph(graph, metadata)
+    return graph
+
+
+def finish_graph(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Take the traces of the machine out, sign, and check, in place."""
+    _without_traces(graph)
     graph.producer_name = "mtdp"
     graph.producer_version = metadata.get("mtdp_version", "")
     del graph.metadata_props[:]
     helper.set_model_props(graph, dict(sorted(metadata.items())))
     onnx.checker.check_model(graph, full_check=True)
-    return graph
 
 
 def _without_traces(model: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""How closely an engine repeats torch fp32."""
+"""How closely an engine repeats the reference: torch in fp32, or the ONNX file that a model was brought as."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_PROBABILITY_ERROR: Final = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An engine's outputs against torch's on the same tiles."""
+    """An engine's outputs against the reference's on the same tiles."""
 
     backend: str
     precision: str
@@ -45,7 +45,7 @@ def compare(backend: Backend, tiles: NDArray[np.uint8], expected: Mapping[str, N
         got = outputs.get(name)
         if got is None or got.shape != wanted.shape or not np.isfinite(got).all():
             shown = "missing" if got is None else f"{got.shape}, finite: {bool(np.isfinite(got).all())}"
-            raise ParityFailure(f"{backend.name}: output {name}: {shown}; torch gives {wanted.shape}")
+            raise ParityFailure(f"{backend.name}: output {name}: {shown}; the reference gives {wanted.shape}")
     similar = cosines(outputs[FEATURES], expected[FEATURES])
     error = float(np.abs(outputs[FEATURES] - expected[FEATURES]).max())
     heads = [float(np.abs(outputs[n] - w).max()) for n, w in expected.items() if n != FEATURES]
@@ -61,7 +61,7 @@ def require(comparison: Comparison) -> Comparison:
     """
     if not comparison.passed:
         raise ParityFailure(
-            f"{comparison.precision} on {comparison.backend}: smallest cosine to torch "
+            f"{comparison.precision} on {comparison.backend}: smallest cosine to the reference "
             f"{comparison.parity.cosine_min:.7f}, {MIN_COSINE[comparison.precision]} is required "
             f"(largest error {comparison.parity.max_abs_error:.3g}); largest error of a probability "
             f"{comparison.heads_max_abs_error or 0.0:.3g}, {MAX_PROBABILITY_ERROR[comparison.precision]:g} is allowed",
@@ -85,4 +85,4 @@ def table(comparisons: list[Comparison]) -> str:
 def _verdict(comparison: Comparison) -> str:
     if comparison.passed:
         return "pass"
-    return "FAIL" if comparison.required else "too far from torch; not the default here"
+    return "FAIL" if comparison.required else "too far from the reference; not the default here"

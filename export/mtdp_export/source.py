@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from mtdp.backbones import ARCHITECTURES, build_backbone
+from mtdp.backbones import ARCHITECTURES, build_backbone, native_preprocessing
 from mtdp.checkpoint import CheckpointInfo, load_checkpoint
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
@@ -26,6 +26,10 @@ class Source:
     origin: str
     licence: str
     checkpoint: CheckpointInfo | None  # None for bare weights
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        return self.network.class_names
 
 
 def open_source(name: str, weights: str | None, tile_px: int | None, heads: bool) -> Source:
@@ -46,21 +50,21 @@ def open_source(name: str, weights: str | None, tile_px: int | None, heads: bool
         if weights is not None:
             raise ExportUsageError(f"--weights {weights}: {name} has weights of its own", "leave --weights out")
         network, info = load_checkpoint(Path(name))
-        preprocessing = _with_side(info.preprocessing, tile_px)
+        preprocessing = _with_side(network, info.preprocessing, tile_px)
         network = network if heads else MultiTaskNet(network.backbone, {})
         licence = f"of the weights that training started from: {info.origin.licence}"
         return Source(network.eval(), info.arch, preprocessing, _origin(info), licence, info)
     if not known:
         raise ExportUsageError(
             f"{name}: neither a run, nor a checkpoint, nor an architecture",
-            f"architectures: {', '.join(ARCHITECTURES)}",
+            f"architectures: {', '.join(ARCHITECTURES)}, timm:NAME; an ONNX file is given with --onnx",
         )
     if weights is None:
         raise ExportUsageError(f"{name}: an architecture needs weights", "--weights imagenet, mtdp, random or a path")
     backbone = build_backbone(name)
     origin = load_backbone_weights(backbone, name, weights)
     network = MultiTaskNet(backbone, {}).eval()
-    return Source(network, name, _with_side(Preprocessing(), tile_px), origin.description, origin.licence, None)
+    return Source(network, name, native_preprocessing(backbone, tile_px), origin.description, origin.licence, None)
 
 
 def weights_digest(network: torch.nn.Module) -> str:
@@ -72,10 +76,11 @@ def weights_digest(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _with_side(preprocessing: Preprocessing, tile_px: int | None) -> Preprocessing:
-    if tile_px is None:
+def _with_side(network: MultiTaskNet, preprocessing: Preprocessing, tile_px: int | None) -> Preprocessing:
+    if tile_px in (None, preprocessing.image_px):
         return preprocessing
-    return Preprocessing(tile_px, preprocessing.mean, preprocessing.std)
+    native_preprocessing(network.backbone, tile_px)  # refuses a side that the architecture cannot take
+    return replace(preprocessing, image_px=tile_px)
 
 
 def _origin(info: CheckpointInfo) -> str:

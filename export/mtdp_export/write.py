@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 import mtdp
@@ -20,7 +21,9 @@ from mtdp_export.card import model_card
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, WeightsStorage, export_graph, reference_outputs, round_weights_to_fp16
+from mtdp_export.onnx_source import OnnxSource, original_outputs, wrap_onnx
 from mtdp_export.parity import Comparison, compare, require
+from mtdp_export.schema import check_schema
 from mtdp_export.source import Source, weights_digest
 from mtdp_runtime.backends import Backend, choose
 from mtdp_runtime.bundle import (
@@ -56,8 +59,10 @@ class ExportSettings:
     overwrite: bool = False
 
 
-def write_bundle(source: Source, out: Path, settings: ExportSettings) -> tuple[Bundle, Comparison]:
-    """Export a network and prove it: the graph, run by ONNX Runtime, must repeat torch.
+def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSettings) -> tuple[Bundle, Comparison]:
+    """Export a network and prove it: the graph, run by ONNX Runtime, must repeat the reference.
+
+    The reference is torch; for a model that was brought as an ONNX file it is that file, run as it came.
 
     Raises:
         ExportUsageError: the target exists or cannot be written, or the options are wrong.
@@ -71,16 +76,8 @@ def write_bundle(source: Source, out: Path, settings: ExportSettings) -> tuple[B
     if not 0 < settings.mpp < math.inf:
         raise ExportUsageError(f"--mpp {settings.mpp}: not a scale", "micrometres per pixel, for example 0.5")
     writable_folder(out.parent)
-    network = source.network
-    if settings.weights_storage == "fp16":
-        network = copy.deepcopy(network)  # the caller's stays as it is
-        round_weights_to_fp16(network)
-    model = Deployed(network, source.preprocessing).eval()
     tiles = golden_tiles(settings, source.preprocessing.image_px)
-    expected = reference_outputs(model, tiles)
-    digest = weights_digest(network)
-    metadata = {"name": settings.name, "arch": source.arch, "mtdp_version": mtdp.__version__, "weights_sha256": digest}
-    graph = export_graph(model, metadata, settings.weights_storage)
+    graph, expected, digest = _graph_and_reference(source, settings, tiles)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         scratch.mkdir(parents=True)
@@ -90,7 +87,8 @@ def write_bundle(source: Source, out: Path, settings: ExportSettings) -> tuple[B
         comparison = require(_prove(reference, scratch, manifest, tiles, expected))
         proven = _manifest(source, settings, digest, manifest.features_dim, scratch, comparison.parity)
         write_manifest(scratch, proven)
-        (scratch / "card.md").write_text(model_card(proven, source), encoding="utf-8")
+        check_schema(scratch)
+        (scratch / "card.md").write_text(model_card(proven, source.checkpoint), encoding="utf-8")
         _replace(out, scratch)
     except OSError as error:
         raise ExportError(
@@ -99,6 +97,24 @@ def write_bundle(source: Source, out: Path, settings: ExportSettings) -> tuple[B
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return load_bundle(out), comparison
+
+
+def _graph_and_reference(
+    source: Source | OnnxSource, settings: ExportSettings, tiles: NDArray[np.uint8]
+) -> tuple[onnx.ModelProto, dict[str, NDArray[np.float32]], str]:
+    """Return the fp32 graph, what the reference computes on the tiles, and the digest of the weights."""
+    metadata = {"name": settings.name, "arch": source.arch, "mtdp_version": mtdp.__version__}
+    if isinstance(source, OnnxSource):
+        metadata["weights_sha256"] = source.digest
+        return wrap_onnx(source, metadata), original_outputs(source, tiles), source.digest
+    network = source.network
+    if settings.weights_storage == "fp16":
+        network = copy.deepcopy(network)  # the caller's stays as it is
+        round_weights_to_fp16(network)
+    model = Deployed(network, source.preprocessing).eval()
+    metadata["weights_sha256"] = weights_digest(network)
+    graph = export_graph(model, metadata, settings.weights_storage)
+    return graph, reference_outputs(model, tiles), metadata["weights_sha256"]
 
 
 def golden_tiles(settings: ExportSettings, tile_px: int) -> NDArray[np.uint8]:
@@ -123,7 +139,12 @@ def _prove(
 
 
 def _manifest(
-    source: Source, settings: ExportSettings, digest: str, features_dim: int, folder: Path, parity: Parity | None = None
+    source: Source | OnnxSource,
+    settings: ExportSettings,
+    digest: str,
+    features_dim: int,
+    folder: Path,
+    parity: Parity | None = None,
 ) -> Manifest:
     unproven = Parity(_REFERENCE, 1, 0.0, 0.0, 0.0)
     model: FileRef = file_ref(folder, _MODEL_FILE)
@@ -136,10 +157,12 @@ def _manifest(
         mean=source.preprocessing.mean,
         std=source.preprocessing.std,
         features_dim=features_dim,
-        heads=tuple(Head(name, classes) for name, classes in source.network.class_names.items()),
+        heads=tuple(Head(name, classes) for name, classes in source.class_names.items()),
         weights=Weights(digest, source.origin, settings.licence or source.licence),
         variants=(Variant("fp32", model, parity or unproven),),
         golden=file_ref(folder, _GOLDEN_FILE),
+        reference="onnxruntime" if isinstance(source, OnnxSource) else "torch",
+        interpolation=source.preprocessing.interpolation,
     )
 
 

@@ -53,6 +53,9 @@ def bench(
         float | None, typer.Option(help="µm per level-0 pixel, where the slide does not say it.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Each figure is the median of so many runs.", min=1)] = 3,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Ask the system to forget the slide's pages before each run (Linux).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
@@ -70,7 +73,9 @@ def bench(
             path = Path(folder) / "demo-slide.tiff"
             write_demo_slide(path)
         with open_slide(path, slide_mpp, "--slide-mpp") as opened:
-            rates = measure(opened, bundle, settings, what, backend, precision, batch, cores, repeats, Path(folder))
+            rates = measure(
+                opened, bundle, settings, what, backend, precision, batch, cores, repeats, Path(folder), cold
+            )
     print(json.dumps(rates, indent=1)) if as_json else _print(rates)
 
 
@@ -85,6 +90,7 @@ def measure(
     threads: int,
     repeats: int,
     folder: Path,
+    cold: bool = False,
 ) -> dict[str, Any]:
     """Return the median tiles/s of each stage asked for, with what they were measured on."""
     from mtdp_runtime.backends import choose
@@ -99,19 +105,22 @@ def measure(
         "model": bundle.manifest.name,
         "threads": threads,
         "repeats": repeats,
+        "file_cache": "cold" if cold else "warm",
     }
+    path = slide.info.path
+    prepare: Callable[[], None] = (lambda: _forget(path)) if cold else (lambda: None)
     stages: dict[str, Callable[[], float]] = {}
     if what in (What.READ, What.EXTRACT):
         stages["read"] = lambda: _read_rate(slide, plan, threads)
     if what is What.READ:
-        return result | _medians(stages, repeats)
+        return result | _medians(stages, repeats, prepare)
     with choose(backend)[0].load(bundle, precision, batch, threads) as engine:
         result |= {"engine": engine.name, "precision": engine.precision, "batch": batch}
         stages["infer"] = lambda: _infer_rate(engine, len(plan.kept), bundle.manifest.tile_px)
         last: dict[str, Any] = {}
         if what is What.EXTRACT:
             stages["extract"] = lambda: _extract_rate(slide, plan, bundle, engine, settings, threads, folder, last)
-        result |= _medians(stages, repeats)
+        result |= _medians(stages, repeats, prepare)
     if what is What.EXTRACT:
         # Both stages share the cores, so a tile costs what reading and inferring cost together.
         ceiling = 1 / (1 / result["read_tiles_per_s"] + 1 / result["infer_tiles_per_s"])
@@ -124,10 +133,18 @@ def measure(
     return result
 
 
-def _medians(stages: dict[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
+def _forget(path: Path) -> None:
+    """Drop the file's clean pages from the system's cache: advice, which Linux follows for pages that nobody maps."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _medians(stages: dict[str, Callable[[], float]], repeats: int, prepare: Callable[[], None]) -> dict[str, Any]:
     runs: dict[str, list[float]] = {name: [] for name in stages}
     for _ in range(repeats):
         for name, stage in stages.items():
+            prepare()
             runs[name].append(stage())
     rates: dict[str, Any] = {f"{name}_tiles_per_s": statistics.median(rates) for name, rates in runs.items()}
     return rates | {f"{name}_runs": [round(rate, 2) for rate in rates] for name, rates in runs.items()}
@@ -195,7 +212,10 @@ def _extract_rate(
 
 
 def _print(rates: dict[str, Any]) -> None:
-    print(f"{rates['slide']}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {rates['threads']} threads")
+    print(
+        f"{rates['slide']}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {rates['threads']} threads, "
+        f"{rates['file_cache']} file cache"
+    )
     if "engine" in rates:
         print(f"engine {rates['engine']}, {rates['precision']}, batch {rates['batch']}; model {rates['model']}")
     for stage in ("read", "infer", "extract"):

@@ -2,10 +2,11 @@
 
     NAME/  bundle.json            what this module describes
            model.<precision>.onnx one file a variant; uint8[N, tile_px, tile_px, 3] in, float32 outputs
-           golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that torch gave, by name
+           golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that the reference gave, by name
            card.md                the model card, for people
 
-bundle.json becomes frozen dataclasses here and nowhere else. Every digest is checked before a file is used.
+bundle.json becomes frozen dataclasses here and nowhere else. Every digest is checked before a file is used. The rules
+for it are published as a JSON schema, bundle.schema.json beside this module; keys that are not known here are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
@@ -28,8 +29,11 @@ PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 # Far above what any model has; a number beyond them is a mistake or meant to exhaust the memory.
 _MOST_MANIFEST_BYTES: Final = 16 << 20
 _MOST_TILE_PX: Final = 16_384
-_MOST_FEATURES: Final = 1 << 20
+REFERENCES: Final = ("torch", "onnxruntime")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
+_MOST_FEATURES: Final = 1_000_000
+_LARGEST: Final = 3.5e38  # of a float32: no number of a model is beyond it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How closely a variant repeats torch fp32 on the golden tiles."""
+    """How closely a variant repeats the reference, in fp32, on the golden tiles."""
 
     backend: str  # what computed it: the engine's name and version
     tiles: int
@@ -98,6 +102,8 @@ class Manifest:
     weights: Weights
     variants: tuple[Variant, ...]
     golden: FileRef
+    reference: str = "torch"  # what gave the golden outputs; onnxruntime for a model that was brought as an ONNX file
+    interpolation: str = "bilinear"  # by which images of another size come to tile_px in training and in a probe
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
@@ -146,19 +152,21 @@ class Manifest:
             tile_px=root.integer("tile_px", minimum=1, maximum=_MOST_TILE_PX),
             mpp=root.positive("mpp"),
             mean=root.rgb("mean"),
-            std=root.rgb("std"),
+            std=root.rgb("std", positive=True),
             features_dim=root.integer("features_dim", minimum=1, maximum=_MOST_FEATURES),
             heads=tuple(Head(_head_name(h), h.texts("class_names")) for h in root.children("heads")),
             weights=Weights(weights.digest("sha256"), weights.text("origin"), weights.text("licence")),
             variants=tuple(_variant(v) for v in root.children("variants")),
             golden=_file_ref(root.child("golden"), ".npz"),
+            reference=root.text("reference", "torch"),
+            interpolation=root.text("interpolation", "bilinear"),
         )
+        if manifest.reference not in REFERENCES:
+            raise root.wrong("reference", f"one of {', '.join(REFERENCES)}", manifest.reference)
         precisions = [v.precision for v in manifest.variants]
         if not precisions or len(set(precisions)) != len(precisions):
             raise root.wrong("variants", "at least one variant, each precision once", precisions)
-        for key, stated in (("patch_size_pixels", manifest.tile_px), ("spacing_um_px", manifest.mpp)):
-            if top.value(key) != stated:
-                raise top.wrong(key, f"{stated} as in mtdp", top.value(key))
+        _check_wsinfer(top, manifest.to_json())
         return manifest
 
 
@@ -225,6 +233,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def schema() -> dict[str, Any]:
+    """Return the published JSON schema of bundle.json."""
+    text = (resources.files("mtdp_runtime") / "bundle.schema.json").read_text(encoding="utf-8")
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
 def default_bundle_path() -> Path:
     """Return the folder of the bundle that ships with the package."""
     return Path(str(resources.files("mtdp_runtime"))) / "default_bundle"
@@ -248,7 +267,7 @@ def load_bundle(path: Path | str) -> Bundle:
         raise BundleInvalid(f"{file}: {file.stat().st_size} bytes, which no manifest has", "Export the bundle again.")
     text = file.read_bytes()
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{file}: not JSON: {error}", hint="Copy or export the bundle again.") from error
     try:
@@ -285,7 +304,9 @@ class _Reader:
             raise self.wrong(key, "a list", value)
         return [_Reader(item, f"{self.place}: {key}[{i}]") for i, item in enumerate(value)]
 
-    def text(self, key: str) -> str:
+    def text(self, key: str, default: str | None = None) -> str:
+        if default is not None and isinstance(self.data, Mapping) and key not in self.data:
+            return default
         value = self.value(key)
         if not isinstance(value, str) or not value:
             raise self.wrong(key, "a text", value)
@@ -297,30 +318,31 @@ class _Reader:
             raise self.wrong(key, "a list of texts", value)
         return tuple(value)
 
-    def integer(self, key: str, minimum: int = 0, maximum: int = 1 << 62) -> int:
+    def integer(self, key: str, minimum: int = 0, maximum: float = _LARGEST) -> int:
         value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.wrong(key, f"an integer of at least {minimum}", value)
-        if value > maximum:
-            raise self.wrong(key, f"an integer of at most {maximum}", value)
-        return value
+        # JSON knows no integers apart from other numbers: 64.0 is 64.
+        if not _is_number(value) or value != int(value) or not minimum <= value <= maximum:
+            most = f" and at most {maximum}" if maximum != _LARGEST else ""
+            raise self.wrong(key, f"an integer of at least {minimum}{most}", value)
+        return int(value)
 
     def number(self, key: str) -> float:
         value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if not _is_number(value):
             raise self.wrong(key, "a number", value)
         return float(value)
 
     def positive(self, key: str) -> float:
-        value = self.number(key)
-        if not 0 < value < float("inf"):
-            raise self.wrong(key, "a positive number", value)
-        return value
-
-    def rgb(self, key: str) -> tuple[float, float, float]:
         value = self.value(key)
-        if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
-            raise self.wrong(key, "three numbers", value)
+        if not _is_number(value) or value <= 0:
+            raise self.wrong(key, "a positive number", value)
+        return float(value)
+
+    def rgb(self, key: str, positive: bool = False) -> tuple[float, float, float]:
+        value = self.value(key)
+        numbers = isinstance(value, list) and len(value) == 3 and all(_is_number(v) for v in value)
+        if not numbers or (positive and min(value) <= 0):
+            raise self.wrong(key, f"three {'positive ' if positive else ''}numbers", value)
         return (float(value[0]), float(value[1]), float(value[2]))
 
     def digest(self, key: str) -> str:
@@ -330,10 +352,34 @@ class _Reader:
         return value
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+
+
+def _check_wsinfer(top: _Reader, derived: Mapping[str, Any]) -> None:
+    """WSInfer's keys repeat what stands under `mtdp`; a document whose two halves differ is refused."""
+    if top.value("spec_version") != derived["spec_version"]:
+        raise top.wrong("spec_version", repr(derived["spec_version"]), top.value("spec_version"))
+    for key in ("architecture", "num_classes", "class_names", "patch_size_pixels", "spacing_um_px"):
+        value, stated = top.value(key), derived[key]
+        if value != stated or isinstance(value, bool):
+            shown = stated if not isinstance(stated, list) else f"the {len(stated)} names"
+            raise top.wrong(key, f"{shown} as in mtdp", value)
+    if len(set(derived["class_names"])) != len(derived["class_names"]):
+        raise top.wrong("class_names", "each name once", derived["class_names"])
+    steps = top.children("transform")
+    if [step.value("name") for step in steps] != ["Resize", "ToTensor", "Normalize"]:
+        raise top.wrong("transform", "Resize, ToTensor, Normalize", top.value("transform"))
+    resize, normalise = steps[0].child("arguments"), steps[2].child("arguments")
+    numbers = (resize.integer("size"), normalise.rgb("mean"), normalise.rgb("std", positive=True))
+    if numbers != (derived["patch_size_pixels"], *(tuple(derived["mtdp"][key]) for key in ("mean", "std"))):
+        raise top.wrong("transform", "size, mean and std as in mtdp", numbers)
+
+
 def _file_ref(reader: _Reader, suffix: str) -> FileRef:
     """Read a reference to a file right in the bundle. Its suffix decides what an engine takes it for."""
     name = reader.text("file")
-    if PurePosixPath(name).name != name or "\\" in name or not name.isprintable():
+    if name in {".", ".."} or not _FILE_NAME.fullmatch(name):
         raise reader.wrong("file", "a plain file name inside the bundle", name)
     if not name.endswith(suffix):
         raise reader.wrong("file", f"a name that ends in {suffix}", name)

@@ -43,7 +43,7 @@ class Claim:
     def __init__(self, folder: Path, name: str, number: int) -> None:
         self.path = folder / f"{name}.{number}"
         self._successor = folder / f"{name}.{number + 1}"
-        self._earlier = [folder / f"{name}.{i}" for i in range(1, number)]
+        self._earlier = [folder / f"{name}.{i}" for i in range(number - 1, 0, -1)]
         self._released = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="mtdp-claim", daemon=True)
         self._heart.start()
@@ -55,7 +55,7 @@ class Claim:
     def release(self) -> None:
         self._released.set()
         self._heart.join()
-        # Ours last: while it stands nobody can begin with a lower number.
+        # Ours last, and from the top: while it stands, who makes a lower number sees it and withdraws.
         for path in (*self._earlier, self.path):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -86,9 +86,14 @@ def claim(out: Path, name: str) -> Claim | Held:
         path = folder / f"{name}.{len(dead) + 1}"
         try:
             _make(path)
-            if all(_living_owner(one) is None for one in dead):
+            after = _owner_or_gone(folder / f"{name}.{len(dead) + 2}")
+            if not after and all(_living_owner(one) is None for one in dead):
+                # What stands after ours was left by a process that died while it gave its claim back.
+                (folder / f"{name}.{len(dead) + 2}").unlink(missing_ok=True)
                 return Claim(folder, name, len(dead) + 1)
             path.unlink()
+            if after:
+                return Held(after)
             dead = []
         except FileExistsError:
             owner = _owner_or_gone(path)

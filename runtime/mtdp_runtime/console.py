@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def run_app(app: Callable[..., Any]) -> None:
     """Run a Typer app; an error of ours becomes a line, a hint and an exit code; so does a signal."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no UTF-8
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:

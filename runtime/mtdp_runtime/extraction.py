@@ -20,7 +20,7 @@ from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
 from mtdp_runtime.grid import Grid, make_grid
 from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
-from mtdp_runtime.slide import Slide, SlideInfo, level_for
+from mtdp_runtime.slide import Slide, SlideInfo, level_for, resampling_of
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, remove_leftovers
 from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
 from mtdp_runtime.together import JoinedEngines, JoinedStores, Model, Target
@@ -102,6 +102,7 @@ def made_of(info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSe
         "model": bundle.digest,
         "precision": precision,
         "tile_px": bundle.manifest.tile_px,
+        "resampling": resampling_of(info, settings.mpp / info.mpp) if info.mpp else "unknown",
         **asdict(settings),
         "tissue": json.dumps(asdict(settings.tissue)),
     }
@@ -238,7 +239,7 @@ def _layout(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[s
         "scale": grid.scale,
         "level": plan.level,
         "level_downsample": level.downsample,
-        "resampling": "area" if grid.scale >= level.downsample else "linear",
+        "resampling": resampling_of(info, grid.scale),
         "reader": info.reader,
         "reader_reason": info.reader_reason,
         "grid": asdict(grid),

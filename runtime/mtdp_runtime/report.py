@@ -41,7 +41,7 @@ def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> No
     Raises:
         OutputUnwritable: the folder cannot be written. The features are not touched.
     """
-    with h5py.File(features, "r") as file:
+    with h5py.File(features, "r", locking=False) as file:
         attrs = dict(file.attrs)
         status = file["status"][:]
         coords = file["coords"][:]
@@ -67,7 +67,7 @@ def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}.partial")
-        scratch.write_text("\n".join(parts), encoding="utf-8")
+        scratch.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
         scratch.replace(path)
     except OSError as error:
         raise OutputUnwritable(

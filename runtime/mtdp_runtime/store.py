@@ -379,6 +379,8 @@ def _attribute(value: Any) -> Any:
         return "None"
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value)
+    if isinstance(value, str):  # a file name may be no UTF-8
+        return value.encode("utf-8", "backslashreplace").decode()
     return value
 
 

@@ -22,13 +22,14 @@ def commands(mark: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a user would stand: with a slide, a folder of slides and a pool."""
+    """Where a user would stand: with a slide, a folder of slides, tasks and a pool."""
     folder = tmp_path_factory.mktemp("user")
     slide = data_dir / "slides" / "CMU-1-Small-Region.svs"
     (folder / "slides").mkdir()
     shutil.copy(slide, folder / "slide.svs")
     shutil.copy(slide, folder / "slides" / "another.svs")
     tasks = data_dir / "tasks"
+    (folder / "tasks").symlink_to(tasks)
     (folder / "pool.toml").write_text(
         "".join(f'[[task]]\nname = "{name}"\npath = "{tasks / name}"\n' for name in ("lung", "wbc_jiangxi"))
     )

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, TileUnreadable
-from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide import Slide, resampling_of
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tile_cache import Key, TileCache
+from mtdp_runtime.slide.tile_jpeg import decode_tile
 from mtdp_runtime.slide.tiled_jpeg import TiledJpegReader
 from support import damage_tile, pyramid, read_square, stained
 
@@ -65,8 +67,10 @@ def test_any_window_at_a_levels_own_scale_equals_openslide(
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(x0=st.integers(0, 500), y0=st.integers(0, 300), scale=st.floats(0.9, 3.0))
-def test_any_scale_equals_openslide(pair: tuple[Slide, Slide], x0: int, y0: int, scale: float) -> None:
+@given(x0=st.integers(0, 500), y0=st.integers(0, 300), scale=st.floats(0.9, 1.99))
+def test_any_scale_below_a_reduction_equals_openslide(
+    pair: tuple[Slide, Slide], x0: int, y0: int, scale: float
+) -> None:
     fast, reference = pair
     np.testing.assert_array_equal(read_square(fast, x0, y0, 60, scale), read_square(reference, x0, y0, 60, scale))
 
@@ -121,46 +125,132 @@ def test_a_file_cut_while_it_is_open_gives_errors_and_no_invented_pixels(tmp_pat
             read_square(slide, 700, 600, 64, 1.0)
 
 
+SHAPE = (8, 8, 3)
+
+
 class TestTileCache:
     def test_a_tile_is_decoded_once_however_many_ask(self) -> None:
         cache, decoded, barrier = TileCache(1 << 20), [], threading.Barrier(8)
 
-        def decode(key: Key) -> NDArray[np.uint8]:
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
             decoded.append(key)
-            return np.full((8, 8, 3), key[1], np.uint8)
+            out[...] = key[2]
 
         def ask() -> None:
             barrier.wait()
             for number in range(20):
-                assert (cache.get((0, number), decode) == number).all()
+                assert (cache.acquire((0, 1, number), SHAPE, decode) == number).all()
+                cache.release((0, 1, number))
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sorted(decoded) == [(0, number) for number in range(20)]
+        assert sorted(decoded) == [(0, 1, number) for number in range(20)]
 
     def test_it_holds_no_more_than_it_may_and_drops_the_oldest(self) -> None:
         cache, decoded = TileCache(3 * 192), []
 
-        def decode(key: Key) -> NDArray[np.uint8]:
-            decoded.append(key[1])
-            return np.zeros((8, 8, 3), np.uint8)
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
+            decoded.append(key[2])
 
         for number in (0, 1, 2, 0, 3, 0, 1):
-            cache.get((0, number), decode)
+            cache.acquire((0, 1, number), SHAPE, decode)
+            cache.release((0, 1, number))
         assert decoded == [0, 1, 2, 3, 1]
+
+    def test_memory_that_somebody_looks_at_is_not_used_again(self) -> None:
+        cache = TileCache(2 * 192)
+
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
+            out[...] = key[2]
+
+        held = cache.acquire((0, 1, 200), SHAPE, decode)
+        dropped = cache.acquire((0, 1, 201), SHAPE, decode)
+        cache.release((0, 1, 201))
+        for number in range(10):
+            latest = cache.acquire((0, 1, number), SHAPE, decode)
+            cache.release((0, 1, number))
+        assert (held == 200).all()
+        assert np.shares_memory(latest, dropped)
+
+    def test_readers_who_press_each_other_out_of_a_small_cache_see_their_own_tiles(self) -> None:
+        cache, wrong = TileCache(2 * 192), []
+
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
+            out[...] = key[2]
+
+        def ask(seed: int) -> None:
+            for number in np.random.default_rng(seed).integers(0, 12, 400).tolist():
+                tile = cache.acquire((0, 1, number), SHAPE, decode)
+                if (tile != number).any():
+                    wrong.append(number)
+                cache.release((0, 1, number))
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
 
     def test_an_error_is_not_remembered(self) -> None:
         cache, calls = TileCache(1 << 20), []
 
-        def decode(key: Key) -> NDArray[np.uint8]:
+        def decode(key: Key, out: NDArray[np.uint8]) -> None:
             calls.append(key)
             if len(calls) == 1:
                 raise ValueError("damaged")
-            return np.zeros((8, 8, 3), np.uint8)
 
         with pytest.raises(ValueError, match="damaged"):
-            cache.get((0, 0), decode)
-        assert cache.get((0, 0), decode).shape == (8, 8, 3)
+            cache.acquire((0, 1, 0), SHAPE, decode)
+        assert cache.acquire((0, 1, 0), SHAPE, decode).shape == SHAPE
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(x=st.integers(-2, 60), y=st.integers(-2, 60), side=st.integers(1, 60), scale=st.sampled_from([2.0, 2.5, 4.0]))
+def test_the_decoders_own_reduction_is_close_to_averaging(
+    photograph: tuple[Slide, Slide], x: int, y: int, side: int, scale: float
+) -> None:
+    """Wherever the tile lies, on the grid of reduced pixels or not, inside the slide or across its edge."""
+    fast, reference = photograph
+    ours = read_square(fast, 7 * x, 5 * y, side, scale).astype(int)
+    exact = read_square(reference, 7 * x, 5 * y, side, scale)
+    assert np.abs(ours - exact).mean() < 2
+    assert np.abs(ours - exact).max() < 16
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def photograph(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Slide, Slide]]:
+    """A slide of one level, smooth as scanned tissue is, with tiles of 240 px and colours of every kind."""
+    path = tmp_path_factory.mktemp("slides") / "photograph.tiff"
+    ys, xs = np.mgrid[0:500, 0:620]
+    image = np.stack([128 + 100 * np.sin(xs / 40), 128 + 100 * np.cos(ys / 50), (xs + ys) / 6], axis=-1)
+    tifffile.imwrite(
+        path, image.astype(np.uint8), tile=(240, 240), compression="jpeg", metadata=None, **VARIANTS[request.param]
+    )
+    with open_slide(path, 0.25) as fast, OpenSlideReader(path, 0.25, "test") as reference:
+        assert resampling_of(fast.info, 2.0) == "jpeg 1/2, area"
+        assert resampling_of(reference.info, 2.0) == "area"
+        yield fast, reference
+
+
+def test_colours_are_what_the_tiff_says_and_not_what_the_jpeg_says() -> None:
+    """A JFIF marker claims YCbCr; OpenSlide believes the TIFF, and so does the reduction."""
+    red = np.full((64, 64, 3), (220, 20, 30), np.uint8)
+    as_rgb = imagecodecs.jpeg8_encode(red, level=95, colorspace="RGB", outcolorspace="RGB")
+    jfif = as_rgb[:2] + b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00" + as_rgb[2:]
+    out = np.zeros((32, 32, 3), np.uint8)
+    for stream in (as_rgb, jfif):
+        decode_tile(stream, None, "RGB", 2, out)
+        assert np.abs(out.astype(int) - red[::2, ::2]).max() <= 3
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, 300, -40])
+def test_a_cut_jpeg_is_refused_at_a_reduction_too(cut: int) -> None:
+    whole = imagecodecs.jpeg8_encode(stained(64, 64), level=90)
+    with pytest.raises(ValueError):
+        decode_tile(whole[:cut], None, "YCBCR", 2, np.zeros((32, 32, 3), np.uint8))

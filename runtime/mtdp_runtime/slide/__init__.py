@@ -34,6 +34,7 @@ class SlideInfo:
     quickhash: str  # identifies the content; empty where the format gives none
     reader: str  # which reader, with its version
     reader_reason: str  # why this one
+    reductions: tuple[int, ...] = ()  # factors by which the reader's decoder may itself reduce a level; () where never
 
     @property
     def width(self) -> int:
@@ -83,3 +84,19 @@ def level_for(levels: tuple[Level, ...], scale: float) -> int:
     """
     fine = [i for i, level in enumerate(levels) if level.downsample <= scale * (1 + LEVEL_TOLERANCE)]
     return max(fine, key=lambda i: levels[i].downsample, default=0)
+
+
+def reduction_for(info: SlideInfo, scale: float) -> int:
+    """Return the factor by which the decoder reduces the level that `level_for` names; 1 for none.
+
+    It never reduces beyond the target, so what is left is averaging, by a scale of at least 1.
+    """
+    left = scale / info.levels[level_for(info.levels, scale)].downsample
+    return max((factor for factor in info.reductions if factor <= left + 1e-9), default=1)
+
+
+def resampling_of(info: SlideInfo, scale: float) -> str:
+    """Name what is done to the pixels of the level that `level_for` names: a part of what makes the features."""
+    left = scale / info.levels[level_for(info.levels, scale)].downsample
+    reduction = reduction_for(info, scale)
+    return ("area" if left >= 1 else "linear") if reduction == 1 else f"jpeg 1/{reduction}, area"

@@ -43,7 +43,9 @@ def resample_into(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: floa
     # OpenCV keeps the factors exactly only when they, and not the size, are given; it then rounds the size, so where
     # that would be too small, the last row and column of the source are repeated.
     method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(source, None, fx=1 / scale, fy=1 / scale, interpolation=method)
+    resized = cv2.resize(source, None, dst=out, fx=1 / scale, fy=1 / scale, interpolation=method)
+    if resized is out:
+        return  # it had the size that OpenCV wanted, so it was written in place
     if resized.shape[0] < height or resized.shape[1] < width:
         pad = math.ceil(scale)
         padded = cv2.copyMakeBorder(source, 0, pad, 0, pad, cv2.BORDER_REPLICATE)
@@ -60,18 +62,28 @@ def _blend_neighbours(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: 
     """Resample where no pixel moves by more than about half a pixel: each is a blend of two neighbours, per axis."""
     height, width = out.shape[:2]
     padded = cv2.copyMakeBorder(source, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    first, second, shift = _neighbour_weights(width, scale)
-    left, right = padded[:, shift : shift + width], padded[:, shift + 1 : shift + 1 + width]
-    lines = (padded.shape[0], 1)
-    across = cv2.blendLinear(left, right, np.tile(first, lines), np.tile(second, lines))
-    first, second, shift = _neighbour_weights(height, scale)
-    columns = (1, width)
-    weights = np.tile(first[:, None], columns), np.tile(second[:, None], columns)
-    out[...] = cv2.blendLinear(across[shift : shift + height], across[shift + 1 : shift + 1 + height], *weights)
+    first, second, shift = _weights_across(width, padded.shape[0], scale)
+    across = cv2.blendLinear(padded[:, shift : shift + width], padded[:, shift + 1 : shift + 1 + width], first, second)
+    first, second, shift = _weights_down(height, width, scale)
+    cv2.blendLinear(across[shift : shift + height], across[shift + 1 : shift + 1 + height], first, second, dst=out)
 
 
-@lru_cache(maxsize=16)
-def _neighbour_weights(out_px: int, scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+Weights = tuple[NDArray[np.float32], NDArray[np.float32], int]  # float32[H, W] twice, and where the first one begins
+
+
+@lru_cache(maxsize=4)
+def _weights_across(out_px: int, lines: int, scale: float) -> Weights:
+    first, second, shift = _neighbour_weights(out_px, scale)
+    return np.tile(first, (lines, 1)), np.tile(second, (lines, 1)), shift
+
+
+@lru_cache(maxsize=4)
+def _weights_down(out_px: int, columns: int, scale: float) -> Weights:
+    first, second, shift = _neighbour_weights(out_px, scale)
+    return np.tile(first[:, None], (1, columns)), np.tile(second[:, None], (1, columns)), shift
+
+
+def _neighbour_weights(out_px: int, scale: float) -> Weights:
     """Return float32[out_px] twice, the weights of two neighbours, and where the first one begins in a source
     that was padded by one pixel."""
     i = np.arange(out_px, dtype=np.float64)

@@ -8,6 +8,7 @@ decoded once, by libjpeg-turbo, without a detour over ARGB and PIL.
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
@@ -16,11 +17,11 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from mtdp_runtime.slide import Slide, SlideInfo
+from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
 from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE, resample_into
-from mtdp_runtime.slide.strict_jpeg import decode_strictly
 from mtdp_runtime.slide.tile_cache import Key, TileCache
-from mtdp_runtime.slide.window import Window, window_of
+from mtdp_runtime.slide.tile_jpeg import REDUCTIONS, decode_tile
+from mtdp_runtime.slide.window import Window, reduced, window_of
 
 _CACHE_BYTES: Final = 256 << 20  # two rows of tiles of a slide 160,000 px wide
 _VENDORS: Final = frozenset({"aperio", "generic-tiff"})
@@ -63,22 +64,27 @@ class TiledJpegReader:
         self._reference = reference
         self._levels = _levels_of(reference.info)
         self._cache = TileCache(_CACHE_BYTES)
+        self._own = threading.local()
         self._file = os.open(reference.info.path, os.O_RDONLY)
         self.info = replace(
             reference.info,
             reader=f"mtdp tiled JPEG (simplejpeg {simplejpeg.__version__}), {reference.info.reader}",
             reader_reason="every level is tiled JPEG",
+            reductions=REDUCTIONS if all(_reducible(level) for level in self._levels) else (),
         )
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
         window = window_of(self.info.levels, x0, y0, out.shape[1], out.shape[0], scale)
+        reduction = reduction_for(self.info, scale) if window.scale >= 2 else 1
+        if reduction > 1:
+            smaller = reduced(window, self.info.levels[window.level], reduction, out.shape[1], out.shape[0])
+            window, reduction = (window, 1) if smaller is None else (smaller, reduction)
         try:
             if abs(window.scale - 1) < IDENTITY_TOLERANCE and not (window.repeat_x or window.repeat_y):
-                self._copy(out, window)
+                self._copy(out, window, reduction)
                 return
-            shape = (window.height + window.repeat_y, window.width + window.repeat_x, 3)
-            source = np.empty(shape, np.uint8)
-            self._copy(source[: window.height, : window.width], window)
+            source = self._scratch(window.height + window.repeat_y, window.width + window.repeat_x)
+            self._copy(source[: window.height, : window.width], window, reduction)
         except _LeaveToOpenSlide:
             self._reference.read_into(out, x0, y0, scale)
             return
@@ -100,38 +106,60 @@ class TiledJpegReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _copy(self, target: NDArray[np.uint8], window: Window) -> None:
+    def _scratch(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Return uint8[height, width, 3], this thread's own until its next call."""
+        memory: NDArray[np.uint8] | None = getattr(self._own, "memory", None)
+        if memory is None or memory.shape[:2] != (height, width):
+            memory = self._own.memory = np.empty((height, width, 3), np.uint8)
+        return memory
+
+    def _copy(self, target: NDArray[np.uint8], window: Window, reduction: int) -> None:
         """Fill target, uint8[height, width, 3], with the window's pixels; beyond the level lies the background."""
         level = self._levels[window.level]
+        tile_width, tile_height = level.tile_width // reduction, level.tile_height // reduction
         left, top = max(window.lx, 0), max(window.ly, 0)
-        right, bottom = min(window.lx + window.width, level.width), min(window.ly + window.height, level.height)
+        right, bottom = (
+            min(window.lx + window.width, -(-level.width // reduction)),
+            min(window.ly + window.height, -(-level.height // reduction)),
+        )
         if right - left < window.width or bottom - top < window.height:
             target[...] = self.info.background
-        for row in range(top // level.tile_height, -(-bottom // level.tile_height) if bottom > top else 0):
-            y, y_end = max(row * level.tile_height, top), min((row + 1) * level.tile_height, bottom)
-            for column in range(left // level.tile_width, -(-right // level.tile_width) if right > left else 0):
-                x, x_end = max(column * level.tile_width, left), min((column + 1) * level.tile_width, right)
-                tile = self._cache.get((window.level, row * level.across + column), self._decode)
+            if right <= left or bottom <= top:
+                return
+        rows = range(top // tile_height, -(-bottom // tile_height))
+        columns = range(left // tile_width, -(-right // tile_width))
+        shape = (tile_height, tile_width, 3)
+        if len(rows) == len(columns) == 1 and target.shape == shape and target.flags.c_contiguous:
+            key = (window.level, reduction, rows[0] * level.across + columns[0])
+            if bottom - top == tile_height and right - left == tile_width and not self._cache.holds(key):
+                self._decode(key, target)
+                return
+        # Tiles come row by row: what the next row of them needs, too, is kept, and little more.
+        self._cache.limit(min(_CACHE_BYTES, (len(rows) + 1) * level.across * tile_height * tile_width * 3))
+        for row in rows:
+            y, y_end = max(row * tile_height, top), min((row + 1) * tile_height, bottom)
+            for column in columns:
+                x, x_end = max(column * tile_width, left), min((column + 1) * tile_width, right)
+                key = (window.level, reduction, row * level.across + column)
+                tile = self._cache.acquire(key, shape, self._decode)
                 target[y - window.ly : y_end - window.ly, x - window.lx : x_end - window.lx] = tile[
-                    y - row * level.tile_height : y_end - row * level.tile_height,
-                    x - column * level.tile_width : x_end - column * level.tile_width,
+                    y - row * tile_height : y_end - row * tile_height,
+                    x - column * tile_width : x_end - column * tile_width,
                 ]
+                self._cache.release(key)
 
-    def _decode(self, key: Key) -> NDArray[np.uint8]:
-        """Return uint8[tile_height, tile_width, 3]."""
-        level = self._levels[key[0]]
-        size_bytes = level.sizes_bytes[key[1]]
+    def _decode(self, key: Key, out: NDArray[np.uint8]) -> None:
+        """Fill out, uint8[tile_height / reduction, tile_width / reduction, 3]."""
+        level, reduction, number = self._levels[key[0]], key[1], key[2]
+        size_bytes = level.sizes_bytes[number]
         try:
-            data = os.pread(self._file, size_bytes, level.offsets[key[1]]) if size_bytes else b""
+            data = os.pread(self._file, size_bytes, level.offsets[number]) if size_bytes else b""
             if len(data) < size_bytes or not data:
                 raise _LeaveToOpenSlide
-            tile = decode_strictly(data, level.tables, level.colour_space)
+            decode_tile(data, level.tables, level.colour_space, reduction, out)
         except (OSError, OverflowError, MemoryError, ValueError) as error:
             # OpenSlide tries it again, on a handle of its own, and says what is wrong with it.
             raise _LeaveToOpenSlide from error
-        if tile.shape != (level.tile_height, level.tile_width, 3):
-            raise _LeaveToOpenSlide
-        return tile
 
 
 def _levels_of(info: SlideInfo) -> tuple[_TiledLevel, ...]:
@@ -144,6 +172,11 @@ def _levels_of(info: SlideInfo) -> tuple[_TiledLevel, ...]:
             return tuple(_level_of(pages, level.width, level.height) for level in info.levels)
     except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, AttributeError) as error:
         raise NotUnderstood(f"its TIFF structure: {error}") from error
+
+
+def _reducible(level: _TiledLevel) -> bool:
+    """Tell whether the reduced tiles lie side by side without a gap."""
+    return level.tile_width % max(REDUCTIONS) == 0 == level.tile_height % max(REDUCTIONS)
 
 
 def _level_of(pages: list[Any], width: int, height: int) -> _TiledLevel:

@@ -40,3 +40,19 @@ def window_of(levels: tuple[Level, ...], x0: int, y0: int, width: int, height: i
     repeat_x = int(index > 0 and wanted_x > 1 and lx + wanted_x == level.width + 1)
     repeat_y = int(index > 0 and wanted_y > 1 and ly + wanted_y == level.height + 1)
     return Window(index, lx, ly, wanted_x - repeat_x, wanted_y - repeat_y, repeat_x, repeat_y, level_scale)
+
+
+def reduced(window: Window, level: Level, factor: int, width: int, height: int) -> Window | None:
+    """Return the window for width x height output pixels in a level that the decoder reduces by a factor.
+
+    None where that is another place: it begins between the reduced pixels, or ends beyond the last whole one.
+
+    >>> reduced(Window(0, 448, 896, 448, 448, 0, 0, 2.0), Level(4000, 4000, 1.0), 2, 224, 224)
+    Window(level=0, lx=224, ly=448, width=224, height=224, repeat_x=0, repeat_y=0, scale=1.0)
+    """
+    lx, ly, scale = window.lx // factor, window.ly // factor, window.scale / factor
+    wanted_x, wanted_y = source_px(width, scale), source_px(height, scale)
+    inside = lx >= 0 and ly >= 0 and lx + wanted_x <= level.width // factor and ly + wanted_y <= level.height // factor
+    if not inside or window.lx % factor or window.ly % factor or window.repeat_x or window.repeat_y:
+        return None
+    return Window(window.level, lx, ly, wanted_x, wanted_y, 0, 0, scale)

@@ -1,0 +1,365 @@
+"""A feature extractor of one's own, brought as an ONNX file, with its preprocessing declared.
+
+    tiles uint8[batch, P, P, 3] -> Cast, Transpose, scale and shift -> the file's graph -> features float32[batch, D]
+
+The reference of such a model is the file as it came, run by ONNX Runtime in fp32 on tiles that numpy prepared: one tile
+at a time, so that a graph whose rows depend on each other is found.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnx
+import onnx.compose
+import onnx.inliner
+import onnxscript.optimizer
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from mtdp.preprocess import Preprocessing
+from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.golden import synthetic_tiles
+from mtdp_export.graph import INPUT, finish_graph
+from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
+
+MIN_OPSET: Final = 13  # the first in which Cast, Softmax and the quantisers mean what they mean today
+LARGEST_BYTES: Final = 2**31 - 1  # of a protocol buffer, so of a graph in one file
+_QUANTISED: Final = frozenset(
+    {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"}
+)
+_PREFIX: Final = "net/"
+Layout = Literal["nchw", "nhwc"]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the user says of the file; None is taken from the graph where it states it, and asked for where not."""
+
+    mean: Triple | None = None
+    std: Triple | None = None
+    input_range: int = 1  # the network takes pixels of 0..1, or of 0..255; mean and std are on that scale
+    layout: Layout | None = None
+    tile_px: int | None = None
+    output: str | None = None
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxSource:
+    """An ONNX file that passed every check, its weights inside, its other outputs gone."""
+
+    model: onnx.ModelProto
+    arch: str
+    preprocessing: Preprocessing
+    layout: Layout
+    takes_uint8: bool  # preprocessing of its own is inside
+    features_dim: int
+    origin: str
+    licence: str
+    digest: str  # of the weights as numbers
+
+    @property
+    def checkpoint(self) -> None:
+        return None
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+
+def open_onnx(path: Path, declared: Declared) -> OnnxSource:
+    """Read and check a file.
+
+    Raises:
+        ExportUsageError: something must be declared, or what was declared does not fit the graph.
+        ExportError: the file cannot be used: its opset is too old, its batch is fixed, it has operations of its own...
+    """
+    model = _load(path)
+    _check_operations(model, path)
+    tensor = _input(model, path)
+    output = _output(model, path, declared.output)
+    kind = tensor.type.tensor_type.elem_type
+    if kind not in (TensorProto.FLOAT, TensorProto.UINT8):
+        raise ExportError(
+            f"{path}: its input is {TensorProto.DataType.Name(kind).lower()}", "export it with a float32 or uint8 input"
+        )
+    layout, side = _shape(tensor, path, declared)
+    takes_uint8 = kind == TensorProto.UINT8
+    del model.graph.output[:]
+    model.graph.output.append(output)
+    del model.graph.value_info[:]
+    onnxscript.optimizer.remove_unused_nodes(model)
+    digest = _digest(model)
+    producer = f"{model.producer_name} {model.producer_version}".strip() or "a program that it does not name"
+    source = OnnxSource(
+        model=model,
+        arch=f"onnx:{path.stem}",
+        preprocessing=_preprocessing(side, takes_uint8, declared),
+        layout=layout,
+        takes_uint8=takes_uint8,
+        features_dim=0,
+        origin=f"brought as {path.name} (output {output.name}, made by {producer})",
+        licence=declared.licence or "not stated by who exported the bundle",
+        digest=digest,
+    )
+    features = original_outputs(source, synthetic_tiles(side)[:4])[FEATURES]
+    return OnnxSource(
+        **{**{name: getattr(source, name) for name in source.__slots__}, "features_dim": features.shape[1]}
+    )
+
+
+def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """What the file computes, one tile at a time: {"features": float32[N, D]}.
+
+    Raises:
+        ExportError: ONNX Runtime refuses it, it gives no vector for each tile, or a batch gives other rows than tiles
+            one by one.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            source.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # its errors share no base class of their own
+        raise ExportError(f"{source.arch}: ONNX Runtime refuses it: {_first_line(error)}") from error
+    pixels = _prepared(source, tiles)
+    single = np.concatenate([_run(session, pixels[i : i + 1], source.arch) for i in range(len(pixels))])
+    together = _run(session, pixels, source.arch)
+    if not np.isfinite(single).all():
+        raise ExportError(f"{source.arch}: its features are not finite", "check --mean, --std and --input-range")
+    if together.shape != single.shape or cosines(together, single).min() < MIN_COSINE["fp32"]:
+        raise ExportError(
+            f"{source.arch}: a tile's features depend on the other tiles of its batch",
+            "it was exported in training mode, or with a fixed batch inside: call model.eval() and export it again",
+        )
+    return {FEATURES: single}
+
+
+def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """Return the bundle's graph: the preprocessing, then the file's own nodes."""
+    model = onnx.compose.add_prefix(copy.deepcopy(source.model), _PREFIX)
+    inner, rank4 = model.graph.input[0].name, len(model.graph.output[0].type.tensor_type.shape.dim) == 4
+    side, nchw = source.preprocessing.image_px, source.layout == "nchw"
+    before: list[onnx.NodeProto] = []
+    if source.takes_uint8:
+        before.append(_transpose(INPUT, inner) if nchw else helper.make_node("Identity", [INPUT], [inner]))
+    else:
+        scale, shift = _scale_and_shift(source)
+        for name, values in (("scale", scale), ("shift", shift)):
+            shaped = values.reshape((1, 3, 1, 1) if nchw else (1, 1, 1, 3))
+            model.graph.initializer.append(numpy_helper.from_array(shaped, name))
+        before.append(helper.make_node("Cast", [INPUT], ["pixels"], to=TensorProto.FLOAT))
+        if nchw:
+            before.append(_transpose("pixels", "planes"))
+        before.append(helper.make_node("Mul", ["planes" if nchw else "pixels", "scale"], ["scaled"]))
+        before.append(helper.make_node("Add", ["scaled", "shift"], [inner]))
+    last = model.graph.output[0].name
+    after = (
+        helper.make_node("Flatten", [last], [FEATURES]) if rank4 else helper.make_node("Identity", [last], [FEATURES])
+    )
+    nodes = [*before, *model.graph.node, after]
+    del model.graph.node[:], model.graph.input[:], model.graph.output[:]
+    model.graph.node.extend(nodes)
+    model.graph.name = "mtdp"
+    model.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", side, side, 3]))
+    model.graph.output.append(
+        helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", source.features_dim])
+    )
+    finish_graph(model, metadata)
+    return model
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ExportUsageError(f"--onnx {path}: no such file", "check the path")
+    try:
+        model = onnx.load(path)  # weights in files beside it come with it, into memory
+        if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_BYTES:
+            raise ExportError(f"{path}: more than 2 GB of weights, which no single ONNX file can hold")
+        onnx.checker.check_model(model)
+        model = onnx.inliner.inline_local_functions(model)
+    except FileNotFoundError as error:
+        raise ExportError(
+            f"{path}: its weights are in another file, which is missing: {error.filename or _first_line(error)}",
+            "copy that file beside it",
+        ) from error
+    except ExportError:
+        raise
+    except Exception as error:  # of protobuf, of the checker, of external data: they share no base class
+        raise ExportError(f"{path}: not a usable ONNX file: {_first_line(error)}", "export it again") from error
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    newest = onnx.defs.onnx_opset_version()
+    if not MIN_OPSET <= opset <= newest:
+        raise ExportError(
+            f"{path}: opset {opset}; {MIN_OPSET} to {newest} can be exported",
+            "export it again, or use onnx.version_converter.convert_version(model, 20)",
+        )
+    return model
+
+
+def _check_operations(model: onnx.ModelProto, path: Path) -> None:
+    foreign = sorted(
+        {f"{node.domain}::{node.op_type}" for node in _nodes(model.graph) if node.domain not in ("", "ai.onnx")}
+    )
+    if foreign:
+        hint = "export the plain graph, before an optimiser or a plug-in put its own operations in"
+        raise ExportError(f"{path}: operations outside the ONNX standard: {', '.join(foreign[:5])}", hint)
+    quantised = sorted({node.op_type for node in _nodes(model.graph)} & _QUANTISED)
+    inferred = onnx.shape_inference.infer_shapes(model)
+    halves = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    computed = {name for node in model.graph.node for name in node.output}
+    typed = any(v.name in computed and v.type.tensor_type.elem_type in halves for v in inferred.graph.value_info)
+    if quantised or typed:
+        what = quantised[0] if quantised else "float16 values"
+        raise ExportError(f"{path}: it computes with less than fp32 ({what})", "bring the fp32 model")
+    del model.opset_import[:]
+    model.opset_import.append(next(o for o in inferred.opset_import if o.domain in ("", "ai.onnx")))
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs: list[onnx.ValueInfoProto] = [tensor for tensor in model.graph.input if tensor.name not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(tensor.name for tensor in inputs) or "none"
+        raise ExportError(f"{path}: one input is needed, the image; it has {len(inputs)} ({names})")
+    del model.graph.input[:]
+    model.graph.input.append(inputs[0])
+    return inputs[0]
+
+
+def _output(model: onnx.ModelProto, path: Path, name: str | None) -> onnx.ValueInfoProto:
+    outputs: dict[str, onnx.ValueInfoProto] = {output.name: output for output in model.graph.output}
+    if name is None and len(outputs) > 1:
+        raise ExportUsageError(
+            f"{path}: several outputs: {', '.join(outputs)}", "name the features with --feature-output"
+        )
+    if name is not None and name not in outputs:
+        raise ExportUsageError(f"--feature-output {name}: {path} gives {', '.join(outputs)}", "name one of these")
+    output = outputs[name] if name is not None else next(iter(outputs.values()))
+    kind = output.type.tensor_type.elem_type
+    dims = output.type.tensor_type.shape.dim
+    vector = len(dims) == 2 or (len(dims) == 4 and all(dim.dim_value == 1 for dim in dims[2:]))
+    if kind != TensorProto.FLOAT or not vector:
+        shown = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in dims)
+        raise ExportError(
+            f"{path}: output {output.name} is {TensorProto.DataType.Name(kind).lower()}[{shown}], not float[batch, D]",
+            "pool it in the model, or name another output with --feature-output",
+        )
+    return output
+
+
+def _shape(tensor: onnx.ValueInfoProto, path: Path, declared: Declared) -> tuple[Layout, int]:
+    """Return the layout and the side of the input."""
+    dims = tensor.type.tensor_type.shape.dim
+    if len(dims) != 4:
+        raise ExportError(
+            f"{path}: input {tensor.name} has {len(dims)} axes; images have 4", "export it with a batch axis"
+        )
+    if dims[0].dim_value > 0:
+        raise ExportError(
+            f"{path}: the batch axis of {tensor.name} is fixed to {dims[0].dim_value}",
+            f"export it with a dynamic one: dynamic_axes={{'{tensor.name}': {{0: 'batch'}}}}",
+        )
+    stated: list[Layout] = [name for name, at in _CHANNELS.items() if dims[at].dim_value == 3]
+    if declared.layout is None and len(stated) != 1:
+        raise ExportUsageError(
+            f"{path}: its shape does not tell where the channels are", "add --input-layout nchw or nhwc"
+        )
+    layout = declared.layout or stated[0]
+    if dims[_CHANNELS[layout]].dim_value not in (0, 3):
+        raise ExportUsageError(f"--input-layout {layout}: {path} has no 3 channels there", "give the other layout")
+    sides = {dim.dim_value for dim in (dims[2:4] if layout == "nchw" else dims[1:3])}
+    fixed = sides - {0}
+    if len(fixed) > 1:
+        raise ExportError(f"{path}: its input is not square ({' x '.join(map(str, sorted(fixed)))})")
+    side = next(iter(fixed), None)
+    if side is None and declared.tile_px is None:
+        raise ExportUsageError(
+            f"{path}: it takes images of any size", "add --tile-px, the size that it was trained for"
+        )
+    if side is not None and declared.tile_px not in (None, side):
+        raise ExportUsageError(f"--tile-px {declared.tile_px}: {path} takes {side} px only", "leave --tile-px out")
+    return layout, side or declared.tile_px or 0
+
+
+_CHANNELS: Final[dict[Layout, int]] = {"nchw": 1, "nhwc": 3}
+
+
+def _preprocessing(side: int, takes_uint8: bool, declared: Declared) -> Preprocessing:
+    """Express what was declared as mean and std on the scale 0..1."""
+    if takes_uint8:
+        if declared.mean is not None or declared.std is not None:
+            raise ExportUsageError(
+                "--mean and --std: this model takes uint8 and normalises by itself", "leave them out"
+            )
+        return Preprocessing(side, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # the pixels, as they are
+    if declared.mean is None or declared.std is None:
+        raise ExportUsageError(
+            "--onnx needs the preprocessing that the model was trained with",
+            "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 are ImageNet's; --mean 0 0 0 --std 1 1 1 for none",
+        )
+    mean, std = (
+        (a / declared.input_range, b / declared.input_range, c / declared.input_range)
+        for a, b, c in (declared.mean, declared.std)
+    )
+    return Preprocessing(side, mean, std)
+
+
+def _scale_and_shift(source: OnnxSource) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    mean, std = np.array(source.preprocessing.mean), np.array(source.preprocessing.std)
+    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+
+def _prepared(source: OnnxSource, tiles: NDArray[np.uint8]) -> NDArray[Any]:
+    """What the file is given: uint8 or float32, NHWC or NCHW. Computed as declared, not as the graph does it."""
+    pixels: NDArray[Any] = tiles
+    if not source.takes_uint8:
+        mean, std = np.array(source.preprocessing.mean), np.array(source.preprocessing.std)
+        pixels = ((tiles / 255.0 - mean) / std).astype(np.float32)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if source.layout == "nchw" else pixels
+
+
+def _run(session: Any, pixels: NDArray[Any], name: str) -> NDArray[np.float32]:
+    try:
+        values: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: pixels})[0]
+    except Exception as error:  # its errors share no base class of their own
+        hint = "the batch axis may be fixed inside the graph: export it again with a dynamic one"
+        raise ExportError(f"{name}: fails on a batch of {len(pixels)}: {_first_line(error)}", hint) from error
+    return values.reshape(len(values), -1)
+
+
+def _transpose(source: str, target: str) -> onnx.NodeProto:
+    return helper.make_node("Transpose", [source], [target], perm=[0, 3, 1, 2])
+
+
+def _digest(model: onnx.ModelProto) -> str:
+    """SHA-256 over all constants in the order of their names: name, dtype, shape, bytes."""
+    digest = hashlib.sha256()
+    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
+        array = numpy_helper.to_array(tensor)
+        digest.update(f"{tensor.name} {array.dtype} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,257 @@
+"""A feature extractor of one's own: what was declared is what is computed, and nothing is guessed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from mtdp_export.cli import main
+from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.onnx_source import Declared, open_onnx
+from mtdp_export.verify import verify_bundle
+from mtdp_export.write import ExportSettings, write_bundle
+from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.cli import main as extract
+from mtdp_runtime.proof import load_golden
+from support import pyramid, stained
+
+PX = 32
+MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.3, 0.25)
+DECLARED = Declared(MEAN, STD, output="feat")
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make_onnx(tmp_path: Path) -> Make:
+    """A small network, x -> feat [N, 5], logits [N, 2]; the arguments are what may be wrong with it."""
+
+    def make(
+        name: str = "own.onnx",
+        batch: Any = "n",
+        side: Any = PX,
+        opset: int = 17,
+        layout: str = "nchw",
+        kind: int = TensorProto.FLOAT,
+        pooled: bool = True,
+        extra: tuple[onnx.NodeProto, ...] = (),
+        external: bool = False,
+        baked: bool = False,
+        mixed: bool = False,
+    ) -> Path:
+        rng = np.random.default_rng(3)
+        weights = {
+            "kernel": rng.normal(0, 0.2, (5, 3, 4, 4)),
+            "dense": rng.normal(0, 1, (5, 2)),
+            "target": np.array([1 if baked else -1, 5], np.int64),
+        }
+        tensors = [
+            numpy_helper.from_array(v if v.dtype == np.int64 else v.astype(np.float32), k) for k, v in weights.items()
+        ]
+        nodes = [
+            helper.make_node("Cast", ["x"], ["cast"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["cast"], ["planes"], perm=[0, 3, 1, 2])
+            if layout == "nhwc"
+            else helper.make_node("Identity", ["cast"], ["planes"]),
+            helper.make_node("Conv", ["planes", "kernel"], ["map"], strides=[4, 4]),
+            helper.make_node("Relu", ["map"], ["relu"]),
+            helper.make_node("GlobalAveragePool", ["relu"], ["pool"]),
+            helper.make_node("Reshape", ["pool", "target"], ["flat"]),
+        ]
+        if mixed:
+            nodes.append(helper.make_node("ReduceMean", ["flat"], ["all"], axes=[0], keepdims=1))
+            nodes.append(helper.make_node("Sub", ["flat", "all"], ["feat"]))
+        else:
+            nodes.append(helper.make_node("Identity", ["flat" if pooled else "relu"], ["feat"]))
+        nodes += [helper.make_node("MatMul", ["flat", "dense"], ["logits"]), *extra]
+        shape = [batch, 3, side, side] if layout == "nchw" else [batch, side, side, 3]
+        feat = [batch, 5] if pooled else [batch, 5, 8, 8]
+        graph = helper.make_graph(
+            nodes,
+            "own",
+            [helper.make_tensor_value_info("x", kind, shape)],
+            [
+                helper.make_tensor_value_info("feat", TensorProto.FLOAT, feat),
+                helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 2]),
+            ],
+            tensors,
+        )
+        imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.example", 1)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+        options = {"save_as_external_data": True, "location": "own.weights", "size_threshold": 100} if external else {}
+        onnx.save(model, tmp_path / name, **options)
+        return tmp_path / name
+
+    return make
+
+
+def original(path: Path, pixels: NDArray[Any]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    features: NDArray[np.float32] = session.run(["feat"], {"x": pixels})[0]
+    return features
+
+
+def normalised(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return ((tiles / 255 - MEAN) / STD).astype(np.float32)
+
+
+def test_from_the_file_to_the_features_of_a_slide(
+    make_onnx: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make_onnx(external=True)
+    options = ["--mean", *map(str, MEAN), "--std", *map(str, STD), "--feature-output", "feat", "--licence", "CC0"]
+    monkeypatch.setattr(sys, "argv", ["mtdp-export", "--onnx", str(file), *options, "--out", str(tmp_path / "b")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None), capsys.readouterr().err
+    assert "pass" in capsys.readouterr().out
+    manifest = load_bundle(tmp_path / "b").manifest
+    assert (manifest.reference, manifest.arch, manifest.tile_px) == ("onnxruntime", "onnx:own", PX)
+    assert (manifest.features_dim, manifest.mean, manifest.weights.licence) == (5, MEAN, "CC0")
+    assert manifest.weights.origin == "brought as own.onnx (output feat, made by a program that it does not name)"
+    assert sorted(f.name for f in (tmp_path / "b").iterdir()) == [
+        "bundle.json",
+        "card.md",
+        "golden.npz",
+        "model.fp32.onnx",
+    ]
+    assert "the ONNX file as it was brought" in (tmp_path / "b" / "card.md").read_text(encoding="utf-8")
+    tiles, golden = load_golden(tmp_path / "b" / "golden.npz")
+    planes = normalised(tiles).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(golden["features"], original(file, planes), atol=1e-5)
+    assert all(comparison.passed for comparison in verify_bundle(tmp_path / "b") if comparison.required)
+
+    image = stained(768, 1024)
+    slide = pyramid(image, tmp_path / "slide.tiff", mpp=0.5)
+    arguments = [str(slide), "--model", str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--no-report"]
+    monkeypatch.setattr(sys, "argv", ["mtdp-extract", *arguments, "--precision", "fp32"])
+    with pytest.raises(SystemExit) as ended:
+        extract()
+    assert ended.value.code in (0, None)
+    with h5py.File(tmp_path / "out" / "slide.h5") as stored:
+        features, coords = stored["features"][:], stored["coords"][:]
+    assert len(coords) > 8
+    cut = np.stack([image[y : y + PX, x : x + PX] for x, y in coords])
+    np.testing.assert_allclose(features, original(file, normalised(cut).transpose(0, 3, 1, 2)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("given", ["0..1", "0..255", "uint8"])
+def test_layout_and_range_are_as_declared(make_onnx: Make, tmp_path: Path, layout: str, given: str) -> None:
+    file = make_onnx(layout=layout, kind=TensorProto.UINT8 if given == "uint8" else TensorProto.FLOAT)
+    declared = {
+        "0..1": DECLARED,
+        "0..255": Declared((180.0, 130.0, 150.0), (50.0, 60.0, 70.0), 255, output="feat"),
+        "uint8": Declared(output="feat"),
+    }[given]
+    bundle, comparison = write_bundle(open_onnx(file, declared), tmp_path / "b", ExportSettings("b", 0.5))
+    assert comparison.passed
+    tiles, golden = load_golden(tmp_path / "b" / "golden.npz")
+    pixels: NDArray[Any] = {
+        "0..1": normalised(tiles),
+        "0..255": ((tiles.astype(float) - (180, 130, 150)) / (50, 60, 70)).astype(np.float32),
+        "uint8": tiles,
+    }[given]
+    wanted = original(file, pixels.transpose(0, 3, 1, 2) if layout == "nchw" else pixels)
+    np.testing.assert_allclose(golden["features"], wanted, rtol=1e-4, atol=1e-4)
+    # What bundle.json states is the same arithmetic, on the scale 0..1.
+    stated = (tiles / 255 - np.array(bundle.manifest.mean)) / np.array(bundle.manifest.std)
+    np.testing.assert_allclose(stated, pixels, rtol=1e-5, atol=1e-4)
+
+
+def test_a_bundles_own_graph_may_be_brought_back(resnet18_bundle: Path, tmp_path: Path) -> None:
+    source = open_onnx(resnet18_bundle / "model.fp32.onnx", Declared())
+    bundle, _ = write_bundle(source, tmp_path / "again", ExportSettings("again", 0.5))
+    _, before = load_golden(resnet18_bundle / "golden.npz")
+    _, after = load_golden(bundle.path / "golden.npz")
+    np.testing.assert_allclose(after["features"], before["features"], rtol=1e-4, atol=1e-5)
+
+
+custom = helper.make_node("Magic", ["flat"], ["magic"], domain="com.example")
+half = helper.make_node("Cast", ["flat"], ["half"], to=TensorProto.FLOAT16)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch": 1}, "the batch axis of x is fixed to 1"),
+        ({"opset": 12}, "opset 12; 13 to"),
+        ({"extra": (custom,)}, "operations outside the ONNX standard: com.example::Magic"),
+        ({"extra": (half,)}, "it computes with less than fp32"),
+        ({"pooled": False}, r"output feat is float\[n, 5, 8, 8\], not float\[batch, D\]"),
+        ({"kind": TensorProto.DOUBLE}, "its input is double"),
+        ({"baked": True}, "fails on a batch of 4"),
+        ({"mixed": True}, "depend on the other tiles of its batch"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why(make_onnx: Make, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message) as caught:
+        open_onnx(make_onnx(**wrong), DECLARED)
+    assert caught.value.exit_code == 1
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("made", "declared", "message"),
+    [
+        ({}, Declared(MEAN, STD), "several outputs: feat, logits"),
+        ({}, Declared(MEAN, STD, output="x"), "--feature-output x"),
+        ({}, Declared(output="feat"), "--onnx needs the preprocessing"),
+        ({}, Declared(MEAN, STD, tile_px=64, output="feat"), "takes 32 px only"),
+        ({}, Declared(MEAN, STD, layout="nhwc", output="feat"), "has no 3 channels there"),
+        ({"side": "s"}, DECLARED, "add --tile-px|takes images of any size"),
+        ({"kind": TensorProto.UINT8}, DECLARED, "takes uint8 and normalises by itself"),
+    ],
+)
+def test_what_must_be_declared_is_asked_for(
+    make_onnx: Make, made: dict[str, Any], declared: Declared, message: str
+) -> None:
+    with pytest.raises(ExportUsageError, match=message):
+        open_onnx(make_onnx(**made), declared)
+
+
+def test_any_size_takes_the_declared_one(make_onnx: Make) -> None:
+    source = open_onnx(make_onnx(side="s"), Declared(MEAN, STD, tile_px=48, output="feat"))
+    assert (source.preprocessing.image_px, source.features_dim) == (48, 5)
+
+
+def test_missing_and_damaged_files(make_onnx: Make, tmp_path: Path) -> None:
+    with pytest.raises(ExportUsageError, match="no such file"):
+        open_onnx(tmp_path / "none.onnx", DECLARED)
+    file = make_onnx(external=True)
+    (tmp_path / "own.weights").unlink()
+    with pytest.raises(ExportError, match=r"own\.onnx: .*own\.weights"):
+        open_onnx(file, DECLARED)
+    (tmp_path / "text.onnx").write_text("not a model")
+    with pytest.raises(ExportError, match="not a usable ONNX file"):
+        open_onnx(tmp_path / "text.onnx", DECLARED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet18", "--weights", "random", "--out", "b", "--mean", "0", "0", "0"], "--mean, --std, --input-range"),
+        (["resnet18", "--onnx", "x.onnx", "--out", "b"], "--onnx takes no SOURCE"),
+        (["--onnx", "x.onnx", "--out", "b", "--input-layout", "hwc"], "--input-layout hwc: unknown"),
+        (["--onnx", "x.onnx", "--out", "b", "--input-range", "7"], "--input-range 7: unknown"),
+        (["--onnx", "x.onnx"], "SOURCE and --out are needed"),
+        (["--card", "b", "--out", "c"], "--card goes alone"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mtdp-export", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

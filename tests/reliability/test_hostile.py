@@ -1,0 +1,278 @@
+"""Files that mean harm: models, names, metadata. And no network, ever."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from denied import run_without
+from mtdp_runtime import report
+from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.errors import BundleInvalid
+from mtdp_runtime.model_file import check_model_file
+from mtdp_runtime.proof import load_golden
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def external(tensor: TensorProto) -> TensorProto:
+    """Say that a tensor's numbers lie in another file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../../../etc/passwd"
+    return tensor
+
+
+def tensor() -> TensorProto:
+    return numpy_helper.from_array(np.zeros(4, np.float32), "w")
+
+
+def model(*nodes: onnx.NodeProto, initializers: tuple[TensorProto, ...] = (), **options: Any) -> onnx.ModelProto:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
+    graph = helper.make_graph(list(nodes), "g", [value], [value], list(initializers))
+    return helper.make_model(graph, **options)
+
+
+def in_a_branch() -> onnx.ModelProto:
+    constant = helper.make_node("Constant", [], ["y"], value=external(tensor()))
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+    branch = helper.make_graph([constant], "branch", [], [out])
+    return model(helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+
+
+def in_a_function() -> onnx.ModelProto:
+    constant = helper.make_node("Constant", [], ["y"], value=external(tensor()))
+    opset = [helper.make_opsetid("", 20)]
+    return model(functions=[helper.make_function("ai.onnx", "F", [], ["y"], [constant], opset)])
+
+
+def sparse() -> onnx.ModelProto:
+    whole = model()
+    whole.graph.sparse_initializer.add().values.CopyFrom(external(tensor()))
+    return whole
+
+
+REACHING_OUT = {
+    "an initializer": lambda: model(initializers=(external(tensor()),)),
+    "a constant": lambda: model(helper.make_node("Constant", [], ["y"], value=external(tensor()))),
+    "a list of tensors": lambda: model(helper.make_node("F", [], ["y"], many=[tensor(), external(tensor())])),
+    "a branch": in_a_branch,
+    "a function": in_a_function,
+    "a sparse tensor": sparse,
+}
+
+
+@pytest.mark.parametrize("where", REACHING_OUT)
+def test_a_model_whose_tensors_lie_in_other_files_is_refused(tmp_path: Path, where: str) -> None:
+    (tmp_path / "m.onnx").write_bytes(REACHING_OUT[where]().SerializeToString())
+    with pytest.raises(BundleInvalid, match="lies in another file"):
+        check_model_file(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("made", [
+    lambda: model(helper.make_node("Evil", ["x"], ["y"], domain="com.example")),
+    lambda: model(opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.example", 1)]),
+])  # fmt: skip
+def test_a_model_with_operators_that_need_code_is_refused(tmp_path: Path, made: Callable[[], onnx.ModelProto]) -> None:
+    (tmp_path / "m.onnx").write_bytes(made().SerializeToString())
+    with pytest.raises(BundleInvalid, match=r"'com\.example' need code"):
+        check_model_file(tmp_path / "m.onnx")
+
+
+def test_an_honest_model_passes_and_each_cut_of_it_ends_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    content = model(helper.make_node("Relu", ["x"], ["y"]), initializers=(tensor(),)).SerializeToString()
+    path.write_bytes(content)
+    check_model_file(path)
+    refused = 0
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        try:
+            check_model_file(path)
+        except BundleInvalid:
+            refused += 1
+    assert refused > len(content) // 2
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        path.write_bytes(rng.bytes(int(rng.integers(1, 200))))
+        with pytest.raises(BundleInvalid):
+            check_model_file(path)
+
+
+def test_the_engine_never_sees_such_a_model(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    """Even where bundle.json was made to agree with it."""
+    from mtdp_runtime.bundle import file_ref
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    hostile = onnx.load(bundle / "model.fp32.onnx")
+    external(hostile.graph.initializer[0])
+    (bundle / "model.fp32.onnx").write_bytes(hostile.SerializeToString())
+    document = json.loads((bundle / "bundle.json").read_text())
+    ref = file_ref(bundle, "model.fp32.onnx")
+    document["mtdp"]["variants"][0]["file"] = {"file": ref.file, "sha256": ref.sha256, "size_bytes": ref.size_bytes}
+    (bundle / "bundle.json").write_text(json.dumps(document))
+    loaded = load_bundle(bundle)
+    with pytest.raises(BundleInvalid, match="lies in another file"):
+        loaded.checked(loaded.variant("fp32").file)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("variants", 0, "file", "file"), "../model.onnx"),
+        (("variants", 0, "file", "file"), "a/../model.onnx"),
+        (("variants", 0, "file", "file"), "..\\model.onnx"),
+        (("variants", 0, "file", "file"), "model.xml"),  # OpenVINO's own format: another front end
+        (("variants", 0, "file", "file"), "model\0.onnx"),
+        (("golden", "file"), "golden.pkl"),
+        (("tile_px",), 10**9),
+        (("features_dim",), 10**12),
+        (("heads",), [{"name": "../x", "class_names": ["a"]}]),
+    ],
+)
+def test_a_manifest_cannot_name_what_lies_elsewhere_or_exhaust_memory(
+    tiny_bundle: Path, tmp_path: Path, path: tuple[Any, ...], value: Any
+) -> None:
+    document = json.loads((tiny_bundle / "bundle.json").read_text())
+    if path == ("tile_px",):
+        document["patch_size_pixels"] = value
+    target = document["mtdp"]
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    (tmp_path / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(BundleInvalid):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "\xff", "1" * 10_000])
+def test_a_manifest_made_to_break_the_parser_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bundle.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleInvalid):
+        load_bundle(tmp_path)
+
+
+class Opened:
+    """Written into a pickle; unpickling it would leave a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_golden_tiles_cannot_run_code_or_unpack_to_more_than_they_are(tmp_path: Path) -> None:
+    hostile, trace = tmp_path / "golden.npz", tmp_path / "trace"
+    array = np.empty(1, object)
+    array[0] = Opened(trace)
+    np.savez(hostile, tiles=array, features=array)
+    with pytest.raises(BundleInvalid, match="not golden tiles"):
+        load_golden(hostile)
+    assert not trace.exists()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 50,)})
+    with zipfile.ZipFile(hostile, "w") as archive:
+        archive.writestr("tiles.npy", header.getvalue())
+        archive.writestr("features.npy", header.getvalue())
+    with pytest.raises(BundleInvalid, match="not golden tiles"):
+        load_golden(hostile)
+
+
+def test_no_code_of_the_package_loads_pickles() -> None:
+    """np.load says allow_pickle=False, torch.load says weights_only=True, and nothing imports pickle."""
+    files = [f for room in ("runtime", "export", "mtdp") for f in (ROOT / room).rglob("*.py")]
+    assert len(files) > 30
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"dill", "joblib", "cloudpickle", "marshal", "shelve"}, file
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+                assert node.attr == "UnpicklingError", f"{file}:{node.lineno}"  # its name alone
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+                options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                owner = ast.unparse(node.func.value)
+                if owner in ("np", "numpy"):
+                    assert options.get("allow_pickle") == "False", f"{file}:{node.lineno}"
+                if owner == "torch":
+                    assert options.get("weights_only") == "True", f"{file}:{node.lineno}"
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.sources: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert not [name for name, _ in attrs if name.startswith("on") or name == "href"], attrs
+        self.sources |= {value[:22] for name, value in attrs if name == "src" and value is not None}
+
+
+def test_a_report_shows_names_and_metadata_as_text(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    from mtdp_runtime.backends.onnxruntime import OnnxRuntime
+    from mtdp_runtime.extract import ExtractSettings, extract_slide
+    from mtdp_runtime.slide.open import open_slide
+
+    evil = "<script>alert(1)<img src=x onerror=alert(2)>&'\""
+    slide_path = tmp_path / f"{evil}.tiff"
+    make_slide("a.tiff").rename(slide_path)
+    features = tmp_path / "a.h5"
+    bundle = load_bundle(tiny_bundle)
+    with OnnxRuntime.load(bundle, "fp32", 8, 1) as engine, open_slide(slide_path) as slide:
+        settings = ExtractSettings(mpp=0.5, stride_px=64)
+        outcome, plan = extract_slide(slide, features, bundle, engine, settings, 1)
+    assert plan is not None
+    with h5py.File(features, "r+") as file:
+        file.attrs["slide_vendor"] = evil
+        file.attrs[evil] = evil
+    report.write_report(tmp_path / "r.html", features, plan, outcome)
+    text = (tmp_path / "r.html").read_text()
+    seen = Tags()
+    seen.feed(text)
+    assert not seen.tags & {"script", "iframe", "object", "embed", "link", "a", "form"}
+    assert seen.sources == {"data:image/jpeg;base64"}
+    assert text.count("&lt;script&gt;alert(1)") >= 4
+
+
+def test_a_run_opens_no_network_connection(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    """The kernel kills the process at its first internet socket, whatever library asks for it."""
+    for backend in ("openvino", "onnxruntime"):
+        out = tmp_path / backend
+        result = run_without("network", [make_slide(), "--model", tiny_bundle, "--out", out, "--backend", backend])
+        assert result.returncode == 0, result.stderr
+        assert (out / "slide.h5").exists()
+
+
+def test_the_kernel_would_have_noticed() -> None:
+    import signal
+    import subprocess
+    import sys
+
+    import denied
+
+    program = denied._deny(denied.SOCKET, 0, (denied.AF_INET, denied.AF_INET6), denied._KILL)
+    code = "import socket; socket.socket(socket.AF_INET)"
+    result = subprocess.run([sys.executable, "-c", code], preexec_fn=lambda: denied._install(program), check=False)
+    assert result.returncode in (-signal.SIGSYS, 99)
