@@ -32,8 +32,11 @@ def make_manifest(file: FileRef, golden: FileRef, heads: tuple[Head, ...] = ()) 
     )
 
 
-def write_tiny_bundle(folder: Path) -> Path:
-    """Write a bundle with one strided convolution: uint8[N, 64, 64, 3] -> features float32[N, 12]."""
+def write_tiny_bundle(folder: Path, heads: tuple[Head, ...] = ()) -> Path:
+    """Write a bundle with one strided convolution: uint8[N, 64, 64, 3] -> features float32[N, 12].
+
+    Each head is a linear layer of random weights and a softmax.
+    """
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -41,6 +44,15 @@ def write_tiny_bundle(folder: Path) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     weight = rng.normal(0, 0.02, (FEATURES_DIM, 3, 8, 8)).astype(np.float32)
+    head_nodes, head_outputs, head_weights = [], [], []
+    for head in heads:
+        size = len(head.class_names)
+        head_weights.append(
+            numpy_helper.from_array(rng.normal(0, 1, (FEATURES_DIM, size)).astype(np.float32), head.name)
+        )
+        head_nodes.append(helper.make_node("MatMul", ["features", head.name], [f"{head.name}_logits"]))
+        head_nodes.append(helper.make_node("Softmax", [f"{head.name}_logits"], [head.output], axis=1))
+        head_outputs.append(helper.make_tensor_value_info(head.output, TensorProto.FLOAT, ["batch", size]))
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["tiles"], ["float"], to=TensorProto.FLOAT),
@@ -49,18 +61,19 @@ def write_tiny_bundle(folder: Path) -> Path:
             helper.make_node("Relu", ["conv"], ["relu"]),
             helper.make_node("GlobalAveragePool", ["relu"], ["pooled"]),
             helper.make_node("Flatten", ["pooled"], ["features"]),
+            *head_nodes,
         ],
         "tiny",
         [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["batch", TILE_PX, TILE_PX, 3])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", FEATURES_DIM])],
-        [numpy_helper.from_array(weight, "weight")],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", FEATURES_DIM]), *head_outputs],
+        [numpy_helper.from_array(weight, "weight"), *head_weights],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, folder / "model.fp32.onnx")
     tiles = rng.integers(0, 256, (4, TILE_PX, TILE_PX, 3), np.uint8)
     session = onnxruntime.InferenceSession(folder / "model.fp32.onnx", providers=["CPUExecutionProvider"])
     np.savez(folder / "golden.npz", tiles=tiles, features=session.run(None, {"tiles": tiles})[0])
-    write_manifest(folder, make_manifest(file_ref(folder, "model.fp32.onnx"), file_ref(folder, "golden.npz")))
+    write_manifest(folder, make_manifest(file_ref(folder, "model.fp32.onnx"), file_ref(folder, "golden.npz"), heads))
     return folder
 
 

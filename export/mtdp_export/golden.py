@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_export.errors import ExportUsageError
-from mtdp_runtime.extract import ExtractSettings, make_plan
+from mtdp_runtime.extraction import ExtractSettings, make_plan
 from mtdp_runtime.proof import TILES
 from mtdp_runtime.slide.open import open_slide
 

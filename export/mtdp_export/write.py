@@ -41,7 +41,7 @@ from mtdp_runtime.bundle import (
     load_bundle,
     write_manifest,
 )
-from mtdp_runtime.extract import writable_folder
+from mtdp_runtime.extraction import writable_folder
 
 _REFERENCE: Final = "onnxruntime"
 _MODEL_FILE: Final = "model.fp32.onnx"

@@ -20,7 +20,7 @@ from mtdp_runtime.console import run_app
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.extract import ExtractSettings, Plan
+    from mtdp_runtime.extraction import ExtractSettings, Plan
     from mtdp_runtime.slide import Slide
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -61,7 +61,7 @@ def bench(
     """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.demo import write_demo_slide
-    from mtdp_runtime.extract import ExtractSettings
+    from mtdp_runtime.extraction import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
 
     bundle = load_bundle(model if model is not None else default_bundle_path())
@@ -94,7 +94,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the median tiles/s of each stage asked for, with what they were measured on."""
     from mtdp_runtime.backends import load
-    from mtdp_runtime.extract import make_plan
+    from mtdp_runtime.extraction import make_plan
 
     plan = make_plan(slide, bundle.manifest.tile_px, settings)
     result: dict[str, Any] = {
@@ -201,7 +201,7 @@ def _extract_rate(
     last: dict[str, Any],
 ) -> float:
     """Run the pipeline, the file included; the tissue search is left out, as it is no stage of it."""
-    from mtdp_runtime.extract import extract_slide
+    from mtdp_runtime.extraction import extract_slide
     from mtdp_runtime.slide.open import open_slide
 
     with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:

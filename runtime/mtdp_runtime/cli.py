@@ -19,8 +19,9 @@ from mtdp_runtime.formats import check_formats
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.extract import ExtractSettings, Outcome, Plan
+    from mtdp_runtime.extraction import ExtractSettings, Outcome, Plan
     from mtdp_runtime.slides import SlideRequest
+    from mtdp_runtime.together import Model
     from mtdp_runtime.watchdog import Worker
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -38,7 +39,12 @@ def extract(
         "features"
     ),
     model: Annotated[
-        Path | None, typer.Option(help="Model bundle; the packaged one if left out.", metavar="BUNDLE")
+        list[Path] | None,
+        typer.Option(
+            help="Model bundle; the packaged one if left out. Repeat it, and each tile is read once for all models; "
+            "the files go to OUT/<model name>. They must agree in tile size and scale.",
+            metavar="BUNDLE",
+        ),
     ] = None,
     mpp: Annotated[
         float | None, typer.Option(help="Scale of the tiles in µm per pixel; the model's own if left out.")
@@ -122,23 +128,24 @@ def extract(
     named = list(slides or [])
     if not named and not demo:
         raise UsageError("no slide was named", hint="mtdp-extract SLIDE, or mtdp-extract --demo to try it without one.")
-    if on_bad_tile not in ("nan", "drop", "fail"):
-        raise UsageError(f"--on-bad-tile {on_bad_tile!r}: unknown", hint="One of nan, drop, fail.")
     part, parts = _part(shard)
     formats = check_formats(format_ or [])
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
     worker = supervise(stall_limit, partial(_lost, out, as_json))
 
+    from mtdp_runtime.api import shared_settings
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
-    from mtdp_runtime.extract import writable_folder
+    from mtdp_runtime.extraction import writable_folder
     from mtdp_runtime.slides import list_slides, shard_of
+    from mtdp_runtime.together import Model, folders
 
-    bundle = load_bundle(model if model is not None else default_bundle_path(), trust_engines)
+    bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
     requests = list_slides(named, slide_mpp)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
-    settings = _settings(bundle, mpp, stride_px, min_tissue, on_bad_tile, heads)
+    folders(bundles, out)
+    settings = shared_settings(bundles, mpp, stride_px, min_tissue, on_bad_tile, heads)
     if dry_run and not demo:
-        _dry_run(requests, bundle, settings, as_json)
+        _dry_run(requests, bundles[0], settings, as_json)
         return
     writable_folder(out)
     if demo:
@@ -147,12 +154,12 @@ def extract(
         print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
         return
     cores = threads or len(os.sched_getaffinity(0))
-    with _load(bundle, backend, precision, batch, cores, as_json) as engine:
+    with ExitStack() as engines:
+        models = [Model(b, engines.enter_context(_load(b, backend, precision, batch, cores, as_json))) for b in bundles]
         failures = _run(
             requests,
             out,
-            bundle,
-            engine,
+            models,
             settings,
             cores,
             overwrite,
@@ -187,24 +194,6 @@ def _lost(out: Path, as_json: bool, line: dict[str, Any]) -> None:
         print(f"failed: {line['message']}\n  hint: {line['hint']}", file=sys.stderr)
 
 
-def _settings(
-    bundle: Bundle, mpp: float | None, stride_px: int | None, min_tissue: float, on_bad_tile: str, heads: bool
-) -> ExtractSettings:
-    from mtdp_runtime.extract import ExtractSettings
-
-    if heads and not bundle.manifest.heads:
-        raise UsageError(
-            f"--heads: {bundle.manifest.name} has none", hint="Export the model without --no-heads, or leave it out."
-        )
-    return ExtractSettings(
-        mpp=mpp if mpp is not None else bundle.manifest.mpp,
-        stride_px=stride_px if stride_px is not None else bundle.manifest.tile_px,
-        min_tissue=min_tissue,
-        on_bad_tile=on_bad_tile,  # type: ignore[arg-type]  # checked by the caller
-        heads=heads,
-    )
-
-
 def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, quiet: bool) -> Backend:
     from mtdp_runtime.backends import load
 
@@ -231,8 +220,7 @@ def _demo_slide(out: Path, quiet: bool) -> Path:
 def _run(
     requests: list[SlideRequest],
     out: Path,
-    bundle: Bundle,
-    engine: Backend,
+    models: list[Model],
     settings: ExtractSettings,
     threads: int,
     overwrite: bool,
@@ -259,8 +247,7 @@ def _run(
         outcomes = extract_slides(
             requests,
             out,
-            bundle,
-            engine,
+            models,
             settings,
             threads,
             listeners,
@@ -299,12 +286,16 @@ def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
         print(
             f"{prefix}{outcome.slide.name}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
             f"{times.tiles_per_s:.1f} tiles/s, bottleneck {times.bottleneck}, "
-            f"the engine waited {times.device_idle:.0%} of the time -> {outcome.output}",
+            f"the engine waited {times.device_idle:.0%} of the time -> {_where(outcome)}",
             flush=True,
         )
     else:
-        where = f" -> {outcome.output}" if outcome.output is not None else ""
+        where = f" -> {_where(outcome)}" if outcome.output is not None else ""
         print(f"{prefix}{outcome.slide.name}: {outcome.status}: {outcome.message}{where}", flush=True)
+
+
+def _where(outcome: Outcome) -> str:
+    return ", ".join(str(path) for path in outcome.outputs or (outcome.output,))
 
 
 def _dry_run(requests: list[SlideRequest], bundle: Bundle, settings: ExtractSettings, as_json: bool) -> None:

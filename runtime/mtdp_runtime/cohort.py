@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mtdp_runtime import runlog
-from mtdp_runtime.backends import Backend
-from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.claims import Claim, Held, claim
 from mtdp_runtime.errors import BackendError, ClaimLost, RuntimeFailure, SlideError, StoreError, UsageError
-from mtdp_runtime.extract import ExtractSettings, Outcome, Plan, extract_slide, make_plan
+from mtdp_runtime.extraction import ExtractSettings, Outcome, Plan, extract_targets, make_plan, writable_folder
 from mtdp_runtime.formats import derive
 from mtdp_runtime.report import write_report
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide
 from mtdp_runtime.slides import SlideRequest
+from mtdp_runtime.together import Model, Target, folders
 from mtdp_runtime.watchdog import Worker
 
 
@@ -38,8 +37,7 @@ class Listeners:
 def extract_slides(
     requests: Sequence[SlideRequest],
     out: Path,
-    bundle: Bundle,
-    backend: Backend,
+    models: Sequence[Model],
     settings: ExtractSettings,
     readers: int,
     listeners: Listeners,
@@ -51,14 +49,20 @@ def extract_slides(
 ) -> Iterator[Outcome]:
     """Extract each slide and yield how it went; out/run.jsonl gets a line for each that was tried.
 
+    Several models must have one tile size; each tile is read once, and the files go to out/<model name>.
+
     A slide that another process works on is tried once more at the end, and then left to it. A slide that failed
     before, as it is and with the same settings, is not tried again, unless `retry_failed` or `overwrite`.
 
     Raises:
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
+    places = list(zip(folders([model.bundle for model in models], out), models, strict=True))
+    if len(places) > 1:
+        for folder, _ in places:
+            writable_folder(folder)
     known = {} if retry_failed or overwrite else runlog.failures(out)
-    run = _Run(out, bundle, backend, settings, readers, listeners, overwrite, report, worker, tuple(formats))
+    run = _Run(tuple(places), settings, readers, listeners, overwrite, report, worker, tuple(formats))
     held: list[SlideRequest] = []
     for last_chance, todo in ((False, requests), (True, held)):
         for request in todo:
@@ -95,9 +99,7 @@ def extract_slides(
 class _Run:
     """What is the same for all slides."""
 
-    out: Path
-    bundle: Bundle
-    backend: Backend
+    places: tuple[tuple[Path, Model], ...]  # the folder of each model's files
     settings: ExtractSettings
     readers: int
     listeners: Listeners
@@ -120,14 +122,12 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
         if mine.lost():
             raise ClaimLost(f"{request.path}: another process took it over")
 
-    path = run.out / f"{request.name}.h5"
+    targets = [Target(folder / f"{request.name}.h5", model) for folder, model in run.places]
     try:
         with WatchedSlide(open_slide(request.path, request.mpp, request.given_by), beat) as slide:
-            outcome, plan = extract_slide(
+            outcome, plan = extract_targets(
                 slide,
-                path,
-                run.bundle,
-                run.backend,
+                targets,
                 run.settings,
                 run.readers,
                 run.overwrite,
@@ -135,9 +135,11 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
                 on_progress,
                 before_finish,
             )
-            derive(path, run.out, run.formats)
-            if run.report and plan is not None:
-                write_report(run.out / "report" / f"{request.name}.html", path, plan, outcome)
+            for target in targets:
+                folder = target.path.parent
+                derive(target.path, folder, run.formats)
+                if run.report and plan is not None:
+                    write_report(folder / "report" / f"{request.name}.html", target.path, plan, outcome)
     except ClaimLost as error:
         return Outcome(request.path, "claimed", message=str(error))
     except (BackendError, UsageError):
@@ -165,8 +167,9 @@ def _attempt(request: SlideRequest, run: _Run) -> str:
         file: list[int] | None = [stat.st_size, stat.st_mtime_ns]
     except OSError:
         file = None
-    facts = [str(request.path), file, request.mpp, asdict(run.settings), run.bundle.digest]
-    facts += [run.backend.name, run.backend.precision, run.backend.batch]
+    facts = [str(request.path), file, request.mpp, asdict(run.settings)]
+    for _, model in run.places:
+        facts += [model.bundle.digest, model.backend.name, model.backend.precision, model.backend.batch]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -197,6 +200,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "bad_tiles": outcome.bad_tiles,
         "seconds": round(outcome.seconds, 3),
     }
+    if len(outcome.outputs) > 1:
+        line["outputs"] = [str(path) for path in outcome.outputs]
     if outcome.times is not None:
         line |= {
             "tiles_per_s": round(outcome.times.tiles_per_s, 1),

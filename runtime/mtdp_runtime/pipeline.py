@@ -15,19 +15,38 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Backend
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.read import read_tile
 from mtdp_runtime.slide import Slide
-from mtdp_runtime.store import FeatureStore, TileStatus
+from mtdp_runtime.store import TileStatus
 
 Progress = Callable[[int], None]
 T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """What of a backend the pipeline uses; see `backends.Backend`."""
+
+    batch: int
+    depth: int
+
+    def submit(self, tiles: NDArray[np.uint8]) -> int: ...
+
+    def result(self, ticket: int) -> Mapping[str, NDArray[np.float32]]: ...
+
+
+class RowStore(Protocol):
+    """What of a store the pipeline uses; see `store.FeatureStore`."""
+
+    @property
+    def rows_done(self) -> int: ...
+
+    def append(self, outputs: Mapping[str, NDArray[np.float32]], status: NDArray[np.uint8]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -164,8 +183,8 @@ def run_pipeline(
     coords: NDArray[np.int64],
     scale: float,
     tile_px: int,
-    backend: Backend,
-    store: FeatureStore,
+    backend: Engine,
+    store: RowStore,
     readers: int,
     on_progress: Progress | None = None,
     fail_on_bad_tile: bool = False,

@@ -39,7 +39,7 @@ import tifffile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtdp_runtime.errors import RuntimeFailure
-from mtdp_runtime.extract import ExtractSettings, make_plan
+from mtdp_runtime.extraction import ExtractSettings, make_plan
 from mtdp_runtime.read import read_tile
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
 from mtdp_runtime.slide import Slide, SlideInfo, level_for, resampling_of
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, remove_leftovers
 from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
+from mtdp_runtime.together import JoinedEngines, JoinedStores, Model, Target
 
 OnBadTile = Literal["nan", "drop", "fail"]
 Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed"]
@@ -74,6 +76,7 @@ class Outcome:
     message: str = ""
     hint: str = ""
     attempt: str = ""  # of what failed: the same again is not tried again unasked
+    outputs: tuple[Path, ...] = ()  # the file of each model; `output` is the first
 
 
 def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings) -> Plan:
@@ -124,55 +127,98 @@ def extract_slide(
     Raises:
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
     """
+    target = Target(path, Model(bundle, backend))
+    return extract_targets(slide, [target], settings, readers, overwrite, on_plan, on_progress, before_finish)
+
+
+def extract_targets(
+    slide: Slide,
+    targets: Sequence[Target],
+    settings: ExtractSettings,
+    readers: int,
+    overwrite: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    before_finish: Callable[[], None] | None = None,
+) -> tuple[Outcome, Plan | None]:
+    """`extract_slide` for models of one tile size: each tile is read once; files that are complete are left alone.
+
+    Raises:
+        SlideError, BackendError, StoreError, OutputUnwritable: as `extract_slide`.
+    """
     start = time.perf_counter()
-    facts = made_of(slide.info, bundle, backend.precision, settings)
-    if path.exists() and not overwrite:
-        different = differences(path, facts)
-        if different:
-            raise FingerprintMismatch(
-                f"{path}: exists, and is not what would be made now: {different}",
-                hint="Use --overwrite to replace it, or another --out.",
-            )
-        remove_leftovers(path)
-        return Outcome(slide.info.path, "skipped", path, message="already done"), None
-    plan = make_plan(slide, bundle.manifest.tile_px, settings)
+    paths = tuple(target.path for target in targets)
+    made = {t.path: made_of(slide.info, t.model.bundle, t.model.backend.precision, settings) for t in targets}
+    todo = [target for target in targets if overwrite or not _is_done(target.path, made[target.path])]
+    if not todo:
+        return Outcome(slide.info.path, "skipped", paths[0], message="already done", outputs=paths), None
+    tile_px = todo[0].model.bundle.manifest.tile_px
+    assert all(target.model.bundle.manifest.tile_px == tile_px for target in todo)
+    plan = make_plan(slide, tile_px, settings)
     if on_plan is not None:
         on_plan(plan)
-    layout = _layout(plan, path, bundle, backend, settings, facts)
-    with FeatureStore(path, layout) as store:
-        resumed = store.rows_done
+    with ExitStack() as open_stores:
+        stores = [
+            open_stores.enter_context(FeatureStore(t.path, _layout(plan, t, settings, made[t.path]))) for t in todo
+        ]
+        resumed = [store.rows_done for store in stores]
+        engines = [target.model.backend for target in todo]
         times, bad = run_pipeline(
             slide,
             plan.coords,
             plan.grid.scale,
-            bundle.manifest.tile_px,
-            backend,
-            store,
+            tile_px,
+            engines[0] if len(todo) == 1 else JoinedEngines(engines),
+            stores[0] if len(todo) == 1 else JoinedStores(stores),
             readers,
             on_progress,
             settings.on_bad_tile == "fail",
         )
-        bad_tiles = int((store.statuses() != TileStatus.GOOD).sum())  # those of an earlier run included
-        if bad_tiles == len(plan.kept) > 0:
-            store.discard()
-            raise SlideUnreadable(
-                f"{slide.info.path}: none of its {bad_tiles} tiles has features; "
-                f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
-                hint="The file is damaged: compare its checksum with the original and copy it again.",
-            )
-        if before_finish is not None:
-            before_finish()
-        attrs = _run_attrs(times, bad, plan, resumed) | {"bad_tiles": bad_tiles}
-        store.finish(attrs, drop_bad=settings.on_bad_tile == "drop")
+        most_bad = 0
+        for store, rows in zip(stores, resumed, strict=True):
+            bad_tiles = int((store.statuses() != TileStatus.GOOD).sum())  # those of an earlier run included
+            most_bad = max(most_bad, bad_tiles)
+            if bad_tiles == len(plan.kept) > 0:
+                store.discard()
+                raise SlideUnreadable(
+                    f"{slide.info.path}: none of its {bad_tiles} tiles has features; "
+                    f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
+                    hint="The file is damaged: compare its checksum with the original and copy it again.",
+                )
+            if before_finish is not None:
+                before_finish()
+            attrs = _run_attrs(times, bad, plan, rows) | {"bad_tiles": bad_tiles}
+            store.finish(attrs, drop_bad=settings.on_bad_tile == "drop")
     status: Status = "done" if len(plan.kept) else "no-tissue"
     message = "" if len(plan.kept) else _why_empty(plan)
     seconds = time.perf_counter() - start
-    return Outcome(slide.info.path, status, path, len(plan.kept), bad_tiles, seconds, times, message), plan
+    tiles = len(plan.kept)
+    return (
+        Outcome(slide.info.path, status, paths[0], tiles, most_bad, seconds, times, message, outputs=paths),
+        plan,
+    )
 
 
-def _layout(
-    plan: Plan, path: Path, bundle: Bundle, backend: Backend, settings: ExtractSettings, facts: dict[str, Any]
-) -> Layout:
+def _is_done(path: Path, facts: dict[str, Any]) -> bool:
+    """Say whether the file is there and complete.
+
+    Raises:
+        FingerprintMismatch: something else is there.
+    """
+    if not path.exists():
+        return False
+    different = differences(path, facts)
+    if different:
+        raise FingerprintMismatch(
+            f"{path}: exists, and is not what would be made now: {different}",
+            hint="Use --overwrite to replace it, or another --out.",
+        )
+    remove_leftovers(path)
+    return True
+
+
+def _layout(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[str, Any]) -> Layout:
+    path, bundle, backend = target.path, target.model.bundle, target.model.backend
     info, grid, manifest = plan.info, plan.grid, bundle.manifest
     level = info.levels[plan.level]
     assert info.mpp is not None
