@@ -105,7 +105,19 @@ def probe_task(extractor: Extractor, task: Task, seed: int = 0, precision: str =
     fit, test = task.of(("train", "val")), task.of(("test",))
     if not test:
         raise TaskError(f"{task.path} has no test split", "a probe is scored on images that nothing was fitted to")
-    features = extract_features(extractor, (*fit, *test), precision)
+    return judge_features(extract_features(extractor, (*fit, *test), precision), task, extractor.description, seed)
+
+
+def judge_features(features: NDArray[np.float32], task: Task, description: str, seed: int = 0) -> ProbeResult:
+    """The linear probe on features that are there already, whoever computed them.
+
+    Args:
+        features: float32[N, D], of the images of train and val, then of test.
+        task: whose images they are.
+        description: of what computed them.
+        seed: of the SVM.
+    """
+    fit, test = task.of(("train", "val")), task.of(("test",))
     labels = np.array([sample.label for sample in (*fit, *test)])
     groups = [sample.group for sample in fit]
     n = len(fit)
@@ -115,7 +127,7 @@ def probe_task(extractor: Extractor, task: Task, seed: int = 0, precision: str =
     score = _score(svm, features[n:], labels[n:], task.metric)
     return ProbeResult(
         task=task.name,
-        weights=extractor.description,
+        weights=description,
         metric=task.metric,
         score=score,
         c=c,

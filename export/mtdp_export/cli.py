@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mtdp_export.parity import Comparison
+    from mtdp_export.parity import Row
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -25,7 +25,9 @@ def export(
     weights: Annotated[
         str | None, typer.Option(help="For an architecture: imagenet, mtdp (the paper's), random, or a file.")
     ] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32, the only one so far.")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp16, bf16, int8, each by its own --precision; fp32 is always there.")
+    ] = None,
     weights_storage: Annotated[
         str, typer.Option(help="fp32, or fp16: half the size; the graph casts them back and computes in fp32.")
     ] = "fp32",
@@ -34,8 +36,13 @@ def export(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Slide, or folder of images, for the golden tiles; synthetic ones if left out.", metavar="SLIDE|DIR"
+            help="Slide, or folder of images, for the golden tiles (synthetic ones if left out) and for int8.",
+            metavar="SLIDE|DIR",
         ),
+    ] = None,
+    probe_task: Annotated[
+        Path | None,
+        typer.Option(help="With int8: the labelled task whose linear probe must score as with fp32.", metavar="TASK"),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; the folder's if left out.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, where the source does not say it.")] = "",
@@ -53,7 +60,7 @@ def export(
     if verify is not None:
         if source is not None or out is not None:
             raise ExportUsageError("--verify takes no SOURCE and no --out", "mtdp-export --verify BUNDLE")
-        unused = (weights, precision, tile_px, calibration, name, licence, no_heads, overwrite)
+        unused = (weights, precision, tile_px, calibration, probe_task, name, licence, no_heads, overwrite)
         if any(unused) or weights_storage != "fp32":
             raise ExportUsageError("--verify goes with --backend and --json only", "mtdp-export --verify BUNDLE")
         _verify(verify, backend or [], as_json)
@@ -62,9 +69,6 @@ def export(
         raise ExportUsageError("--backend goes with --verify", "leave it out: ONNX Runtime proves what is exported")
     if source is None or out is None:
         raise ExportUsageError("SOURCE and --out are needed", "mtdp-export resnet50 --weights random --out BUNDLE")
-    for wanted in precision or []:
-        if wanted != "fp32":
-            raise ExportUsageError(f"--precision {wanted}: not available yet", "leave it out, or --precision fp32")
     if weights_storage not in ("fp32", "fp16"):
         raise ExportUsageError(f"--weights-storage {weights_storage!r}: unknown", "fp32 or fp16")
 
@@ -78,28 +82,35 @@ def export(
         calibration=calibration,
         licence=licence,
         overwrite=overwrite,
+        precisions=tuple(dict.fromkeys(["fp32", *(precision or [])])),
+        probe_task=probe_task,
     )
-    bundle, comparison = write_bundle(open_source(source, weights, tile_px, not no_heads), out, settings)
-    file = bundle.manifest.variants[0].file
+    bundle, report = write_bundle(open_source(source, weights, tile_px, not no_heads), out, settings)
     if as_json:
-        print(json.dumps({"bundle": str(out), "digest": bundle.digest, "parity": [asdict(comparison)]}))
-        return
-    from mtdp_export.parity import table
+        print(json.dumps({"bundle": str(out), "digest": bundle.digest, **report.to_json()}))
+    else:
+        from mtdp_export.parity import table
 
-    print(f"{out}: {bundle.manifest.name}, {file.file} {file.size_bytes / 1e6:.1f} MB, digest {bundle.digest}")
-    print(table([comparison]))
+        files = ", ".join(f"{v.file.file} {v.file.size_bytes / 1e6:.1f} MB" for v in bundle.manifest.variants)
+        print(f"{out}: {bundle.manifest.name}, {files}, digest {bundle.digest}")
+        print(table(report.rows))
+        print("\n".join(report.notes), end="\n" if report.notes else "")
+    for refusal in report.refused:
+        print(f"error: {refusal}\nhint: {refusal.hint}", file=sys.stderr)
+    if report.refused:
+        raise typer.Exit(1)
 
 
 def _verify(path: Path, backends: list[str], as_json: bool) -> None:
     from mtdp_export.parity import table
     from mtdp_export.verify import verify_bundle
 
-    comparisons: list[Comparison] = verify_bundle(path, backends)
+    rows: list[Row] = verify_bundle(path, backends)
     if as_json:
-        print(json.dumps({"bundle": str(path), "parity": [asdict(c) | {"passed": c.passed} for c in comparisons]}))
+        print(json.dumps({"bundle": str(path), "parity": [asdict(row) | {"passed": row.passed} for row in rows]}))
     else:
-        print(table(comparisons))
-    if not all(comparison.passed for comparison in comparisons if comparison.required):
+        print(table(rows))
+    if not all(row.passed for row in rows if row.required):
         raise typer.Exit(1)
 
 

@@ -107,7 +107,7 @@ def export_graph(
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"torch {torch.__version__} cannot export this network to ONNX: {reason}") from error
     graph = program.model_proto
-    _without_traces(graph)
+    without_traces(graph)
     if weights_storage == "fp16":
         _store_as_fp16(graph)
     graph.producer_name = "mtdp"
@@ -118,7 +118,7 @@ def export_graph(
     return graph
 
 
-def _without_traces(model: onnx.ModelProto) -> None:
+def without_traces(model: onnx.ModelProto) -> None:
     """Remove what the exporter notes of the source files: paths of this machine, and nothing that is computed."""
     model.doc_string = ""
     model.graph.doc_string = ""

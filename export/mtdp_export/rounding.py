@@ -19,8 +19,25 @@ from mtdp_runtime.proof import TILES
 _LOW: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # They give values that were rounded before.
 _EXACT: Final = frozenset(
-    "Clip Concat Expand Flatten Gather GatherElements Identity MaxPool Pad Relu Reshape Slice Split Squeeze Tile "
-    "Transpose Unsqueeze".split()
+    [
+        "Clip",
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "Relu",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 
 
@@ -79,8 +96,6 @@ def run(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        extended.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(extended.SerializeToString(), options, providers=["CPUExecutionProvider"])
     parts = [session.run(names, {TILES: tiles[i : i + batch]}) for i in range(0, len(tiles), batch)]
     return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}

@@ -8,7 +8,7 @@ caller names, because a measurement says so (`precision`). Inputs and outputs ke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Final, Literal
 
 import numpy as np
@@ -25,8 +25,29 @@ ONNX_TYPE: Final = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf1
 KERNELS: Final = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 # They compute in the widest type that reaches them: most only move numbers, and a sum of roundings is to be no worse.
 _FOLLOWS: Final = frozenset(
-    "Add Clip Concat Expand Flatten Gather GatherElements Identity LeakyRelu MaxPool Mul Pad Relu Reshape Slice Split "
-    "Squeeze Sub Tile Transpose Unsqueeze".split()
+    [
+        "Add",
+        "Clip",
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "Identity",
+        "LeakyRelu",
+        "MaxPool",
+        "Mul",
+        "Pad",
+        "Relu",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 _OPSET_OF_BF16: Final = 22
 _MAX_FP16: Final = 65504.0
@@ -177,4 +198,3 @@ def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return np.where(np.isfinite(values), rounded.view(np.float32), values)
-

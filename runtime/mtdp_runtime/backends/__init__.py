@@ -30,6 +30,7 @@ class Probe:
     reason: str  # what makes it usable (version, device), or what is missing
     hint: str = ""  # the line that would make it usable
     precisions: tuple[str, ...] = ()  # what it can run, best first
+    converts: tuple[str, ...] = ()  # those of them that it makes from the fp32 graph; others need their variant
 
 
 class Backend(Protocol):

@@ -15,15 +15,17 @@ from mtdp_runtime.errors import BackendError, UsageError
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _INPUT: Final = "tiles"
+# It has no bf16 convolution; fp16 files are computed in fp32.
+_PRECISIONS: Final = ("fp32", "fp16", "int8")
 
 
 class OnnxRuntime:
     """A session; a thread of its own runs the batches, since `run` blocks."""
 
-    def __init__(self, session: Any, name: str, batch: int) -> None:
+    def __init__(self, session: Any, name: str, precision: str, batch: int) -> None:
         self.name = name
-        self.precision = "fp32"
-        self.note = ""
+        self.precision = precision
+        self.note = "ONNX Runtime's CPU provider computes an fp16 file in fp32" if precision == "fp16" else ""
         self.batch = batch
         self.depth = 2
         self._session = session
@@ -39,16 +41,20 @@ class OnnxRuntime:
         except ImportError as error:
             return Probe("onnxruntime", False, f"not installed ({error})", _HINT)
         return Probe(
-            "onnxruntime", True, f"ONNX Runtime {onnxruntime.__version__} on the CPU, fp32", precisions=("fp32",)
+            "onnxruntime", True, f"ONNX Runtime {onnxruntime.__version__} on the CPU, fp32", precisions=_PRECISIONS
         )
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
         import onnxruntime
 
-        if precision not in ("auto", "fp32"):
-            raise UsageError(f"--precision {precision}: ONNX Runtime on a CPU runs fp32", hint="Use --precision fp32.")
-        file = bundle.checked(bundle.variant("fp32").file)
+        chosen = "fp32" if precision == "auto" else precision
+        if chosen not in _PRECISIONS:
+            raise UsageError(
+                f"--precision {precision}: ONNX Runtime on a CPU runs {', '.join(_PRECISIONS)}",
+                hint="Use --precision fp32.",
+            )
+        file = bundle.checked(bundle.variant(chosen).file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -56,7 +62,7 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base class of their own
             raise BackendError(f"ONNX Runtime refuses {file}: {error}", "Try --backend openvino.") from error
-        return cls(session, f"onnxruntime {onnxruntime.__version__}", batch)
+        return cls(session, f"onnxruntime {onnxruntime.__version__}", chosen, batch)
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
         ticket = self._submitted
