@@ -53,6 +53,7 @@ def isolated(what: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwa
 
 
 def _call(answer: Connection, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    result: tuple[Any, Exception | None]
     try:
         result = (function(*args, **kwargs), None)
     except Exception as error:

@@ -14,31 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mtdp_export.typed import EXACT
 from mtdp_runtime.proof import TILES
 
 _LOW: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-# They give values that were rounded before.
-_EXACT: Final = frozenset(
-    [
-        "Clip",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
 
 
 def in_fp32(typed: onnx.ModelProto) -> onnx.ModelProto:
@@ -58,7 +37,7 @@ def in_fp32(typed: onnx.ModelProto) -> onnx.ModelProto:
     for node in typed.graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        rounds = {name: low[name] for name in node.output if name in low and node.op_type not in _EXACT}
+        rounds = {name: low[name] for name in node.output if name in low and node.op_type not in EXACT}
         if node.op_type == "Cast" and (node.input[0] in low or rounds):
             copy.op_type = "Identity"
             del copy.attribute[:]

@@ -23,32 +23,13 @@ from mtdp_runtime.proof import FEATURES
 LowType = Literal["fp16", "bf16"]
 ONNX_TYPE: Final = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 KERNELS: Final = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
-# They compute in the widest type that reaches them: most only move numbers, and a sum of roundings is to be no worse.
-_FOLLOWS: Final = frozenset(
-    [
-        "Add",
-        "Clip",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "Identity",
-        "LeakyRelu",
-        "MaxPool",
-        "Mul",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Sub",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
+# They give values that they were given.
+EXACT: Final = frozenset(
+    ("Clip", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool", "Pad", "Relu", "Reshape")
+    + ("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )
+# They compute in the widest type that reaches them: moving rounds nothing, and a sum of roundings is to be no worse.
+_FOLLOWS: Final = EXACT | {"Add", "LeakyRelu", "Mul", "Sub"}
 _OPSET_OF_BF16: Final = 22
 _MAX_FP16: Final = 65504.0
 

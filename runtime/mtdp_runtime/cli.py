@@ -48,9 +48,7 @@ def extract(
         float | None, typer.Option(help="µm per level-0 pixel, for slides that do not say it or say it wrongly.")
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="auto (never int8), or fp32, fp16, bf16, int8: the bundle's variant.")
-    ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (never int8), fp32, fp16, bf16 or int8.")] = "auto",
     batch: Annotated[int, typer.Option(help="Tiles in a batch.", min=1)] = 16,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; the cores of this machine if left out.", min=1)

@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: bf16 where the CPU has matrix units for it (AMX), fp32 otherwise.
 
-A bundle's own fp16, bf16 and int8 variants run as they are typed, layer by layer: the products are fp32 (int8 for int8),
-each value is rounded where the graph says so. On AMX, bf16 is OpenVINO's own bf16 execution, of every layer: it is what
+A bundle's own fp16, bf16 and int8 variants run as they are typed, layer by layer: each value is rounded where the graph
+says so, and the products are fp32 (int8 for int8). On AMX, bf16 is OpenVINO's own bf16 execution of every layer: that
 makes bf16 fast there, and it overrides the fp32 layers of a typed graph.
 """
 
