@@ -128,6 +128,26 @@ def probe_task(
         missing = score_on if fit else " or ".join(fit_on)
         raise TaskError(f"{task.path} has no {missing} split", "a probe is scored on images that nothing was fitted to")
     features = extract_features(extractor, (*fit, *test), precision)
+    return judge_features(features, task, extractor.description, seed, fit_on, score_on)
+
+
+def judge_features(
+    features: NDArray[np.float32],
+    task: Task,
+    description: str,
+    seed: int = 0,
+    fit_on: tuple[str, ...] = ("train", "val"),
+    score_on: str = "test",
+) -> ProbeResult:
+    """The linear probe on features that are there already, whoever computed them.
+
+    Args:
+        features: float32[N, D], of the images to fit on, then of those to score on.
+        task: whose images they are.
+        description: of what computed them.
+        seed: of the SVM.
+    """
+    fit, test = task.of(fit_on), task.of((score_on,))
     labels = np.array([sample.label for sample in (*fit, *test)])
     groups = [sample.group for sample in fit]
     n = len(fit)
@@ -137,7 +157,7 @@ def probe_task(
     score = _score(svm, features[n:], labels[n:], task.metric)
     return ProbeResult(
         task=task.name,
-        weights=extractor.description,
+        weights=description,
         metric=task.metric,
         score=score,
         c=c,

@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from mtdp_export.onnx_source import OnnxSource
-    from mtdp_export.parity import Comparison
+    from mtdp_export.parity import Row
     from mtdp_export.source import Source
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -27,7 +27,9 @@ def export(
     weights: Annotated[
         str | None, typer.Option(help="For an architecture: imagenet, mtdp (the paper's), random, or a file.")
     ] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32, the only one so far.")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp16, bf16, int8, each by its own --precision; fp32 is always there.")
+    ] = None,
     weights_storage: Annotated[
         str, typer.Option(help="fp32, or fp16: half the size; the graph casts them back and computes in fp32.")
     ] = "fp32",
@@ -36,7 +38,8 @@ def export(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Slide, or folder of images, for the golden tiles; synthetic ones if left out.", metavar="SLIDE|DIR"
+            help="Slide, or folder of images, for the golden tiles (synthetic ones if left out) and for int8.",
+            metavar="SLIDE|DIR",
         ),
     ] = None,
     engine: Annotated[
@@ -58,6 +61,10 @@ def export(
         bool,
         typer.Option("--version-compatible", help="tensorrt: may run on later releases of the same major version."),
     ] = False,
+    probe_task: Annotated[
+        Path | None,
+        typer.Option(help="With int8: the labelled task whose linear probe must score as with fp32.", metavar="TASK"),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; the folder's if left out.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, where the source does not say it.")] = "",
     no_heads: Annotated[bool, typer.Option("--no-heads", help="Leave the classification heads out.")] = False,
@@ -109,7 +116,19 @@ def export(
     if verify is not None:
         if source is not None or out is not None:
             raise ExportUsageError("--verify takes no SOURCE and no --out", "mtdp-export --verify BUNDLE")
-        unused = (onnx, weights, precision, tile_px, calibration, name, licence, no_heads, overwrite, engine)
+        unused = (
+            onnx,
+            weights,
+            precision,
+            tile_px,
+            calibration,
+            probe_task,
+            name,
+            licence,
+            no_heads,
+            overwrite,
+            engine,
+        )
         if any(unused) or weights_storage != "fp32":
             raise ExportUsageError("--verify goes with --backend and --json only", "mtdp-export --verify BUNDLE")
         _verify(verify, backend or [], trust_engines, as_json)
@@ -122,9 +141,6 @@ def export(
         )
     if (source is None and onnx is None) or out is None:
         raise ExportUsageError("SOURCE and --out are needed", "mtdp-export resnet50 --weights random --out BUNDLE")
-    for wanted in precision or []:
-        if wanted != "fp32":
-            raise ExportUsageError(f"--precision {wanted}: not available yet", "leave it out, or --precision fp32")
     if weights_storage not in ("fp32", "fp16"):
         raise ExportUsageError(f"--weights-storage {weights_storage!r}: unknown", "fp32 or fp16")
 
@@ -146,22 +162,29 @@ def export(
             hardware_compatibility,
             version_compatible,
         ),
+        precisions=tuple(dict.fromkeys(["fp32", *(precision or [])])),
+        probe_task=probe_task,
     )
     if onnx is not None:
         model: Source | OnnxSource = _open_onnx(onnx, *own, tile_px, licence)
     else:
         model = open_source(source or "", weights, tile_px, not no_heads)
-    bundle, comparison = write_bundle(model, out, settings)
-    file = bundle.manifest.variants[0].file
+    bundle, report = write_bundle(model, out, settings)
     if as_json:
-        print(json.dumps({"bundle": str(out), "digest": bundle.digest, "parity": [asdict(comparison)]}))
-        return
-    from mtdp_export.parity import table
+        print(json.dumps({"bundle": str(out), "digest": bundle.digest, **report.to_json()}))
+    else:
+        from mtdp_export.parity import table
 
-    print(f"{out}: {bundle.manifest.name}, {file.file} {file.size_bytes / 1e6:.1f} MB, digest {bundle.digest}")
-    print(table([comparison]))
-    for built in bundle.manifest.engines:
-        print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
+        files = ", ".join(f"{v.file.file} {v.file.size_bytes / 1e6:.1f} MB" for v in bundle.manifest.variants)
+        print(f"{out}: {bundle.manifest.name}, {files}, digest {bundle.digest}")
+        print(table(report.rows))
+        for built in bundle.manifest.engines:
+            print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
+        print("\n".join(report.notes), end="\n" if report.notes else "")
+    for refusal in report.refused:
+        print(f"error: {refusal}\nhint: {refusal.hint}", file=sys.stderr)
+    if report.refused:
+        raise typer.Exit(1)
 
 
 def _open_onnx(
@@ -198,19 +221,19 @@ def _verify(path: Path, backends: list[str], trust_engines: bool, as_json: bool)
     from mtdp_runtime.bundle import load_bundle
 
     bundle = load_bundle(path)
-    comparisons: list[Comparison] = verify_bundle(path, backends, trust_engines)
+    rows: list[Row] = verify_bundle(path, backends, trust_engines)
     not_run = engines_not_run(path, trust_engines)
     if as_json:
-        parity = [asdict(c) | {"passed": c.passed} for c in comparisons]
+        parity = [asdict(row) | {"passed": row.passed} for row in rows]
         print(json.dumps({"bundle": str(path), "parity": parity, "engines_not_run": not_run}))
     else:
         files = [*(variant.file for variant in bundle.manifest.variants), bundle.manifest.golden]
         print(f"{path}: {bundle.manifest.name}, digest {bundle.digest}")
         print(f"intact: {', '.join(file.file for file in files)}; reference: {bundle.manifest.reference} in fp32")
-        print(table(comparisons))
+        print(table(rows))
         for file, why in not_run.items():
             print(f"{file}: digest right, not run: {why}")
-    if not all(comparison.passed for comparison in comparisons if comparison.required):
+    if not all(row.passed for row in rows if row.required):
         raise typer.Exit(1)
 
 

@@ -39,34 +39,38 @@ def synthetic_tiles(tile_px: int) -> NDArray[np.uint8]:
     return np.stack(tiles)
 
 
-def calibration_tiles(source: Path, tile_px: int, mpp: float) -> NDArray[np.uint8]:
+def calibration_tiles(source: Path, tile_px: int, mpp: float, most: int | None = None) -> NDArray[np.uint8]:
     """Return uint8[N, tile_px, tile_px, 3] of a folder of images, or of a slide's tissue at the given scale.
+
+    At most `most`, spread evenly; as many as golden tiles where None.
 
     Raises:
         ExportUsageError: there is nothing to take.
         SlideError: the slide cannot be read.
     """
-    return _from_images(source, tile_px) if source.is_dir() else _from_slide(source, tile_px, mpp)
+    if source.is_dir():
+        return _from_images(source, tile_px, most or _FROM_IMAGES)
+    return _from_slide(source, tile_px, mpp, most or _FROM_A_SLIDE)
 
 
-def _from_slide(path: Path, tile_px: int, mpp: float) -> NDArray[np.uint8]:
+def _from_slide(path: Path, tile_px: int, mpp: float, most: int) -> NDArray[np.uint8]:
     settings = ExtractSettings(mpp=mpp, stride_px=tile_px, min_tissue=0.5)
     with open_slide(path) as slide:
         plan = make_plan(slide, tile_px, settings)
         if not len(plan.kept):
             raise ExportUsageError(f"--calibration {path}: no tile with tissue", "give another slide")
-        picked = np.linspace(0, len(plan.kept) - 1, min(_FROM_A_SLIDE, len(plan.kept))).astype(int)
+        picked = np.linspace(0, len(plan.kept) - 1, min(most, len(plan.kept))).astype(int)
         tiles = np.empty((len(picked), tile_px, tile_px, 3), np.uint8)
         for tile, (x0, y0) in zip(tiles, plan.coords[picked].tolist(), strict=True):
             slide.read_into(tile, x0, y0, plan.grid.scale)
     return tiles
 
 
-def _from_images(folder: Path, tile_px: int) -> NDArray[np.uint8]:
+def _from_images(folder: Path, tile_px: int, most: int) -> NDArray[np.uint8]:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
         raise ExportUsageError(f"--calibration {folder}: no images there", "give a folder of PNG or JPEG tiles")
-    picked = [files[i] for i in np.linspace(0, len(files) - 1, min(_FROM_IMAGES, len(files))).astype(int)]
+    picked = [files[i] for i in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]
     return np.stack([_centre(file, tile_px) for file in picked])
 
 

@@ -115,7 +115,7 @@ def export_graph(
 
 def finish_graph(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     """Take the traces of the machine out, sign, and check, in place."""
-    _without_traces(graph)
+    without_traces(graph)
     graph.producer_name = "mtdp"
     graph.producer_version = metadata.get("mtdp_version", "")
     del graph.metadata_props[:]
@@ -123,7 +123,7 @@ def finish_graph(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     onnx.checker.check_model(graph, full_check=True)
 
 
-def _without_traces(model: onnx.ModelProto) -> None:
+def without_traces(model: onnx.ModelProto) -> None:
     """Remove what the exporter notes of the source files: paths of this machine, and nothing that is computed."""
     model.doc_string = ""
     model.graph.doc_string = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,7 @@ from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Parity
 from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines, run_backend
 
+NEIGHBOURS: Final = 5
 # The largest difference that a probability may have. A cosine says little of two or three numbers that sum to 1.
 MAX_PROBABILITY_ERROR: Final = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.1}
 
@@ -30,8 +31,23 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
+        """Whether cosine and probabilities are as near as the precision must be; k-NN agreement is shown, no bar."""
         heads_pass = (self.heads_max_abs_error or 0.0) <= MAX_PROBABILITY_ERROR[self.precision]
         return heads_pass and self.parity.cosine_min >= MIN_COSINE[self.precision]
+
+
+@dataclass(frozen=True, slots=True)
+class CannotRun:
+    """A variant that an engine does not run here."""
+
+    backend: str
+    precision: str
+    reason: str
+    required: bool = False
+    passed: bool = False
+
+
+Row = Comparison | CannotRun
 
 
 def compare(backend: Backend, tiles: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float32]]) -> Comparison:
@@ -40,17 +56,58 @@ def compare(backend: Backend, tiles: NDArray[np.uint8], expected: Mapping[str, N
     Raises:
         ParityFailure: an output is missing, has another shape, or is not finite.
     """
-    outputs = run_backend(backend, tiles)
+    return compare_outputs(backend.name, backend.precision, run_backend(backend, tiles), expected)
+
+
+def compare_outputs(
+    engine: str,
+    precision: str,
+    outputs: Mapping[str, NDArray[np.float32]],
+    expected: Mapping[str, NDArray[np.float32]],
+) -> Comparison:
+    """Compare outputs by name.
+
+    Raises:
+        ParityFailure: an output is missing, has another shape, or is not finite.
+    """
     for name, wanted in expected.items():
         got = outputs.get(name)
         if got is None or got.shape != wanted.shape or not np.isfinite(got).all():
             shown = "missing" if got is None else f"{got.shape}, finite: {bool(np.isfinite(got).all())}"
-            raise ParityFailure(f"{backend.name}: output {name}: {shown}; the reference gives {wanted.shape}")
+            raise ParityFailure(f"{engine}: output {name}: {shown}; the reference gives {wanted.shape}")
     similar = cosines(outputs[FEATURES], expected[FEATURES])
     error = float(np.abs(outputs[FEATURES] - expected[FEATURES]).max())
     heads = [float(np.abs(outputs[n] - w).max()) for n, w in expected.items() if n != FEATURES]
-    parity = Parity(backend.name, len(tiles), float(similar.min()), float(similar.mean()), error)
-    return Comparison(backend.name, backend.precision, parity, max(heads, default=None))
+    parity = Parity(
+        engine,
+        len(expected[FEATURES]),
+        float(similar.min()),
+        float(similar.mean()),
+        error,
+        knn_agreement(outputs[FEATURES], expected[FEATURES]),
+    )
+    return Comparison(engine, precision, parity, max(heads, default=None))
+
+
+def knn_agreement(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float | None:
+    """Return the part of each row's nearest rows, by cosine, that are its nearest in `wanted` too; of 3 rows or more.
+
+    The nearest 5, or as many as leave something out.
+    """
+    k = min(NEIGHBOURS, len(wanted) - 2)
+    if k < 1:
+        return None
+    shared = [len(set(a) & set(b)) for a, b in zip(_nearest(features, k), _nearest(wanted, k), strict=True)]
+    return float(np.mean(shared)) / k
+
+
+def _nearest(features: NDArray[np.float32], k: int) -> list[list[int]]:
+    rows = features.astype(np.float64)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    similar = rows @ rows.T
+    np.fill_diagonal(similar, -2)
+    nearest: list[list[int]] = np.argsort(-similar, axis=1, kind="stable")[:, :k].tolist()
+    return nearest
 
 
 def require(comparison: Comparison) -> Comparison:
@@ -65,21 +122,31 @@ def require(comparison: Comparison) -> Comparison:
             f"{comparison.parity.cosine_min:.7f}, {MIN_COSINE[comparison.precision]} is required "
             f"(largest error {comparison.parity.max_abs_error:.3g}); largest error of a probability "
             f"{comparison.heads_max_abs_error or 0.0:.3g}, {MAX_PROBABILITY_ERROR[comparison.precision]:g} is allowed",
-            "The bundle was not written: the exported graph does not compute what the network does.",
+            "It was not written: the exported graph does not compute what the network does.",
         )
     return comparison
 
 
-def table(comparisons: list[Comparison]) -> str:
-    """Return the comparisons as lines for a terminal."""
-    lines = [f"{'backend':<24}{'precision':<11}{'cosine min':<12}{'mean':<12}{'max error':<11}heads"]
-    for c in comparisons:
-        heads = "-" if c.heads_max_abs_error is None else f"{c.heads_max_abs_error:.1e}"
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as lines for a terminal."""
+    width = max([len("backend"), *(len(row.backend) for row in rows)]) + 2
+    knn = f"{NEIGHBOURS}-NN"
+    lines = [
+        f"{'backend':<{width}}{'precision':<11}{'cosine min':<12}{'mean':<12}{'max error':<11}{knn:<7}{'heads':<9}"
+    ]
+    for row in rows:
+        start = f"{row.backend:<{width}}{row.precision:<11}"
+        if isinstance(row, CannotRun):
+            lines.append(f"{start}not run: {row.reason}")
+            continue
+        p = row.parity
+        heads = "-" if row.heads_max_abs_error is None else f"{row.heads_max_abs_error:.1e}"
+        agreement = "-" if p.knn_agreement is None else f"{p.knn_agreement:.1%}"
         lines.append(
-            f"{c.backend:<24}{c.precision:<11}{c.parity.cosine_min:<12.8f}{c.parity.cosine_mean:<12.8f}"
-            f"{c.parity.max_abs_error:<11.1e}{heads:<9}{_verdict(c)}"
+            f"{start}{p.cosine_min:<12.8f}{p.cosine_mean:<12.8f}{p.max_abs_error:<11.1e}{agreement:<7}{heads:<9}"
+            f"{_verdict(row)}"
         )
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _verdict(comparison: Comparison) -> str:

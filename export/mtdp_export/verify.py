@@ -1,19 +1,30 @@
-"""Replays a bundle's golden tiles on this machine."""
+"""Replays a bundle's golden tiles on this machine: each variant on each engine, in a process of its own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from mtdp_export.parity import Comparison, compare
-from mtdp_runtime.backends import AUTO, backend_class, choose, probe_all
-from mtdp_runtime.bundle import load_bundle
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from mtdp_export.isolated import isolated
+from mtdp_export.parity import CannotRun, Comparison, Row, compare, compare_outputs
+from mtdp_export.rounding import in_fp32, run
+from mtdp_runtime.backends import AUTO, Backend, backend_class, choose, probe_all
+from mtdp_runtime.bundle import PRECISIONS, Bundle, load_bundle
 from mtdp_runtime.proof import load_golden
 
+# Fp16 and bf16 as typed, whatever the engines here make of them. Its name, by which the row is found again.
+AS_TYPED: Final = "as typed"
+_LOW: Final = ("fp16", "bf16")
 
-def verify_bundle(path: Path, backends: Sequence[str] = (), trust_engines: bool = False) -> list[Comparison]:
+
+def verify_bundle(path: Path, backends: Sequence[str] = (), trust_engines: bool = False) -> list[Row]:
     """Check every digest, then compare each engine at each precision that it offers.
 
     A precision that this machine offers but does not take by itself is shown, and not required to pass.
@@ -26,7 +37,22 @@ def verify_bundle(path: Path, backends: Sequence[str] = (), trust_engines: bool 
     Raises:
         BundleError: a file is not what was exported.
         BackendUnavailable, UsageError: a backend that was named does not run here, or none does.
+        ExportError: an engine crashed.
     """
+    return isolated("the parity check", replay, path, tuple(backends), trust_engines)
+
+
+def require_engine(name: str) -> None:
+    """Load an engine's library and do nothing with it.
+
+    Raises:
+        BackendUnavailable: it does not run here.
+    """
+    choose(name)
+
+
+def replay(path: Path, backends: Sequence[str], trust_engines: bool = False) -> list[Row]:
+    """Do what `verify_bundle` says, in this process."""
     bundle = load_bundle(path, trust_engines)
     for file in (part.file for parts in (bundle.manifest.variants, bundle.manifest.engines) for part in parts):
         bundle.checked(file)
@@ -34,21 +60,47 @@ def verify_bundle(path: Path, backends: Sequence[str] = (), trust_engines: bool 
     for name in backends or (AUTO,):
         choose(name)
     names = list(backends) or [probe.name for probe in probe_all() if probe.usable]
-    comparisons = []
-    for name in names:
-        backend = backend_class(name)
-        batch, threads = min(8, len(tiles)), len(os.sched_getaffinity(0))
-        with backend.load(bundle, "auto", batch, threads) as engine:
-            default = engine.precision
-        probe = backend.probe()
-        held = {variant.precision for variant in bundle.manifest.variants}
-        for precision in probe.precisions:
-            if probe.from_variants and precision not in held:
-                continue
-            with backend.load(bundle, precision, batch, threads) as engine:
-                required = precision in ("fp32", default)
-                comparisons.append(replace(compare(engine, tiles, expected), required=required))
-    return comparisons
+    rows: list[Row] = []
+    for precision in PRECISIONS:
+        if bundle.holds(precision) and precision in _LOW and "onnxruntime" in names:
+            rows.append(_as_typed(bundle, precision, tiles, expected))
+        for name in names:
+            rows += _on_engine(backend_class(name), name, bundle, precision, tiles, expected)
+    return rows
+
+
+def _on_engine(
+    backend: type[Backend],
+    name: str,
+    bundle: Bundle,
+    precision: str,
+    tiles: NDArray[np.uint8],
+    expected: Mapping[str, NDArray[np.float32]],
+) -> list[Row]:
+    probe = backend.probe()
+    held = bundle.holds(precision)
+    if precision not in probe.precisions:
+        reason = f"this engine runs {', '.join(probe.precisions)} here"
+        return [CannotRun(name, precision, reason)] if held else []
+    if not held and precision not in probe.converts:
+        return []
+    batch, threads = min(8, len(tiles)), len(os.sched_getaffinity(0))
+    with backend.load(bundle, precision, batch, threads) as engine:
+        comparison = compare(engine, tiles, expected)
+    # An engine that converts by itself, and prefers it, overrides the types of the graph; `auto` proves it before use.
+    overridden = precision in probe.converts and precision == probe.precisions[0]
+    required = held and not overridden
+    return [replace(comparison, required=required)]
+
+
+def _as_typed(
+    bundle: Bundle, precision: str, tiles: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float32]]
+) -> Comparison:
+    import onnxruntime
+
+    model = in_fp32(onnx.load(bundle.path / bundle.variant(precision).file.file))
+    name = f"{AS_TYPED} (onnxruntime {onnxruntime.__version__})"
+    return compare_outputs(name, precision, run(model, tiles), expected)
 
 
 def engines_not_run(path: Path, trust_engines: bool) -> dict[str, str]:

@@ -8,10 +8,10 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -20,18 +20,21 @@ from numpy.typing import NDArray
 import mtdp
 from mtdp_export.card import model_card
 from mtdp_export.engines import EngineSettings, build_engines
-from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, WeightsStorage, export_graph, reference_outputs, round_weights_to_fp16
+from mtdp_export.int8 import CALIBRATION_TILES
+from mtdp_export.isolated import isolated
 from mtdp_export.onnx_source import OnnxSource, original_outputs, wrap_onnx
-from mtdp_export.parity import Comparison, compare, require
+from mtdp_export.parity import Row
 from mtdp_export.schema import check_schema
 from mtdp_export.source import Source, weights_digest
-from mtdp_runtime.backends import Backend, choose
+from mtdp_export.variants import Made, make_variant, model_file, prove
+from mtdp_export.verify import require_engine
 from mtdp_runtime.bundle import (
     MANIFEST_NAME,
+    PRECISIONS,
     Bundle,
-    FileRef,
     Head,
     Manifest,
     Parity,
@@ -44,7 +47,6 @@ from mtdp_runtime.bundle import (
 from mtdp_runtime.extraction import writable_folder
 
 _REFERENCE: Final = "onnxruntime"
-_MODEL_FILE: Final = "model.fp32.onnx"
 _GOLDEN_FILE: Final = "golden.npz"
 _OF_A_BUNDLE: Final = re.compile(r"bundle\.json|card\.md|golden\.npz|model\.\w+\.onnx|engines")
 
@@ -60,37 +62,82 @@ class ExportSettings:
     licence: str = ""  # overrides what the source says
     overwrite: bool = False
     engines: EngineSettings = field(default_factory=EngineSettings)
+    precisions: tuple[str, ...] = ("fp32",)  # fp32 is in every bundle
+    probe_task: Path | None = None  # for int8: a labelled task whose probe must score as with fp32
 
 
-def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSettings) -> tuple[Bundle, Comparison]:
-    """Export a network and prove it: the graph, run by ONNX Runtime, must repeat the reference.
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """How an export went."""
+
+    rows: list[Row]  # each variant on each engine
+    refused: list[ExportError]  # a variant that was asked for and not written
+    notes: list[str]  # what else was measured
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "parity": [asdict(row) | {"passed": row.passed} for row in self.rows],
+            "refused": [str(error) for error in self.refused],
+            "notes": self.notes,
+        }
+
+
+def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSettings) -> tuple[Bundle, ExportReport]:
+    """Export a network and prove it: each variant, run by each engine here, must repeat the reference.
 
     The reference is torch; for a model that was brought as an ONNX file it is that file, run as it came.
 
     Raises:
         ExportUsageError: the target exists or cannot be written, or the options are wrong.
         BackendUnavailable: ONNX Runtime, which proves it, is not installed.
-        ParityFailure: the graph computes something else; nothing was written.
+        ParityFailure: the fp32 graph computes something else; nothing was written.
         BackendError: an engine cannot be built; nothing was written.
-        ExportError: the disk is full, or torch cannot export this network.
+        ExportError: the disk is full, torch cannot export this network, or an engine crashed.
     """
     out = out.absolute()
     _check_target(out, settings.overwrite)
-    reference, _ = choose(_REFERENCE)
+    _check_precisions(settings)
     settings.engines.check()
     if not 0 < settings.mpp < math.inf:
         raise ExportUsageError(f"--mpp {settings.mpp}: not a scale", "micrometres per pixel, for example 0.5")
+    isolated(f"loading {_REFERENCE}", require_engine, _REFERENCE)
     writable_folder(out.parent)
     tiles = golden_tiles(settings, source.preprocessing.image_px)
     graph, expected, digest = _graph_and_reference(source, settings, tiles)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    refused: list[ExportError] = []
     try:
         scratch.mkdir(parents=True)
-        (scratch / _MODEL_FILE).write_bytes(graph.SerializeToString(deterministic=True))
+        (scratch / "model.fp32.onnx").write_bytes(graph.SerializeToString(deterministic=True))
+        base = scratch / "model.fp32.onnx"
+        if settings.weights_storage == "fp16" and len(settings.precisions) > 1:
+            base = scratch / "base.onnx"  # the other variants start from plain fp32 weights
+            plain, _, _ = _graph_and_reference(source, replace(settings, weights_storage="fp32"), tiles, rounded=True)
+            base.write_bytes(plain.SerializeToString(deterministic=True))
         save_golden(scratch / _GOLDEN_FILE, tiles, expected)
-        manifest = _manifest(source, settings, digest, expected["features"].shape[1], scratch)
-        comparison = require(_prove(reference, scratch, manifest, tiles, expected))
-        proven = _manifest(source, settings, digest, manifest.features_dim, scratch, comparison.parity)
+        made = [Made("fp32")]
+        for precision in settings.precisions[1:]:
+            try:
+                calibration = _calibration(settings, tiles) if precision == "int8" else tiles
+                made.append(
+                    isolated(f"making {precision}", make_variant, base, precision, scratch, calibration, expected)
+                )
+            except ParityFailure as error:
+                refused.append(error)
+        (scratch / "base.onnx").unlink(missing_ok=True)
+        manifest = _manifest(source, settings, digest, expected["features"].shape[1], scratch, made)
+        write_manifest(scratch, manifest)
+        proof = isolated("the parity check", prove, scratch, settings.probe_task)
+        kept = [item for item in made if item.precision in proof.parities]
+        variants = tuple(
+            replace(variant, parity=proof.parities[variant.precision][0], engines=proof.parities[variant.precision][1])
+            for variant in manifest.variants
+            if variant.precision in proof.parities
+        )
+        for item in made:
+            if item not in kept:
+                (scratch / model_file(item.precision)).unlink()
+        proven = replace(manifest, variants=variants)
         engines = build_engines(scratch, proven, settings.engines, lambda note: print(f"note: {note}", file=sys.stderr))
         proven = replace(proven, engines=engines)
         write_manifest(scratch, proven)
@@ -103,19 +150,23 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return load_bundle(out), comparison
+    notes = [item.note for item in kept if item.note] + proof.notes
+    return load_bundle(out), ExportReport(proof.rows, refused + proof.refused, notes)
 
 
 def _graph_and_reference(
-    source: Source | OnnxSource, settings: ExportSettings, tiles: NDArray[np.uint8]
+    source: Source | OnnxSource, settings: ExportSettings, tiles: NDArray[np.uint8], rounded: bool = False
 ) -> tuple[onnx.ModelProto, dict[str, NDArray[np.float32]], str]:
-    """Return the fp32 graph, what the reference computes on the tiles, and the digest of the weights."""
+    """Return the fp32 graph, what the reference computes on the tiles, and the digest of the weights.
+
+    `rounded` weights are those that fp16 storage keeps, stored in fp32.
+    """
     metadata = {"name": settings.name, "arch": source.arch, "mtdp_version": mtdp.__version__}
     if isinstance(source, OnnxSource):
         metadata["weights_sha256"] = source.digest
         return wrap_onnx(source, metadata), original_outputs(source, tiles), source.digest
     network = source.network
-    if settings.weights_storage == "fp16":
+    if settings.weights_storage == "fp16" or rounded:
         network = copy.deepcopy(network)  # the caller's stays as it is
         round_weights_to_fp16(network)
     model = Deployed(network, source.preprocessing).eval()
@@ -133,16 +184,18 @@ def golden_tiles(settings: ExportSettings, tile_px: int) -> NDArray[np.uint8]:
     return calibration_tiles(settings.calibration, tile_px, settings.mpp)
 
 
-def _prove(
-    reference: type[Backend],
-    folder: Path,
-    manifest: Manifest,
-    tiles: NDArray[np.uint8],
-    expected: Mapping[str, NDArray[np.float32]],
-) -> Comparison:
-    write_manifest(folder, manifest)
-    with reference.load(load_bundle(folder), "fp32", min(8, len(tiles)), len(os.sched_getaffinity(0))) as backend:
-        return compare(backend, tiles, expected)
+def _calibration(settings: ExportSettings, golden: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Tissue that is not among the golden tiles: those judge the result."""
+    assert settings.calibration is not None
+    tiles = calibration_tiles(settings.calibration, golden.shape[1], settings.mpp, 2 * CALIBRATION_TILES)
+    seen = {tile.tobytes() for tile in golden}
+    fresh = [tile for tile in tiles if tile.tobytes() not in seen][:: 2 if len(tiles) > CALIBRATION_TILES else 1]
+    if not fresh:
+        raise ExportUsageError(
+            f"--calibration {settings.calibration}: {len(tiles)} tiles are too few for int8",
+            "give a slide with more tissue, or more images",
+        )
+    return np.stack(fresh[:CALIBRATION_TILES])
 
 
 def _manifest(
@@ -151,10 +204,9 @@ def _manifest(
     digest: str,
     features_dim: int,
     folder: Path,
-    parity: Parity | None = None,
+    made: Sequence[Made],
 ) -> Manifest:
     unproven = Parity(_REFERENCE, 1, 0.0, 0.0, 0.0)
-    model: FileRef = file_ref(folder, _MODEL_FILE)
     return Manifest(
         name=settings.name,
         arch=source.arch,
@@ -166,11 +218,27 @@ def _manifest(
         features_dim=features_dim,
         heads=tuple(Head(name, classes) for name, classes in source.class_names.items()),
         weights=Weights(digest, source.origin, settings.licence or source.licence),
-        variants=(Variant("fp32", model, parity or unproven),),
+        variants=tuple(
+            Variant(m.precision, file_ref(folder, model_file(m.precision)), unproven, (), m.fp32_kernels) for m in made
+        ),
         golden=file_ref(folder, _GOLDEN_FILE),
         reference="onnxruntime" if isinstance(source, OnnxSource) else "torch",
         interpolation=source.preprocessing.interpolation,
     )
+
+
+def _check_precisions(settings: ExportSettings) -> None:
+    wanted = settings.precisions
+    unknown = [precision for precision in wanted if precision not in PRECISIONS]
+    if unknown:
+        raise ExportUsageError(f"--precision {unknown[0]}: unknown", f"one of {', '.join(PRECISIONS)}")
+    if wanted[0] != "fp32" or len(set(wanted)) != len(wanted):
+        raise ExportUsageError(f"precisions {', '.join(wanted)}: fp32 comes first, and each one once")
+    if "int8" in wanted and (settings.calibration is None or settings.probe_task is None):
+        raise ExportUsageError(
+            "--precision int8 needs tissue to calibrate on and a task to be judged by",
+            "--calibration SLIDE (or a folder of images) and --probe-task TASK (train/, val/, test/ with classes)",
+        )
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

@@ -33,6 +33,7 @@ PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 _MOST_MANIFEST_BYTES: Final = 16 << 20
 _MOST_TILE_PX: Final = 16_384
 REFERENCES: Final = ("torch", "onnxruntime")
+_LATER_PARITY: Final = ("knn_agreement", "probe_score", "probe_score_fp32")  # null, or absent in bundles of mtdp 0.1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 _MOST_FEATURES: Final = 1_000_000
@@ -69,6 +70,9 @@ class Parity:
     cosine_min: float
     cosine_mean: float
     max_abs_error: float
+    knn_agreement: float | None = None  # part of each tile's nearest tiles that are also its nearest by torch
+    probe_score: float | None = None  # of a linear probe on a real task; for int8
+    probe_score_fp32: float | None = None  # of the same probe on the fp32 graph's features
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,9 @@ class Variant:
 
     precision: str
     file: FileRef
-    parity: Parity
+    parity: Parity  # on the reference engine
+    engines: tuple[Parity, ...] = ()  # on each engine of the exporting machine that runs it
+    fp32_kernels: int = 0  # fp16 and bf16: how many of the first kernels compute in fp32 all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +200,10 @@ class Bundle:
     manifest: Manifest
     digest: str  # sha256 of bundle.json, which names the digest of every other file
     trust_engines: bool = False  # whether the engines that it brings, which are code, may be loaded
+
+    def holds(self, precision: str) -> bool:
+        """Whether there is a variant of that precision."""
+        return any(variant.precision == precision for variant in self.manifest.variants)
 
     def variant(self, precision: str) -> Variant:
         """Return the variant of that precision.
@@ -316,6 +326,9 @@ class _Reader:
             raise BundleInvalid(f"{self.place}: {key}: missing", hint="Copy or export the bundle again.")
         return self.data[key]
 
+    def has(self, key: str) -> bool:
+        return isinstance(self.data, Mapping) and self.data.get(key) is not None
+
     def child(self, key: str) -> _Reader:
         return _Reader(self.value(key), f"{self.place}: {key}")
 
@@ -429,15 +442,23 @@ def _variant(reader: _Reader) -> Variant:
     precision = reader.text("precision")
     if precision not in PRECISIONS:
         raise reader.wrong("precision", f"one of {', '.join(PRECISIONS)}", precision)
-    parity = reader.child("parity")
+    # Bundles of mtdp 0.1 do not say the last two.
     return Variant(
         precision,
         _file_ref(reader.child("file"), ".onnx"),
-        Parity(
-            backend=parity.text("backend"),
-            tiles=parity.integer("tiles", minimum=1),
-            cosine_min=parity.number("cosine_min"),
-            cosine_mean=parity.number("cosine_mean"),
-            max_abs_error=parity.number("max_abs_error"),
-        ),
+        _parity(reader.child("parity")),
+        tuple(_parity(p) for p in reader.children("engines")) if reader.has("engines") else (),
+        reader.integer("fp32_kernels") if reader.has("fp32_kernels") else 0,
+    )
+
+
+def _parity(reader: _Reader) -> Parity:
+    later = {key: reader.number(key) if reader.has(key) else None for key in _LATER_PARITY}
+    return Parity(
+        backend=reader.text("backend"),
+        tiles=reader.integer("tiles", minimum=1),
+        cosine_min=reader.number("cosine_min"),
+        cosine_mean=reader.number("cosine_mean"),
+        max_abs_error=reader.number("max_abs_error"),
+        **later,
     )

@@ -62,7 +62,7 @@ def extract(
             help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-tensorrt, openvino or onnxruntime."
         ),
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, or one that the backend runs: fp16, bf16, fp32.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto (never int8), fp32, fp16, bf16 or int8.")] = "auto",
     trust_engines: Annotated[
         bool,
         typer.Option(

@@ -80,7 +80,7 @@ def test_the_order_is_the_documented_one() -> None:
 
 
 class TestPrecision:
-    GPU = Probe("gpu", True, "", precisions=("fp16", "bf16", "fp32", "int8"), from_variants=True)
+    GPU = Probe("gpu", True, "", precisions=("fp16", "bf16", "fp32", "int8"))
 
     def with_variants(self, bundle: Bundle, *precisions: str) -> Bundle:
         variants = tuple(replace(bundle.manifest.variants[0], precision=one) for one in precisions)

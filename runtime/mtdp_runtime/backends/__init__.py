@@ -36,7 +36,7 @@ class Probe:
     reason: str  # what makes it usable (version, device), or what is missing
     hint: str = ""  # the line that would make it usable
     precisions: tuple[str, ...] = ()  # what it can run, best first
-    from_variants: bool = False  # each precision needs the bundle's graph of that precision
+    converts: tuple[str, ...] = ()  # those of them that it makes from the fp32 graph; others need their variant
 
 
 def lacking(name: str, missing: list[tuple[str, str]]) -> Probe:

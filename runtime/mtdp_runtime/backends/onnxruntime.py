@@ -23,6 +23,8 @@ from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _GPU_HINT: Final = "pip uninstall onnxruntime onnxruntime-gpu, pip install 'mtdp[gpu]'"
 _INPUT: Final = "tiles"
+# It has no bf16 convolution; fp16 files are computed in fp32.
+_PRECISIONS: Final = ("fp32", "fp16", "int8")
 
 
 class OnnxRuntime:
@@ -47,16 +49,20 @@ class OnnxRuntime:
         except ImportError as error:
             return Probe("onnxruntime", False, f"not installed ({error})", _HINT)
         return Probe(
-            "onnxruntime", True, f"ONNX Runtime {onnxruntime.__version__} on the CPU, fp32", precisions=("fp32",)
+            "onnxruntime", True, f"ONNX Runtime {onnxruntime.__version__} on the CPU, fp32", precisions=_PRECISIONS
         )
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
         import onnxruntime
 
-        if precision not in ("auto", "fp32"):
-            raise UsageError(f"--precision {precision}: ONNX Runtime on a CPU runs fp32", hint="Use --precision fp32.")
-        file = bundle.checked(bundle.variant("fp32").file)
+        chosen = "fp32" if precision == "auto" else precision
+        if chosen not in _PRECISIONS:
+            raise UsageError(
+                f"--precision {precision}: ONNX Runtime on a CPU runs {', '.join(_PRECISIONS)}",
+                hint="Use --precision fp32.",
+            )
+        file = bundle.checked(bundle.variant(chosen).file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -64,7 +70,9 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base class of their own
             raise BackendError(f"ONNX Runtime refuses {file}: {error}", "Try --backend openvino.") from error
-        return cls(session, f"onnxruntime {onnxruntime.__version__}", batch)
+        engine = cls(session, f"onnxruntime {onnxruntime.__version__}", batch, chosen)
+        engine.note = "ONNX Runtime's CPU provider computes an fp16 file in fp32" if chosen == "fp16" else ""
+        return engine
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
         ticket = self._submitted
@@ -119,7 +127,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
             why = f"ONNX Runtime {onnxruntime.__version__} is installed without its {wanted}"
             return Probe(cls.rung, False, why, _GPU_HINT)
         reason = f"ONNX Runtime {onnxruntime.__version__}, {wanted}, on {gpu.name}"
-        return Probe(cls.rung, True, reason, precisions=("fp16", "fp32"), from_variants=True)
+        return Probe(cls.rung, True, reason, precisions=("fp16", "fp32"))
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:

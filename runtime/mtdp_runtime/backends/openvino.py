@@ -1,4 +1,9 @@
-"""OpenVINO on the CPU: bf16 where the CPU has matrix units for it (AMX), fp32 otherwise."""
+"""OpenVINO on the CPU: bf16 where the CPU has matrix units for it (AMX), fp32 otherwise.
+
+A bundle's own fp16, bf16 and int8 variants run as they are typed, layer by layer: each value is rounded where the graph
+says so, and the products are fp32 (int8 for int8). On AMX, bf16 is OpenVINO's own bf16 execution of every layer: that
+makes bf16 fast there, and it overrides the fp32 layers of a typed graph.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,8 @@ from mtdp_runtime.errors import BackendError, UsageError
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _DEPTH: Final = 2
+_FAST_BF16: Final = ("bf16", "fp32", "fp16", "int8")
+_SLOW_BF16: Final = ("fp32", "bf16", "fp16", "int8")
 
 
 class OpenVINO:
@@ -43,13 +50,11 @@ class OpenVINO:
         device = core.get_property("CPU", "FULL_DEVICE_NAME")
         reason = f"OpenVINO {_version()} on {device}"
         if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            return Probe("openvino", True, f"{reason}, fp32 (the CPU has no bf16)", precisions=("fp32",))
+            return Probe("openvino", True, f"{reason}, fp32 (the CPU has no bf16)", precisions=("fp32", "fp16", "int8"))
         if _has_amx_bf16():
-            return Probe("openvino", True, f"{reason}, bf16 on AMX matrix units", precisions=("bf16", "fp32"))
+            return Probe("openvino", True, f"{reason}, bf16 on AMX matrix units", "", _FAST_BF16, ("bf16",))
         # Vector instructions alone (avx512_bf16) were no faster than fp32 where we measured: benchmarks/RESULTS.md.
-        return Probe(
-            "openvino", True, f"{reason}, fp32 (bf16 only by vector units, no AMX)", precisions=("fp32", "bf16")
-        )
+        return Probe("openvino", True, f"{reason}, fp32 (bf16 only by vector units, no AMX)", "", _SLOW_BF16, ("bf16",))
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
@@ -85,10 +90,12 @@ class OpenVINO:
     def _compile(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
         import openvino
 
-        file = bundle.checked(bundle.variant("fp32").file)
+        typed = bundle.holds(precision) or precision != "bf16"
+        file = bundle.checked(bundle.variant(precision if typed else "fp32").file)
         core = openvino.Core()
+        converts = precision == "bf16" and (not typed or cls.probe().precisions[0] == "bf16")
         config = {
-            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if converts else "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",

@@ -62,7 +62,6 @@ class TensorRT:
             True,
             f"{library.name} {library.version} on {count}{gpu.name}",
             precisions=precisions,
-            from_variants=True,
         )
 
     @classmethod
