@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from mtdp_runtime.bundle import FileRef, Head, Manifest, Parity, Variant, Weights
+from mtdp_runtime.bundle import FileRef, Head, Manifest, Parity, Variant, Weights, file_ref, write_manifest
 from mtdp_runtime.slide import Level, Slide, SlideInfo
 
 TILE_PX = 64
@@ -30,6 +30,38 @@ def make_manifest(file: FileRef, golden: FileRef, heads: tuple[Head, ...] = ()) 
         variants=(Variant("fp32", file, Parity("onnxruntime", 1, 1.0, 1.0, 0.0)),),
         golden=golden,
     )
+
+
+def write_tiny_bundle(folder: Path) -> Path:
+    """Write a bundle with one strided convolution: uint8[N, 64, 64, 3] -> features float32[N, 12]."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.02, (FEATURES_DIM, 3, 8, 8)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["tiles"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["nchw", "weight"], ["conv"], strides=[8, 8]),
+            helper.make_node("Relu", ["conv"], ["relu"]),
+            helper.make_node("GlobalAveragePool", ["relu"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["features"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["batch", TILE_PX, TILE_PX, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", FEATURES_DIM])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, folder / "model.fp32.onnx")
+    tiles = rng.integers(0, 256, (4, TILE_PX, TILE_PX, 3), np.uint8)
+    session = onnxruntime.InferenceSession(folder / "model.fp32.onnx", providers=["CPUExecutionProvider"])
+    np.savez(folder / "golden.npz", tiles=tiles, features=session.run(None, {"tiles": tiles})[0])
+    write_manifest(folder, make_manifest(file_ref(folder, "model.fp32.onnx"), file_ref(folder, "golden.npz")))
+    return folder
 
 
 def pyramid(image: NDArray[np.uint8], path: Path, mpp: float | None, levels: int = 1, lossy: bool = False) -> Path:

@@ -20,10 +20,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
+from mtdp_runtime.model_file import check_model_file
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
+# Far above what any model has; a number beyond them is a mistake or meant to exhaust the memory.
+_MOST_MANIFEST_BYTES: Final = 16 << 20
+_MOST_TILE_PX: Final = 16_384
+_MOST_FEATURES: Final = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -138,15 +143,15 @@ class Manifest:
             name=root.text("name"),
             arch=root.text("arch"),
             mtdp_version=root.text("mtdp_version"),
-            tile_px=root.integer("tile_px", minimum=1),
+            tile_px=root.integer("tile_px", minimum=1, maximum=_MOST_TILE_PX),
             mpp=root.positive("mpp"),
             mean=root.rgb("mean"),
             std=root.rgb("std"),
-            features_dim=root.integer("features_dim", minimum=1),
-            heads=tuple(Head(h.text("name"), h.texts("class_names")) for h in root.children("heads")),
+            features_dim=root.integer("features_dim", minimum=1, maximum=_MOST_FEATURES),
+            heads=tuple(Head(_head_name(h), h.texts("class_names")) for h in root.children("heads")),
             weights=Weights(weights.digest("sha256"), weights.text("origin"), weights.text("licence")),
             variants=tuple(_variant(v) for v in root.children("variants")),
-            golden=_file_ref(root.child("golden")),
+            golden=_file_ref(root.child("golden"), ".npz"),
         )
         precisions = [v.precision for v in manifest.variants]
         if not precisions or len(set(precisions)) != len(precisions):
@@ -185,6 +190,7 @@ class Bundle:
 
         Raises:
             BundleDigestMismatch: the file is missing, cut or changed.
+            BundleInvalid: it is a model that reaches out of its own file.
         """
         path = self.path / ref.file
         hint = "The bundle was changed or damaged after its export: copy it again, or export it again."
@@ -196,6 +202,8 @@ class Bundle:
         digest = sha256_of(path)
         if digest != ref.sha256:
             raise BundleDigestMismatch(f"{path}: sha256 {digest}, bundle.json says {ref.sha256}", hint)
+        if path.suffix == ".onnx":
+            check_model_file(path)
         return path
 
 
@@ -236,10 +244,12 @@ def load_bundle(path: Path | str) -> Bundle:
             f"{folder}: not a model bundle (no {MANIFEST_NAME} in it)",
             hint="Give a folder that mtdp-export wrote, or leave --model out for the packaged model.",
         )
+    if file.stat().st_size > _MOST_MANIFEST_BYTES:
+        raise BundleInvalid(f"{file}: {file.stat().st_size} bytes, which no manifest has", "Export the bundle again.")
     text = file.read_bytes()
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{file}: not JSON: {error}", hint="Copy or export the bundle again.") from error
     try:
         manifest = Manifest.from_json(document)
@@ -287,10 +297,12 @@ class _Reader:
             raise self.wrong(key, "a list of texts", value)
         return tuple(value)
 
-    def integer(self, key: str, minimum: int = 0) -> int:
+    def integer(self, key: str, minimum: int = 0, maximum: int = 1 << 62) -> int:
         value = self.value(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.wrong(key, f"an integer of at least {minimum}", value)
+        if value > maximum:
+            raise self.wrong(key, f"an integer of at most {maximum}", value)
         return value
 
     def number(self, key: str) -> float:
@@ -318,12 +330,22 @@ class _Reader:
         return value
 
 
-def _file_ref(reader: _Reader) -> FileRef:
+def _file_ref(reader: _Reader, suffix: str) -> FileRef:
+    """Read a reference to a file right in the bundle. Its suffix decides what an engine takes it for."""
     name = reader.text("file")
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or len(pure.parts) != 1 or name in {".", ".."} or "\\" in name:
+    if PurePosixPath(name).name != name or "\\" in name or not name.isprintable():
         raise reader.wrong("file", "a plain file name inside the bundle", name)
+    if not name.endswith(suffix):
+        raise reader.wrong("file", f"a name that ends in {suffix}", name)
     return FileRef(name, reader.digest("sha256"), reader.integer("size_bytes"))
+
+
+def _head_name(reader: _Reader) -> str:
+    """Read a name that becomes that of a dataset: `/` and NUL mean something else there."""
+    name = reader.text("name")
+    if "/" in name or "\0" in name:
+        raise reader.wrong("name", "a name without / and NUL", name)
+    return name
 
 
 def _variant(reader: _Reader) -> Variant:
@@ -333,7 +355,7 @@ def _variant(reader: _Reader) -> Variant:
     parity = reader.child("parity")
     return Variant(
         precision,
-        _file_ref(reader.child("file")),
+        _file_ref(reader.child("file"), ".onnx"),
         Parity(
             backend=parity.text("backend"),
             tiles=parity.integer("tiles", minimum=1),

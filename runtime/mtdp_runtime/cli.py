@@ -6,8 +6,9 @@ import json
 import os
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mtdp_runtime.bundle import Bundle
     from mtdp_runtime.extract import ExtractSettings, Outcome, Plan
     from mtdp_runtime.slides import SlideRequest
+    from mtdp_runtime.watchdog import Worker
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -58,6 +60,30 @@ def extract(
         typer.Option(help="A tile that cannot be read: nan (stored as NaN, with its status), drop, or fail the slide."),
     ] = "nan",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of other settings.")] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try slides again that failed in an earlier run. Without it a slide that is unchanged, with unchanged "
+            "settings, is reported as failed and not tried.",
+        ),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only part I (1 to N) of the slides, for N machines; a slide's part depends on its name alone. "
+            "Runs without it may share a folder, too: each takes slides that no other is at.",
+        ),
+    ] = None,
+    stall_limit: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without anything read or computed after which a slide counts as hung and fails. "
+            "0: wait for ever.",
+            min=0,
+        ),
+    ] = 600.0,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Find tissue and count tiles; compute nothing.")] = False,
     demo: Annotated[
@@ -70,17 +96,24 @@ def extract(
     A run that was stopped goes on where it was; a file that is complete is left alone. Exit code 0: all done;
     1: some slide failed, the others are done; 2: wrong usage.
     """
-    from mtdp_runtime.bundle import default_bundle_path, load_bundle
-    from mtdp_runtime.extract import writable_folder
-    from mtdp_runtime.slides import list_slides
+    from mtdp_runtime.watchdog import supervise
 
     named = list(slides or [])
     if not named and not demo:
         raise UsageError("no slide was named", hint="mtdp-extract SLIDE, or mtdp-extract --demo to try it without one.")
     if on_bad_tile not in ("nan", "drop", "fail"):
         raise UsageError(f"--on-bad-tile {on_bad_tile!r}: unknown", hint="One of nan, drop, fail.")
+    part, parts = _part(shard)
+    # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
+    worker = supervise(stall_limit, partial(_lost, out, as_json))
+
+    from mtdp_runtime.bundle import default_bundle_path, load_bundle
+    from mtdp_runtime.extract import writable_folder
+    from mtdp_runtime.slides import list_slides, shard_of
+
     bundle = load_bundle(model if model is not None else default_bundle_path())
     requests = list_slides(named, slide_mpp)
+    requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
     settings = _settings(bundle, mpp, stride_px, min_tissue, on_bad_tile)
     if dry_run and not demo:
         _dry_run(requests, bundle, settings, as_json)
@@ -88,11 +121,37 @@ def extract(
     writable_folder(out)
     if demo:
         requests += list_slides([_demo_slide(out, as_json)])
+    if not requests:
+        print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
+        return
     cores = threads or len(os.sched_getaffinity(0))
     with _load(bundle, backend, precision, batch, cores, as_json) as engine:
-        failures = _run(requests, out, bundle, engine, settings, cores, overwrite, not no_report, as_json)
+        failures = _run(
+            requests, out, bundle, engine, settings, cores, overwrite, not no_report, as_json, retry_failed, worker
+        )
     if failures:
         raise typer.Exit(1)
+
+
+def _part(shard: str | None) -> tuple[int, int]:
+    """Return I and N of `--shard I/N`."""
+    if shard is None:
+        return 1, 1
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UsageError(f"--shard {shard!r}: not a part", hint="I/N with I from 1 to N, for example 1/4.")
+    return int(part), int(parts)
+
+
+def _lost(out: Path, as_json: bool, line: dict[str, Any]) -> None:
+    """Record and say that a slide ended the process that worked on it. Runs in the parent, which stays small."""
+    from mtdp_runtime import runlog
+
+    runlog.append(out, line)
+    if as_json:
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+    else:
+        print(f"failed: {line['message']}\n  hint: {line['hint']}", file=sys.stderr)
 
 
 def _settings(
@@ -142,12 +201,16 @@ def _run(
     overwrite: bool,
     report: bool,
     as_json: bool,
+    retry_failed: bool,
+    worker: Worker,
 ) -> int:
     """Extract all slides; return how many failed."""
     from mtdp_runtime.cohort import Listeners, extract_slides
     from mtdp_runtime.console import tile_progress
 
-    failures = 0
+    before = len(worker.settled)  # by the workers before this one
+    failures = sum(status == "failed" for status in worker.settled.values())
+    elsewhere = 0
     with ExitStack() as bars:
         advance = [lambda tiles: None]
 
@@ -155,14 +218,20 @@ def _run(
             advance[0] = bars.enter_context(tile_progress(plan.info.path.name, len(plan.kept), not as_json))
 
         listeners = Listeners(on_plan, lambda tiles: advance[0](tiles))
-        for number, outcome in enumerate(
-            extract_slides(requests, out, bundle, engine, settings, threads, listeners, overwrite, report), start=1
-        ):
+        outcomes = extract_slides(
+            requests, out, bundle, engine, settings, threads, listeners, overwrite, report, retry_failed, worker
+        )
+        for number, outcome in enumerate(outcomes, start=before + 1):
             bars.close()
             failures += outcome.status == "failed"
+            elsewhere += outcome.status == "claimed"
             _say(outcome, f"[{number}/{len(requests)}] " if len(requests) > 1 else "", as_json)
     if len(requests) > 1 and not as_json:
-        print(f"{len(requests) - failures} of {len(requests)} slides done, {failures} failed; see {out / 'run.jsonl'}")
+        others = f", {elsewhere} left to another run" if elsewhere else ""
+        print(
+            f"{len(requests) - failures - elsewhere} of {len(requests)} slides done, {failures} failed{others}; "
+            f"see {out / 'run.jsonl'}"
+        )
     return failures
 
 
@@ -185,7 +254,8 @@ def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
             flush=True,
         )
     else:
-        print(f"{prefix}{outcome.slide.name}: {outcome.status}: {outcome.message} -> {outcome.output}", flush=True)
+        where = f" -> {outcome.output}" if outcome.output is not None else ""
+        print(f"{prefix}{outcome.slide.name}: {outcome.status}: {outcome.message}{where}", flush=True)
 
 
 def _dry_run(requests: list[SlideRequest], bundle: Bundle, settings: ExtractSettings, as_json: bool) -> None:

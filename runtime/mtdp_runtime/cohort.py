@@ -1,20 +1,29 @@
-"""Many slides, one after the other: a bad one is recorded and the others go on."""
+"""Many slides, one after the other: a bad one is recorded and the others go on.
+
+Several processes may work on one list and one folder: each slide is claimed first, and looked at (is it done?) after.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from mtdp_runtime import runlog
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import OutputUnwritable, RuntimeFailure, SlideError, StoreError
+from mtdp_runtime.claims import Claim, Held, claim
+from mtdp_runtime.errors import BackendError, ClaimLost, RuntimeFailure, SlideError, StoreError, UsageError
 from mtdp_runtime.extract import ExtractSettings, Outcome, Plan, extract_slide, make_plan
 from mtdp_runtime.report import write_report
 from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.watched import WatchedSlide
 from mtdp_runtime.slides import SlideRequest
+from mtdp_runtime.watchdog import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +44,126 @@ def extract_slides(
     listeners: Listeners,
     overwrite: bool = False,
     report: bool = True,
+    retry_failed: bool = False,
+    worker: Worker | None = None,
 ) -> Iterator[Outcome]:
-    """Extract each slide and yield how it went; out/run.jsonl gets a line each.
+    """Extract each slide and yield how it went; out/run.jsonl gets a line for each that was tried.
+
+    A slide that another process works on is tried once more at the end, and then left to it. A slide that failed
+    before, as it is and with the same settings, is not tried again, unless `retry_failed` or `overwrite`.
 
     Raises:
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
-    with (out / "run.jsonl").open("a", encoding="utf-8") as log:
-        for request in requests:
-            try:
-                with open_slide(request.path, request.mpp, request.given_by) as slide:
-                    path = out / f"{request.name}.h5"
-                    outcome, plan = extract_slide(
-                        slide,
-                        path,
-                        bundle,
-                        backend,
-                        settings,
-                        readers,
-                        overwrite,
-                        listeners.on_plan,
-                        listeners.on_progress,
+    known = {} if retry_failed or overwrite else runlog.failures(out)
+    run = _Run(out, bundle, backend, settings, readers, listeners, overwrite, report, worker)
+    held: list[SlideRequest] = []
+    for last_chance, todo in ((False, requests), (True, held)):
+        for request in todo:
+            if worker is not None and str(request.path) in worker.settled:
+                continue
+            attempt = _attempt(request, run)
+            before = known.get((str(request.path), attempt))
+            if before is not None:
+                message = f"{before.get('message', '')} (an earlier run found this; --retry-failed tries it again)"
+                yield Outcome(request.path, "failed", message=message, hint=str(before.get("hint", "")))
+                continue
+            mine = claim(out, request.name)
+            if isinstance(mine, Held):
+                if last_chance:
+                    yield Outcome(request.path, "claimed", message=f"{mine.by} works on it")
+                else:
+                    held.append(request)
+                continue
+            with mine:
+                if worker is not None:
+                    worker.begin(
+                        str(request.path), as_json(Outcome(request.path, "failed", attempt=attempt)), str(mine.path)
                     )
-                    if report and plan is not None:
-                        write_report(out / "report" / f"{request.name}.html", path, plan, outcome)
-            except OutputUnwritable:
-                raise
-            except (SlideError, StoreError) as error:
-                outcome = failed(request, error)
-            _record(log, outcome)
+                outcome = _extract(request, run, mine)
+                if outcome.status == "failed":
+                    outcome = replace(outcome, attempt=attempt)
+                runlog.append(out, as_json(outcome))
+                if worker is not None:
+                    worker.end(str(request.path), outcome.status)
             yield outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What is the same for all slides."""
+
+    out: Path
+    bundle: Bundle
+    backend: Backend
+    settings: ExtractSettings
+    readers: int
+    listeners: Listeners
+    overwrite: bool
+    report: bool
+    worker: Worker | None
+
+
+def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
+    def beat() -> None:
+        if run.worker is not None:
+            run.worker.beat()
+
+    def on_progress(tiles: int) -> None:
+        beat()
+        run.listeners.on_progress(tiles)
+
+    def before_finish() -> None:
+        if mine.lost():
+            raise ClaimLost(f"{request.path}: another process took it over")
+
+    path = run.out / f"{request.name}.h5"
+    try:
+        with WatchedSlide(open_slide(request.path, request.mpp, request.given_by), beat) as slide:
+            outcome, plan = extract_slide(
+                slide,
+                path,
+                run.bundle,
+                run.backend,
+                run.settings,
+                run.readers,
+                run.overwrite,
+                run.listeners.on_plan,
+                on_progress,
+                before_finish,
+            )
+            if run.report and plan is not None:
+                write_report(run.out / "report" / f"{request.name}.html", path, plan, outcome)
+    except ClaimLost as error:
+        return Outcome(request.path, "claimed", message=str(error))
+    except (BackendError, UsageError):
+        if mine.lost():
+            return Outcome(request.path, "claimed", message=f"{request.path}: another process took it over")
+        raise
+    except (SlideError, StoreError) as error:
+        return failed(request, error)
+    except MemoryError as error:
+        detail = str(error) or "the machine has no more"
+        hint = "A smaller --batch needs less."
+        return Outcome(request.path, "failed", message=f"{request.path}: out of memory: {detail}", hint=hint)
+    except Exception as error:  # a damaged file finds ways that nobody thought of; it must not end the others
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{request.path}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        hint = "The file is damaged in a way that was not foreseen, or this is an error of mtdp: please report it."
+        return Outcome(request.path, "failed", message=" ".join(message.split()), hint=hint)
+    return outcome
+
+
+def _attempt(request: SlideRequest, run: _Run) -> str:
+    """Return 16 hex digits of what decides whether trying again can end otherwise."""
+    try:
+        stat = request.path.stat()
+        file: list[int] | None = [stat.st_size, stat.st_mtime_ns]
+    except OSError:
+        file = None
+    facts = [str(request.path), file, request.mpp, asdict(run.settings), run.bundle.digest]
+    facts += [run.backend.name, run.backend.precision, run.backend.batch]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def plan_slides(
@@ -102,9 +201,6 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         }
     if outcome.message:
         line |= {"message": outcome.message, "hint": outcome.hint}
+    if outcome.attempt:
+        line["attempt"] = outcome.attempt
     return line
-
-
-def _record(log: IO[str], outcome: Outcome) -> None:
-    log.write(json.dumps(as_json(outcome), ensure_ascii=False) + "\n")
-    log.flush()

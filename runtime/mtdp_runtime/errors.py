@@ -11,7 +11,8 @@
     ├── BackendError               no engine can run the model here
     │   └── BackendUnavailable
     ├── StoreError                 an output file cannot be used
-    │   └── FingerprintMismatch
+    │   ├── FingerprintMismatch
+    │   └── ClaimLost
     └── SlideError                 one slide failed; the others go on (exit code 1)
         ├── SlideUnreadable
         ├── SlideScaleUnknown
@@ -74,6 +75,10 @@ class StoreError(RuntimeFailure):
 
 class FingerprintMismatch(StoreError):
     """A feature file was made from another slide, model, grid or precision."""
+
+
+class ClaimLost(StoreError):
+    """Another process took the slide over, because this one was asleep for too long."""
 
 
 class SlideError(RuntimeFailure):

@@ -20,11 +20,11 @@ from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnre
 from mtdp_runtime.grid import Grid, make_grid
 from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
 from mtdp_runtime.slide import Slide, SlideInfo, level_for
-from mtdp_runtime.store import FeatureStore, Layout, differences
+from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, remove_leftovers
 from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
 
 OnBadTile = Literal["nan", "drop", "fail"]
-Status = Literal["done", "skipped", "no-tissue", "planned", "failed"]
+Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class Outcome:
     times: RunTimes | None = None
     message: str = ""
     hint: str = ""
+    attempt: str = ""  # of what failed: the same again is not tried again unasked
 
 
 def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings) -> Plan:
@@ -112,8 +113,11 @@ def extract_slide(
     overwrite: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    before_finish: Callable[[], None] | None = None,
 ) -> tuple[Outcome, Plan | None]:
     """Write the features of a slide to a file; a file that is already complete and the same is left alone.
+
+    `before_finish` is called when all rows are there, and raises where the file must not get its name.
 
     Raises:
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
@@ -127,6 +131,7 @@ def extract_slide(
                 f"{path}: exists, and is not what would be made now: {different}",
                 hint="Use --overwrite to replace it, or another --out.",
             )
+        remove_leftovers(path)
         return Outcome(slide.info.path, "skipped", path, message="already done"), None
     plan = make_plan(slide, bundle.manifest.tile_px, settings)
     if on_plan is not None:
@@ -145,17 +150,22 @@ def extract_slide(
             on_progress,
             settings.on_bad_tile == "fail",
         )
-        if bad.count == len(plan.kept) > 0:
+        bad_tiles = int((store.statuses() != TileStatus.GOOD).sum())  # those of an earlier run included
+        if bad_tiles == len(plan.kept) > 0:
             store.discard()
             raise SlideUnreadable(
-                f"{slide.info.path}: none of its {bad.count} tiles can be decoded; the first: {bad.reasons[0]}",
+                f"{slide.info.path}: none of its {bad_tiles} tiles has features; "
+                f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
                 hint="The file is damaged: compare its checksum with the original and copy it again.",
             )
-        store.finish(_run_attrs(times, bad, plan, resumed), drop_bad=settings.on_bad_tile == "drop")
+        if before_finish is not None:
+            before_finish()
+        attrs = _run_attrs(times, bad, plan, resumed) | {"bad_tiles": bad_tiles}
+        store.finish(attrs, drop_bad=settings.on_bad_tile == "drop")
     status: Status = "done" if len(plan.kept) else "no-tissue"
     message = "" if len(plan.kept) else _why_empty(plan)
     seconds = time.perf_counter() - start
-    return Outcome(slide.info.path, status, path, len(plan.kept), bad.count, seconds, times, message), plan
+    return Outcome(slide.info.path, status, path, len(plan.kept), bad_tiles, seconds, times, message), plan
 
 
 def _layout(
@@ -221,7 +231,6 @@ def _run_attrs(times: RunTimes, bad: BadTiles, plan: Plan, resumed: int) -> dict
         },
         "tiles_per_s": times.tiles_per_s,
         "bottleneck": times.bottleneck,
-        "bad_tiles": bad.count,
         "bad_tile_reasons": bad.reasons,
         "rows_from_an_earlier_run": resumed,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

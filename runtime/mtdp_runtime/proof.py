@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from mtdp_runtime.errors import BundleInvalid
 
 # The smallest cosine between an engine's features and torch's that a precision may have, over all golden tiles.
 MIN_COSINE: Final = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.9999, "int8": 0.99}
+_MOST_GOLDEN_BYTES: Final = 1 << 30
 TILES: Final = "tiles"
 FEATURES: Final = "features"
 
@@ -26,10 +28,15 @@ def load_golden(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.flo
         BundleInvalid: it is no such file.
     """
     try:
+        # An array's header says its shape before its data are read: what it promises must be in the file.
+        with zipfile.ZipFile(path) as members:
+            promised_bytes = sum(member.file_size for member in members.infolist())
+        if promised_bytes > _MOST_GOLDEN_BYTES:
+            raise ValueError(f"{promised_bytes} bytes when unpacked")
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
         tiles = arrays.pop(TILES)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         raise BundleInvalid(f"{path}: not golden tiles: {error}", "Copy or export the bundle again.") from error
     if FEATURES not in arrays or len(arrays[FEATURES]) != len(tiles) or not len(tiles):
         raise BundleInvalid(f"{path}: golden tiles without their features", "Copy or export the bundle again.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,12 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None) -> list[S
                 hint="Run them into different --out folders, or rename one.",
             )
     return requests
+
+
+def shard_of(request: SlideRequest, parts: int) -> int:
+    """Return which of 1..parts a slide belongs to: by its name alone, whatever else is in the list."""
+    digest = hashlib.sha256(request.name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % parts + 1
 
 
 def _looks_like_a_slide(path: Path, root: Path) -> bool:

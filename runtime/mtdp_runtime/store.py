@@ -3,7 +3,8 @@
 All datasets are created at their final size, with their space allocated, and the file is closed. Rows are then written
 straight to their places in the file, features first and `status` after them, so the file is a valid HDF5 at every
 moment: a killed run leaves `.<name>.partial`, in which the rows that are still `NOT_COMPUTED` say where to go on. The
-rename at the end is atomic.
+attributes that only the end of a run knows change the file's structure; what they change is saved beside it first
+(`.<name>.partial.undo`), and a run that was killed in between is undone by the next. The rename at the end is atomic.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from mtdp_runtime.errors import OutputUnwritable
 
 _CHUNK_BYTES: Final = 1 << 20
 _SYNC_EVERY_S: Final = 5.0
+# What h5py raises on a file that is damaged, of another kind, or on a disk that is full.
+_NOT_OURS: Final = (OSError, KeyError, ValueError, TypeError, RuntimeError)
+_HDF5_FAILED: Final = (OSError, RuntimeError)
 
 
 class TileStatus(IntEnum):
@@ -70,7 +74,7 @@ def differences(path: Path, made_of: Mapping[str, Any]) -> str:
             there = json.loads(file.attrs["made_of"])
             status = file["status"][:]
             complete = len(status) == len(file["features"]) == len(file["coords"])
-    except (OSError, KeyError, ValueError):
+    except _NOT_OURS:
         return "it cannot be read as a feature file of ours"
     if not complete or (status == TileStatus.NOT_COMPUTED).any():
         return "it is incomplete"
@@ -99,14 +103,16 @@ class FeatureStore:
         self.path = path
         self.partial = partial_path(path)
         self._layout = layout
+        self._undo = self.partial.with_name(f"{self.partial.name}.undo")
         try:
+            _restore_structure(self.partial, self._undo)
             rows_done = _rows_done(self.partial, layout)
             if rows_done is None:
                 _create(self.partial, layout)
                 rows_done = 0
             self._places = _places(self.partial)
             self._file = os.open(self.partial, os.O_RDWR)
-        except OSError as error:
+        except _HDF5_FAILED as error:
             raise _unwritable(path, error) from error
         self.rows_done = rows_done
         self._unmarked: list[tuple[int, NDArray[np.uint8]]] = []
@@ -151,20 +157,36 @@ class FeatureStore:
         assert self.rows_done == len(self._layout.coords), (self.rows_done, len(self._layout.coords))
         try:
             self._commit()
+            self._refuse_anothers_file()
+            rows = [self._places[name] for name in (*self._layout.outputs, "status") if name in self._places]
+            _save_structure(self._file, self._undo, rows)
             with h5py.File(self.partial, "r+", locking=False) as file:
                 file.attrs.update({key: _attribute(value) for key, value in root_attrs.items()})
             os.fsync(self._file)
+            self._undo.unlink()
             if drop_bad:
-                _drop_bad_rows(self.partial)
-            self.partial.replace(self.path)
+                _copy_good_rows(self.partial, self.path)
+                self.partial.unlink()
+            else:
+                self.partial.replace(self.path)
             _sync_folder(self.path.parent)
-        except OSError as error:
+        except _HDF5_FAILED as error:
             raise _unwritable(self.path, error) from error
+
+    def statuses(self) -> NDArray[np.uint8]:
+        """Commit, and return uint8[N], TileStatus of every row: those of earlier runs included."""
+        try:
+            self._commit()
+            with h5py.File(self.partial, "r", locking=False) as file:
+                status: NDArray[np.uint8] = file["status"][:]
+        except _HDF5_FAILED as error:
+            raise _unwritable(self.path, error) from error
+        return status
 
     def discard(self) -> None:
         """Throw away what was written: nothing of it is worth going on with."""
         self._unmarked = []
-        self.partial.unlink(missing_ok=True)
+        remove_leftovers(self.path)
 
     def close(self) -> None:
         if self._file >= 0:
@@ -189,9 +211,14 @@ class FeatureStore:
             if error is None:
                 raise
 
+    def _refuse_anothers_file(self) -> None:
+        """A process that slept past its claim may find that another one has begun this file anew."""
+        if not os.path.samestat(os.fstat(self._file), self.partial.stat()):
+            raise OSError(f"another process has replaced {self.partial.name}")
+
     def _write(self, name: str, start: int, rows: NDArray[Any]) -> None:
         """Write rows at their place, chunk by chunk."""
-        offsets, rows_per_chunk = self._places[name]
+        offsets, rows_per_chunk, _ = self._places[name]
         row_bytes = rows.nbytes // max(1, len(rows))
         done = 0
         while done < len(rows):
@@ -217,7 +244,7 @@ class FeatureStore:
 def _create(partial: Path, layout: Layout) -> None:
     rows = len(layout.coords)
     scratch = partial.with_name(f"{partial.name}.new")
-    with h5py.File(scratch, "w", libver=("earliest", "v110")) as file:
+    with h5py.File(scratch, "w", libver=("earliest", "v110"), locking=False) as file:
         for name, columns in layout.outputs.items():
             _dataset(file, name, (rows, columns), np.dtype("<f4"))
         _dataset(file, "status", (rows,), np.dtype("u1"))
@@ -236,10 +263,10 @@ def _create(partial: Path, layout: Layout) -> None:
     scratch.replace(partial)
 
 
-def _drop_bad_rows(partial: Path) -> None:
-    """Replace the file by one that holds its GOOD rows only."""
+def _copy_good_rows(partial: Path, path: Path) -> None:
+    """Write a file of the GOOD rows only, under its final name at once."""
     scratch = partial.with_name(f"{partial.name}.new")
-    with h5py.File(partial, "r", locking=False) as source, h5py.File(scratch, "w") as target:
+    with h5py.File(partial, "r", locking=False) as source, h5py.File(scratch, "w", locking=False) as target:
         good = source["status"][:] == TileStatus.GOOD
         for name, dataset in source.items():
             shape = (int(good.sum()), *dataset.shape[1:])
@@ -255,7 +282,7 @@ def _drop_bad_rows(partial: Path) -> None:
         target.flush()
     with scratch.open("rb") as stream:
         os.fsync(stream.fileno())
-    scratch.replace(partial)
+    scratch.replace(path)
 
 
 def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -270,16 +297,58 @@ def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, plist)
 
 
-def _places(partial: Path) -> dict[str, tuple[list[int], int]]:
-    """Return for each dataset of rows where its chunks lie in the file, in order, and the rows in each."""
+def _places(partial: Path) -> dict[str, tuple[list[int], int, int]]:
+    """Return for each dataset of rows where its chunks lie in the file, in order, the rows and the bytes of each."""
     places = {}
     with h5py.File(partial, "r", locking=False) as file:
         for name, dataset in file.items():
             if dataset.chunks is not None:
                 infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
                 by_row = sorted((info.chunk_offset[0], info.byte_offset) for info in infos)
-                places[name] = ([offset for _, offset in by_row], dataset.chunks[0])
+                places[name] = ([offset for _, offset in by_row], dataset.chunks[0], infos[0].size)
     return places
+
+
+def _save_structure(file: int, undo: Path, rows: list[tuple[list[int], int, int]]) -> None:
+    """Write all of a file but its rows to `undo`: a line of JSON (size, ranges), then the bytes of the ranges."""
+    size = os.fstat(file).st_size
+    ranges, end = [], 0
+    for start, length in sorted((offset, length) for offsets, _, length in rows for offset in offsets):
+        ranges.append((end, start - end))
+        end = start + length
+    ranges.append((end, size - end))
+    scratch = undo.with_name(f"{undo.name}.new")
+    with scratch.open("wb") as stream:
+        stream.write(json.dumps([size, ranges]).encode() + b"\n")
+        for start, length in ranges:
+            stream.write(os.pread(file, length, start))
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(undo)
+    _sync_folder(undo.parent)
+
+
+def _restore_structure(partial: Path, undo: Path) -> None:
+    """Undo the end of a run that was killed there. The rows are complete then, and stay."""
+    if not undo.exists():
+        return
+    if partial.exists():
+        with undo.open("rb") as stream, partial.open("r+b") as file:
+            size, ranges = json.loads(stream.readline())
+            for start, length in ranges:
+                file.seek(start)
+                file.write(stream.read(length))
+            file.truncate(size)
+            file.flush()
+            os.fsync(file.fileno())
+    undo.unlink()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a run that was killed left beside a file that is now done, or given up."""
+    for suffix in ("", ".new", ".undo", ".undo.new"):
+        partial = partial_path(path)
+        partial.with_name(f"{partial.name}{suffix}").unlink(missing_ok=True)
 
 
 def _rows_done(partial: Path, layout: Layout) -> int | None:
@@ -296,7 +365,7 @@ def _rows_done(partial: Path, layout: Layout) -> int | None:
             if any(file[name].shape != (len(layout.coords), columns) for name, columns in layout.outputs.items()):
                 return None
             missing = np.flatnonzero(file["status"][:] == TileStatus.NOT_COMPUTED)
-    except (OSError, KeyError):
+    except _NOT_OURS:
         return None
     return int(missing[0]) if len(missing) else len(layout.coords)
 
@@ -318,8 +387,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
-    detail = error.strerror or str(error)
+def _unwritable(path: Path, error: OSError | RuntimeError) -> OutputUnwritable:
+    detail = " ".join((getattr(error, "strerror", None) or str(error)).split())
     return OutputUnwritable(
         f"{path}: cannot be written: {detail}",
         hint="Free space or choose another --out; a rerun goes on where this one stopped.",

@@ -14,6 +14,7 @@ from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.grid import Grid
 from mtdp_runtime.slide import Slide
 
+_LEAST_BLOCK_PX: Final = 32
 _BLOCK_PX: Final = 512  # the mask image is read in blocks, so that a slide without a pyramid costs bounded memory
 
 
@@ -141,13 +142,22 @@ def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray
     image = np.full((height, width, 3), 255, np.uint8)
     unreadable = np.zeros((height, width), np.bool_)
     failure: TileUnreadable | None = None
-    for top in range(0, height, _BLOCK_PX):
-        for left in range(0, width, _BLOCK_PX):
-            block = np.s_[top : min(top + _BLOCK_PX, height), left : min(left + _BLOCK_PX, width)]
-            try:
-                slide.read_into(image[block], x0 + round(left * scale), y0 + round(top * scale), scale)
-            except TileUnreadable as error:
-                failure = error
+    side = _BLOCK_PX
+    todo = [(top, left, side) for top in range(0, height, side) for left in range(0, width, side)][::-1]
+    while todo:
+        top, left, side = todo.pop()
+        if top >= height or left >= width:
+            continue
+        block = np.s_[top : min(top + side, height), left : min(left + side, width)]
+        try:
+            slide.read_into(image[block], x0 + round(left * scale), y0 + round(top * scale), scale)
+        except TileUnreadable as error:
+            failure = error
+            if side > _LEAST_BLOCK_PX:  # around a damaged place the rest is still seen
+                side //= 2
+                todo += [(y, x, side) for y in (top + side, top) for x in (left + side, left)]
+            else:
+                image[block] = 255
                 unreadable[block] = True
     if failure is not None and unreadable.all():
         raise failure

@@ -164,7 +164,7 @@ def test_damaged_tiles_are_nan_and_a_slide_of_nothing_else_fails(tiny_bundle: Pa
         assert np.isnan(file["features"][:]).any(axis=1).sum() == (file["status"][:] == 1).sum() == 4
         assert "cannot decode" in file.attrs["bad_tile_reasons"]
     assert second["status"] == "failed"
-    assert "none of its 144 tiles can be decoded" in second["message"]
+    assert "none of its 144 tiles has features; the first: " in second["message"]
     assert not list((tmp_path / "o").glob("*every*"))
     assert not list((tmp_path / "o").glob(".*"))
 

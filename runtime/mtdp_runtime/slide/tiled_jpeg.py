@@ -11,13 +11,14 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
-import imagecodecs
 import numpy as np
+import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE, resample_into
+from mtdp_runtime.slide.strict_jpeg import decode_strictly
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.window import Window, window_of
 
@@ -65,7 +66,7 @@ class TiledJpegReader:
         self._file = os.open(reference.info.path, os.O_RDONLY)
         self.info = replace(
             reference.info,
-            reader=f"mtdp tiled JPEG ({imagecodecs.jpeg8_version()}), {reference.info.reader}",
+            reader=f"mtdp tiled JPEG (simplejpeg {simplejpeg.__version__}), {reference.info.reader}",
             reader_reason="every level is tiled JPEG",
         )
 
@@ -120,14 +121,13 @@ class TiledJpegReader:
         """Return uint8[tile_height, tile_width, 3]."""
         level = self._levels[key[0]]
         size_bytes = level.sizes_bytes[key[1]]
-        data = os.pread(self._file, size_bytes, level.offsets[key[1]]) if size_bytes else b""
-        if len(data) < size_bytes or not data:
-            raise _LeaveToOpenSlide
         try:
-            tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
-                data, tables=level.tables, colorspace=level.colour_space, outcolorspace="RGB"
-            )
-        except (imagecodecs.Jpeg8Error, ValueError) as error:
+            data = os.pread(self._file, size_bytes, level.offsets[key[1]]) if size_bytes else b""
+            if len(data) < size_bytes or not data:
+                raise _LeaveToOpenSlide
+            tile = decode_strictly(data, level.tables, level.colour_space)
+        except (OSError, OverflowError, MemoryError, ValueError) as error:
+            # OpenSlide tries it again, on a handle of its own, and says what is wrong with it.
             raise _LeaveToOpenSlide from error
         if tile.shape != (level.tile_height, level.tile_width, 3):
             raise _LeaveToOpenSlide

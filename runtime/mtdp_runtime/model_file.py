@@ -1,0 +1,106 @@
+"""What a model file may hold, looked up in its bytes before an engine sees it.
+
+An ONNX model is data, but two things in it reach out of the file: tensors kept in other files (external data, whose
+path an attacker may choose) and operators of other domains (which need a library of code). Neither is let through.
+The walk follows the protocol-buffer wire format (protobuf.dev/programming-guides/encoding) through the messages of
+onnx.proto3 that can hold either, skips all else by its length, and needs no ONNX library.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mtdp_runtime.errors import BundleInvalid
+
+# The domains that engines implement themselves: ONNX's own, and ONNX Runtime's fused and quantised operators.
+DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+_DEEPEST: Final = 64
+_MOST_FIELDS: Final = 20_000_000
+
+# Message -> field number -> the message in it, by the numbers of onnx.proto3.
+_INSIDE: Final[dict[str, dict[int, str]]] = {
+    "Model": {7: "Graph", 8: "OperatorSet", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Function": {7: "Node", 9: "OperatorSet", 11: "Attribute"},
+    "Tensor": {},
+    "OperatorSet": {},
+}
+_DOMAIN_FIELD: Final = {"Node": 7, "OperatorSet": 1}
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a Tensor
+
+
+def check_model_file(path: Path) -> None:
+    """Refuse a model that reaches out of its own file.
+
+    Raises:
+        BundleInvalid: it names external data or an operator of another domain, or it is no ONNX model.
+    """
+    hint = "Export the model again with mtdp-export: it writes one file, of standard operators."
+    graphs = 0
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for message, number, value in _walk(data):
+                if message == "Tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)):
+                    raise BundleInvalid(f"{path}: a tensor of this model lies in another file", hint)
+                if number == _DOMAIN_FIELD.get(message) and isinstance(value, tuple):
+                    domain = data[value[0] : value[1]].decode("utf-8", errors="replace")
+                    if domain not in DOMAINS:
+                        raise BundleInvalid(f"{path}: operators of the domain {domain!r} need code of their own", hint)
+                graphs += message == "Model" and number == 7
+    except (ValueError, IndexError) as error:
+        raise BundleInvalid(f"{path}: not an ONNX model: {error}", hint) from error
+    if not graphs:
+        raise BundleInvalid(f"{path}: not an ONNX model: there is no graph in it", hint)
+
+
+def _walk(data: mmap.mmap) -> Iterator[tuple[str, int, int | tuple[int, int]]]:
+    """Yield message, field number, and a number or the (start, end) of bytes, for the messages of `_INSIDE`."""
+    todo = [("Model", 0, len(data), 0)]
+    fields = 0
+    while todo:
+        message, place, end, depth = todo.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"messages nested more than {_DEEPEST} deep")
+        while place < end:
+            fields += 1
+            if fields > _MOST_FIELDS:
+                raise ValueError(f"more than {_MOST_FIELDS} fields")
+            key, place = _varint(data, place, end)
+            number, kind = key >> 3, key & 7
+            if kind == 0:
+                value, place = _varint(data, place, end)
+                yield message, number, value
+            elif kind == 2:
+                length, place = _varint(data, place, end)
+                if length > end - place:
+                    raise ValueError(f"a field of {length} bytes where {end - place} are left")
+                yield message, number, (place, place + length)
+                inner = _INSIDE[message].get(number)
+                if inner is not None:
+                    todo.append((inner, place, place + length, depth + 1))
+                place += length
+            elif kind in (1, 5):
+                place += 8 if kind == 1 else 4
+            else:
+                raise ValueError(f"wire type {kind} at byte {place}")
+        if place != end:
+            raise ValueError("it is cut")
+
+
+def _varint(data: mmap.mmap, place: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while place < end and shift < 64:
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+    raise ValueError(f"a number that does not end at byte {place}")

@@ -1,0 +1,36 @@
+"""A slide that tells of each read: how a run knows that a decoder does not hang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.slide import Slide, SlideInfo
+
+
+class WatchedSlide:
+    """Another slide; `beat` is called after each read."""
+
+    def __init__(self, slide: Slide, beat: Callable[[], None]) -> None:
+        self._slide = slide
+        self._beat = beat
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._slide.info
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        self._slide.read_into(out, x0, y0, scale)
+        self._beat()
+
+    def close(self) -> None:
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

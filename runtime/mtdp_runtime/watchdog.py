@@ -1,0 +1,186 @@
+"""A run that survives the death of its own process.
+
+Decoders are native code, and a damaged or hostile slide can crash or hang them; nothing inside a process can help then.
+So a small parent, which has loaded no library, forks the worker that does all the work, and waits. When the worker
+dies, or neither reads nor computes anything for too long, the parent records the slide it was at as failed and forks
+another worker, which goes on with the next. A slide costs two lines through a pipe; only a crash costs a new start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_BEAT_EVERY_S: Final = 1.0
+_TICK_S: Final = 1.0
+_GRACE_S: Final = 60.0  # from a signal to the end of what hangs
+MOST_LOST_IN_A_ROW: Final = 10  # then it is not the slides
+EXIT_FAILED: Final = 1
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+@dataclass(slots=True)
+class Worker:
+    """The worker's side: it tells the parent where it is."""
+
+    settled: dict[str, str]  # slide -> status, of the workers before this one
+    _pipe: int
+    _beaten_s: float = 0.0
+
+    def begin(self, slide: str, line: dict[str, Any], claim: str) -> None:
+        """Name the slide that is begun: the line to record, and the claim to give back, should this process die."""
+        self._tell({"begin": slide, "line": line, "claim": claim})
+
+    def beat(self) -> None:
+        """Say that something was read or computed."""
+        now = time.monotonic()
+        if now - self._beaten_s > _BEAT_EVERY_S:
+            self._beaten_s = now
+            self._tell({})
+
+    def end(self, slide: str, status: str) -> None:
+        self._tell({"end": slide, "status": status})
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        # One write, below PIPE_BUF for all but the longest names, so lines of several threads do not mix.
+        with contextlib.suppress(OSError):
+            os.write(self._pipe, json.dumps(what).encode() + b"\n")
+
+
+@dataclass(slots=True)
+class _State:
+    """The parent's side."""
+
+    settled: dict[str, str] = field(default_factory=dict)
+    at: dict[str, Any] | None = None  # what the last `begin` said, until its `end`
+    stopped_by: int = 0
+    stopped_s: float = 0.0
+
+
+def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> Worker:
+    """Fork a worker and return in it. The parent never returns: it leaves with the worker's exit code.
+
+    Call it before threads are started and heavy libraries are loaded.
+
+    Args:
+        stall_limit_s: seconds without a beat, while a slide is worked on, after which the worker is ended; 0 = never.
+        lost: called in the parent with the line of a slide whose worker died: `begin`'s, with status and message.
+
+    Raises:
+        SystemExit: in the parent.
+    """
+    state = _State()
+    lost_in_a_row = 0
+    while True:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        reader, writer = os.pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            _die_with(parent)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            return Worker(dict(state.settled), writer)
+        os.close(writer)
+        known = len(state.settled)
+        code, why = _watch(pid, reader, stall_limit_s, state)
+        if not why:
+            sys.exit(code)
+        if state.at is None:
+            print(f"error: the process {why} while it worked on no slide", file=sys.stderr)
+            print("hint: mtdp-doctor tries the engines; --backend names another one.", file=sys.stderr)
+            sys.exit(EXIT_FAILED)
+        slide, line, claim = state.at["begin"], state.at["line"], state.at["claim"]
+        with contextlib.suppress(OSError):
+            os.unlink(claim)  # noqa: PTH108  (this process loads nothing that it can do without)
+        lost({**line, "status": "failed", "message": f"{slide}: the process {why} at this slide", "hint": _hint(why)})
+        lost_in_a_row = lost_in_a_row + 1 if len(state.settled) == known else 1
+        state.settled[slide] = "failed"
+        state.at = None
+        if lost_in_a_row >= MOST_LOST_IN_A_ROW:
+            print(f"error: {lost_in_a_row} slides in a row ended the process: the run ends", file=sys.stderr)
+            print("hint: mtdp-doctor tries the engines; see run.jsonl for each slide.", file=sys.stderr)
+            sys.exit(EXIT_FAILED)
+
+
+def _hint(why: str) -> str:
+    if "SIGKILL" in why:
+        return "Most often the machine ran out of memory: see the kernel's log; a smaller --batch needs less."
+    return "The file is most likely damaged: compare its checksum with the original. --retry-failed tries it again."
+
+
+def _watch(pid: int, reader: int, stall_limit_s: float, state: _State) -> tuple[int, str]:
+    """Wait for a worker's end; return its exit code, and why it was lost where it did not end by itself."""
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        state.stopped_by, state.stopped_s = signum, time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+    before = [signal.signal(signum, forward) for signum in _SIGNALS]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    poll = select.poll()
+    poll.register(reader, select.POLLIN | select.POLLHUP)
+    rest, silent_s, stalled, ticked_s = b"", 0.0, False, time.monotonic()
+    try:
+        while True:
+            heard = os.read(reader, 1 << 16) if poll.poll(_TICK_S * 1000) else None
+            now = time.monotonic()
+            # Time in which this process did not run either (it was stopped, or the machine slept) is no silence.
+            silent_s, ticked_s = silent_s + min(now - ticked_s, 2 * _TICK_S), now
+            if heard == b"":
+                break
+            if heard is None and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+                break  # it is gone, though something that it started still holds the pipe
+            if heard:
+                silent_s = 0.0
+                *lines, rest = (rest + heard).split(b"\n")
+                for text in lines:
+                    _note(state, json.loads(text))
+            hangs = stall_limit_s > 0 and state.at is not None and silent_s > stall_limit_s
+            if hangs or (state.stopped_by and now - state.stopped_s > _GRACE_S):
+                stalled = hangs
+                os.kill(pid, signal.SIGKILL)
+                break
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(reader)
+        for signum, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(signum, handler)
+    if os.WIFEXITED(status):
+        return os.WEXITSTATUS(status), ""
+    if state.stopped_by:
+        return 128 + state.stopped_by, ""
+    if stalled:
+        return 0, f"read and computed nothing for {stall_limit_s:g} s and was ended"
+    name = signal.Signals(os.WTERMSIG(status)).name
+    return 0, f"died ({name})"
+
+
+def _note(state: _State, said: dict[str, Any]) -> None:
+    if "begin" in said:
+        state.at = said
+    elif "end" in said:
+        state.settled[said["end"]] = said["status"]
+        state.at = None
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to end this process with its parent, however that dies."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(EXIT_FAILED)

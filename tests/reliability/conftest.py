@@ -1,0 +1,26 @@
+"""The tiny model of the runtime's tests, and slides that take a tenth of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import pyramid, stained, write_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with one strided convolution: uint8[N, 64, 64, 3] -> features float32[N, 12]."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture
+def make_slide(tmp_path: Path) -> Callable[..., Path]:
+    """Make a slide of 512 x 384 px, JPEG: `make_slide(name, seed=0)`."""
+
+    def make(name: str = "slide.tiff", seed: int = 0, height: int = 384, width: int = 512) -> Path:
+        return pyramid(stained(height, width, seed), tmp_path / name, 0.5, 2, lossy=True)
+
+    return make
