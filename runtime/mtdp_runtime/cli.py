@@ -30,7 +30,7 @@ def extract(
     slides: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="SLIDE...", help="Slides, folders of slides, or CSV manifests with the columns slide[,mpp]."
+            metavar="SLIDE...", help="Slides, folders of slides, or CSV manifests with the columns slide[,mpp][,mask]."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for <slide>.h5, report/<slide>.html and run.jsonl.")] = Path(
@@ -48,6 +48,14 @@ def extract(
     min_tissue: Annotated[float, typer.Option(help="Part of a tile's area that must be tissue.", min=0, max=1)] = 0.25,
     slide_mpp: Annotated[
         float | None, typer.Option(help="µm per level-0 pixel, for slides that do not say it or say it wrongly.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the tissue is, instead of finding it: QuPath's GeoJSON in level-0 pixels, or an image of the "
+            "whole slide whose non-zero pixels are tissue. For many slides: the column mask of a manifest.",
+            metavar="GEOJSON|PNG",
+        ),
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, or one that the backend runs: bf16, fp32.")] = "auto",
@@ -108,12 +116,14 @@ def extract(
     worker = supervise(stall_limit, partial(_lost, out, as_json))
 
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
+    from mtdp_runtime.cohort import check_masks
     from mtdp_runtime.extract import writable_folder
     from mtdp_runtime.slides import list_slides, shard_of
 
     bundle = load_bundle(model if model is not None else default_bundle_path())
-    requests = list_slides(named, slide_mpp)
+    requests = list_slides(named, slide_mpp, mask)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
+    check_masks([r for r in requests if str(r.path) not in worker.settled])
     settings = _settings(bundle, mpp, stride_px, min_tissue, on_bad_tile)
     if dry_run and not demo:
         _dry_run(requests, bundle, settings, as_json)

@@ -19,6 +19,7 @@ from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.claims import Claim, Held, claim
 from mtdp_runtime.errors import BackendError, ClaimLost, RuntimeFailure, SlideError, StoreError, UsageError
 from mtdp_runtime.extract import ExtractSettings, Outcome, Plan, extract_slide, make_plan
+from mtdp_runtime.mask import GivenMask, check_fits, load_mask
 from mtdp_runtime.report import write_report
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide
@@ -119,6 +120,7 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
 
     path = run.out / f"{request.name}.h5"
     try:
+        mask = _mask(request)
         with WatchedSlide(open_slide(request.path, request.mpp, request.given_by), beat) as slide:
             outcome, plan = extract_slide(
                 slide,
@@ -131,6 +133,7 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
                 run.listeners.on_plan,
                 on_progress,
                 before_finish,
+                mask,
             )
             if run.report and plan is not None:
                 write_report(run.out / "report" / f"{request.name}.html", path, plan, outcome)
@@ -154,6 +157,29 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
     return outcome
 
 
+def check_masks(requests: Sequence[SlideRequest]) -> None:
+    """Read every mask that is given, and look whether it can be its slide's, before any work starts.
+
+    A slide that cannot be opened is left to its turn.
+
+    Raises:
+        UsageError: a mask cannot be read, or is another slide's.
+    """
+    for request in requests:
+        mask = _mask(request)
+        if mask is None:
+            continue
+        try:
+            with open_slide(request.path, request.mpp, request.given_by) as slide:
+                check_fits(mask, slide.info)
+        except SlideError:
+            continue
+
+
+def _mask(request: SlideRequest) -> GivenMask | None:
+    return None if request.mask is None else load_mask(request.mask)
+
+
 def _attempt(request: SlideRequest, run: _Run) -> str:
     """Return 16 hex digits of what decides whether trying again can end otherwise."""
     try:
@@ -161,7 +187,7 @@ def _attempt(request: SlideRequest, run: _Run) -> str:
         file: list[int] | None = [stat.st_size, stat.st_mtime_ns]
     except OSError:
         file = None
-    facts = [str(request.path), file, request.mpp, asdict(run.settings), run.bundle.digest]
+    facts = [str(request.path), file, request.mpp, str(request.mask), asdict(run.settings), run.bundle.digest]
     facts += [run.backend.name, run.backend.precision, run.backend.batch]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -173,7 +199,7 @@ def plan_slides(
     for request in requests:
         try:
             with open_slide(request.path, request.mpp, request.given_by) as slide:
-                plan = make_plan(slide, tile_px, settings)
+                plan = make_plan(slide, tile_px, settings, _mask(request))
             yield Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds), plan
         except SlideError as error:
             yield failed(request, error), None

@@ -18,6 +18,7 @@ from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
 from mtdp_runtime.grid import Grid, make_grid
+from mtdp_runtime.mask import GivenMask
 from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
 from mtdp_runtime.slide import Slide, SlideInfo, level_for
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, remove_leftovers
@@ -75,7 +76,7 @@ class Outcome:
     attempt: str = ""  # of what failed: the same again is not tried again unasked
 
 
-def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings) -> Plan:
+def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, mask: GivenMask | None = None) -> Plan:
     """Find the tissue of a slide and the tiles to compute.
 
     Raises:
@@ -83,13 +84,15 @@ def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings) -> Plan:
     """
     start = time.perf_counter()
     grid = make_grid(slide.info, tile_px, settings.mpp, settings.stride_px)
-    tissue = find_tissue(slide, settings.tissue)
+    tissue = find_tissue(slide, settings.tissue, mask)
     fractions = tissue_fractions(tissue, grid)
     kept = np.flatnonzero((fractions >= settings.min_tissue) & (fractions > 0))
     return Plan(slide.info, grid, tissue, kept, fractions[kept], time.perf_counter() - start)
 
 
-def made_of(info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings) -> dict[str, Any]:
+def made_of(
+    info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings, mask: GivenMask | None = None
+) -> dict[str, Any]:
     """Return what decides the rows of a feature file: slide, model, grid, tissue rule and precision."""
     return {
         "slide": info.quickhash or info.path.name,
@@ -99,7 +102,7 @@ def made_of(info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSe
         "precision": precision,
         "tile_px": bundle.manifest.tile_px,
         **asdict(settings),
-        "tissue": json.dumps(asdict(settings.tissue)),
+        **({"tissue": json.dumps(asdict(settings.tissue))} if mask is None else {"mask": mask.digest}),
     }
 
 
@@ -114,6 +117,7 @@ def extract_slide(
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
     before_finish: Callable[[], None] | None = None,
+    mask: GivenMask | None = None,
 ) -> tuple[Outcome, Plan | None]:
     """Write the features of a slide to a file; a file that is already complete and the same is left alone.
 
@@ -123,7 +127,7 @@ def extract_slide(
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
     """
     start = time.perf_counter()
-    facts = made_of(slide.info, bundle, backend.precision, settings)
+    facts = made_of(slide.info, bundle, backend.precision, settings, mask)
     if path.exists() and not overwrite:
         different = differences(path, facts)
         if different:
@@ -133,7 +137,7 @@ def extract_slide(
             )
         remove_leftovers(path)
         return Outcome(slide.info.path, "skipped", path, message="already done"), None
-    plan = make_plan(slide, bundle.manifest.tile_px, settings)
+    plan = make_plan(slide, bundle.manifest.tile_px, settings, mask)
     if on_plan is not None:
         on_plan(plan)
     layout = _layout(plan, path, bundle, backend, settings, facts)
@@ -197,6 +201,7 @@ def _layout(
         "grid": asdict(grid),
         "min_tissue": settings.min_tissue,
         "tissue": asdict(settings.tissue),
+        "tissue_source": plan.tissue.source,
         "tissue_threshold": plan.tissue.threshold,
         "tissue_mm2": plan.tissue.area_mm2,
     }

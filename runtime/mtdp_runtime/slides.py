@@ -6,7 +6,7 @@ import csv
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,9 @@ SLIDE_SUFFIXES: Final = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
 )
 
+LEAST_MPP: Final = 0.01
+MOST_MPP: Final = 100.0
+
 
 @dataclass(frozen=True, slots=True)
 class SlideRequest:
@@ -25,6 +28,7 @@ class SlideRequest:
     path: Path
     mpp: float | None = None  # of level 0, where the user gave it
     given_by: str = ""  # what gave it
+    mask: Path | None = None  # of its tissue, where the user has one
 
     @property
     def name(self) -> str:
@@ -32,14 +36,14 @@ class SlideRequest:
         return self.path.stem
 
 
-def list_slides(named: Sequence[Path], slide_mpp: float | None = None) -> list[SlideRequest]:
-    """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp]`.
+def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Path | None = None) -> list[SlideRequest]:
+    """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask]`.
 
     Raises:
         UsageError: a manifest cannot be read, or nothing was found.
         DuplicateSlideNames: two slides would write one file.
     """
-    if slide_mpp is not None and not 0 < slide_mpp < math.inf:
+    if slide_mpp is not None and not is_scale(slide_mpp):
         raise UsageError(
             f"--slide-mpp {slide_mpp}: not a scale", hint="Micrometres per level-0 pixel, for example 0.25."
         )
@@ -57,7 +61,14 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None) -> list[S
         else:
             requests.append(SlideRequest(path))
     if slide_mpp is not None:
-        requests = [SlideRequest(r.path, slide_mpp, "--slide-mpp") for r in requests]
+        requests = [replace(r, mpp=slide_mpp, given_by="--slide-mpp") for r in requests]
+    if mask is not None:
+        if len(requests) != 1:
+            raise UsageError(
+                f"--mask {mask}: one mask for {len(requests)} slides",
+                hint="A CSV manifest with the columns slide,mask gives each slide its own.",
+            )
+        requests = [replace(requests[0], mask=mask)]
     by_name: dict[str, Path] = {}
     for request in requests:
         first = by_name.setdefault(request.name, request.path)
@@ -67,6 +78,11 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None) -> list[S
                 hint="Run them into different --out folders, or rename one.",
             )
     return requests
+
+
+def is_scale(mpp: float) -> bool:
+    """Say whether a number can be micrometres a pixel: no microscope gives 0.01, no slide scanner 100."""
+    return LEAST_MPP <= mpp <= MOST_MPP
 
 
 def shard_of(request: SlideRequest, parts: int) -> int:
@@ -84,13 +100,21 @@ def _manifest(path: Path) -> list[SlideRequest]:
     """Read a manifest; relative paths start at its own folder."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-            columns = rows[0].keys() if rows else []
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            columns = [name.strip().lower() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read as a CSV manifest: {error}", hint="Columns: slide,mpp") from error
+        raise UsageError(
+            f"{path}: cannot be read as a CSV manifest: {error}", hint="Columns: slide[,mpp][,mask]"
+        ) from error
     if "slide" not in columns:
-        shown = ", ".join(str(c) for c in columns) or "none"
-        raise UsageError(f"{path}: no column named slide (columns: {shown})", hint="The first line must be: slide,mpp")
+        shown = ", ".join(columns) or "none"
+        raise UsageError(
+            f"{path}: no column named slide (columns: {shown})", hint="The first line must be: slide[,mpp][,mask]"
+        )
+    if not rows:
+        raise UsageError(f"{path}: names no slide", hint="One line a slide, after the line of the columns.")
     requests = []
     for number, row in enumerate(rows, start=2):
         name, text = (row["slide"] or "").strip(), (row.get("mpp") or "").strip()
@@ -100,7 +124,9 @@ def _manifest(path: Path) -> list[SlideRequest]:
             mpp = float(text) if text else None
         except ValueError:
             mpp = math.nan
-        if mpp is not None and not 0 < mpp < math.inf:
+        if mpp is not None and not is_scale(mpp):
             raise UsageError(f"{path}: line {number}: mpp {text!r} is not a scale", hint="For example 0.25.")
-        requests.append(SlideRequest(path.parent / name, mpp, f"the manifest {path.name}" if mpp else ""))
+        mask = (row.get("mask") or "").strip()
+        given_by = f"the manifest {path.name}" if mpp else ""
+        requests.append(SlideRequest(path.parent / name, mpp, given_by, path.parent / mask if mask else None))
     return requests

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.grid import Grid
+from mtdp_runtime.mask import GivenMask, coverage
 from mtdp_runtime.slide import Slide
 
 _LEAST_BLOCK_PX: Final = 32
@@ -38,7 +39,8 @@ class TissueMask:
     """Tissue of the scanned area.
 
     `mask` is bool[H, W]; a pixel covers scale x scale level-0 pixels, the first at (x0, y0). `image` is
-    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the saturation used, of 255.
+    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the saturation used, of 255; 0 where the mask
+    is the user's. `areas` is float32[H, W], the part of each pixel that is tissue, where that is known finer.
     """
 
     mask: NDArray[np.bool_]
@@ -49,14 +51,18 @@ class TissueMask:
     mpp: float
     threshold: float
     unreadable_blocks: int
+    areas: NDArray[np.float32] | None = None
+    source: str = "found by saturation"
 
     @property
     def area_mm2(self) -> float:
-        return float(self.mask.sum()) * self.mpp**2 / 1e6
+        return float((self.mask if self.areas is None else self.areas).sum(dtype=np.float64)) * self.mpp**2 / 1e6
 
 
-def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
+def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None = None) -> TissueMask:
     """Segment the tissue of a slide: saturation, Otsu, morphology, small pieces and holes removed by area.
+
+    A mask that is given replaces all of it, and the image is only read to be shown.
 
     A block that cannot be decoded counts as tissue, so that its tiles are tried and reported one by one.
 
@@ -69,11 +75,14 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     mpp = max(settings.mpp, info.mpp, info.mpp * max(width, height) / settings.max_side_px)
     scale = mpp / info.mpp
     image, unreadable = _read_blocks(slide, scale)
+    unreadable_blocks = int(cv2.connectedComponents(unreadable.astype(np.uint8))[0]) - 1
+    if given is not None:
+        areas = coverage(given, info, scale, image.shape[1], image.shape[0])
+        source = f"given by {given.path.name}"
+        return TissueMask(areas >= 0.5, image, scale, x0, y0, mpp, 0.0, unreadable_blocks, areas, source)
     mask, threshold = tissue_of(image, mpp, settings)
     mask |= unreadable
-    return TissueMask(
-        mask, image, scale, x0, y0, mpp, threshold, int(cv2.connectedComponents(unreadable.astype(np.uint8))[0]) - 1
-    )
+    return TissueMask(mask, image, scale, x0, y0, mpp, threshold, unreadable_blocks)
 
 
 def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:
@@ -113,8 +122,9 @@ def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
     if not len(grid):
         return np.zeros(0, np.float32)
     # Summed areas, interpolated linearly between mask pixels: exact for a mask that is constant within its pixels.
-    sums = np.zeros((tissue.mask.shape[0] + 1, tissue.mask.shape[1] + 1))
-    sums[1:, 1:] = np.cumsum(np.cumsum(tissue.mask, axis=0, dtype=np.float64), axis=1)
+    areas = tissue.mask if tissue.areas is None else tissue.areas
+    sums = np.zeros((areas.shape[0] + 1, areas.shape[1] + 1))
+    sums[1:, 1:] = np.cumsum(np.cumsum(areas, axis=0, dtype=np.float64), axis=1)
     origins = grid.origins()
     xs = origins[: grid.columns, 0].astype(np.float64)
     ys = origins[:: grid.columns, 1].astype(np.float64)
