@@ -42,6 +42,10 @@ def extract(
     mpp: Annotated[
         float | None, typer.Option(help="Scale of the tiles in µm per pixel; the model's own if left out.")
     ] = None,
+    magnification: Annotated[
+        float | None,
+        typer.Option(help="Another way to say --mpp: 10 / magnification, so 20 is 0.5 µm per pixel and 40 is 0.25."),
+    ] = None,
     stride_px: Annotated[
         int | None, typer.Option(help="Pixels between tiles, at that scale; the tile size if left out.")
     ] = None,
@@ -124,7 +128,7 @@ def extract(
     requests = list_slides(named, slide_mpp, mask)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
     check_masks([r for r in requests if str(r.path) not in worker.settled])
-    settings = _settings(bundle, mpp, stride_px, min_tissue, on_bad_tile)
+    settings = _settings(bundle, _target(mpp, magnification), stride_px, min_tissue, on_bad_tile)
     if dry_run and not demo:
         _dry_run(requests, bundle, settings, as_json)
         return
@@ -151,6 +155,21 @@ def _part(shard: str | None) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise UsageError(f"--shard {shard!r}: not a part", hint="I/N with I from 1 to N, for example 1/4.")
     return int(part), int(parts)
+
+
+def _target(mpp: float | None, magnification: float | None) -> float | None:
+    """Return the scale that was asked for, in µm per pixel."""
+    from mtdp_runtime.slide.scale import is_scale
+
+    if magnification is not None:
+        if mpp is not None:
+            raise UsageError("--mpp and --magnification say the same twice", hint="Leave out --magnification.")
+        if not (magnification > 0 and is_scale(10 / magnification)):
+            raise UsageError(f"--magnification {magnification}: not one", hint="For example 20, which is --mpp 0.5.")
+        return 10 / magnification
+    if mpp is not None and not is_scale(mpp):
+        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
+    return mpp
 
 
 def _lost(out: Path, as_json: bool, line: dict[str, Any]) -> None:

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from mtdp_runtime.errors import DuplicateSlideNames, UsageError
+from mtdp_runtime.slide.scale import is_scale
 
 # What OpenSlide 4 reads, by the extensions that its vendors use.
 SLIDE_SUFFIXES: Final = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
 )
-
-LEAST_MPP: Final = 0.01
-MOST_MPP: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +76,6 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Pat
                 hint="Run them into different --out folders, or rename one.",
             )
     return requests
-
-
-def is_scale(mpp: float) -> bool:
-    """Say whether a number can be micrometres a pixel: no microscope gives 0.01, no slide scanner 100."""
-    return LEAST_MPP <= mpp <= MOST_MPP
 
 
 def shard_of(request: SlideRequest, parts: int) -> int:
