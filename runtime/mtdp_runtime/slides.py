@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from mtdp_runtime.errors import DuplicateSlideNames, UsageError
+from mtdp_runtime.slide import dicom
 from mtdp_runtime.slide.scale import is_scale
 
 # What OpenSlide 4 reads, by the extensions that its vendors use.
@@ -27,11 +28,12 @@ class SlideRequest:
     mpp: float | None = None  # of level 0, where the user gave it
     given_by: str = ""  # what gave it
     mask: Path | None = None  # of its tissue, where the user has one
+    called: str = ""  # where its name is not its file's
 
     @property
     def name(self) -> str:
-        """The name of its output: the file name without its extension."""
-        return self.path.stem
+        """The name of its output: the file name without its extension; the folder's for one of a DICOM series."""
+        return self.called or self.path.stem
 
 
 def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Path | None = None) -> list[SlideRequest]:
@@ -48,12 +50,12 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Pat
     requests: list[SlideRequest] = []
     for path in named:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if _looks_like_a_slide(p, path))
+            found = _in_folder(path)
             if not found:
                 raise UsageError(
                     f"{path}: no slides in this folder", hint=f"Looked for {' '.join(sorted(SLIDE_SUFFIXES))}."
                 )
-            requests += [SlideRequest(p) for p in found]
+            requests += found
         elif path.suffix.lower() == ".csv":
             requests += _manifest(path)
         else:
@@ -84,9 +86,24 @@ def shard_of(request: SlideRequest, parts: int) -> int:
     return int.from_bytes(digest[:8], "big") % parts + 1
 
 
+def _in_folder(root: Path) -> list[SlideRequest]:
+    """List the slides below a folder. The files of a DICOM series are one slide, however many they are."""
+    files = sorted(p for p in root.rglob("*") if _looks_like_a_slide(p, root))
+    found = [SlideRequest(p) for p in files if p.suffix.lower() != dicom.SUFFIX]
+    for folder in sorted({p.parent for p in files if p.suffix.lower() == dicom.SUFFIX}):
+        series = dicom.series_in(folder)
+        for members in series.values():
+            whole_folder = len(series) == 1 and len(members) > 1
+            found.append(SlideRequest(members[0], called=folder.resolve().name if whole_folder else ""))
+    return sorted(found, key=lambda request: request.path)
+
+
 def _looks_like_a_slide(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in SLIDE_SUFFIXES and path.is_file() and not hidden
+    if path.suffix.lower() not in SLIDE_SUFFIXES or any(part.startswith(".") for part in path.relative_to(root).parts):
+        return False
+    # A.mrxs keeps its data in the folder A beside it: nothing in there is a slide of its own.
+    inside = [parent for parent in path.parents if parent.is_relative_to(root) and parent != root]
+    return path.is_file() and not any(parent.with_name(f"{parent.name}.mrxs").exists() for parent in inside)
 
 
 def _manifest(path: Path) -> list[SlideRequest]:

@@ -18,9 +18,6 @@ SLIDE = Path("s.tiff")
 TAGS = {"tiff.XResolution": "40000", "tiff.YResolution": "40000", "tiff.ResolutionUnit": "centimeter"}
 VENDOR = {"openslide.mpp-x": "0.46", "openslide.mpp-y": "0.46"}
 OME = (
-    '<OME xmlns="x"><Image><Pixels DimensionOrder="XYCZT" PhysicalSizeX="{x}" PhysicalSizeY="{x}"{unit}/>'
-    "</Image></OME>"
-)
     '<OME xmlns="x"><Image><Pixels DimensionOrder="XYCZT" PhysicalSizeX="{x}" PhysicalSizeY="{x}"{unit}/></Image></OME>'
 )
 
