@@ -30,6 +30,8 @@ class TissueSettings:
     saturation_ceiling: int = 50  # above it everything is tissue, though Otsu may split a slide without glass in two
     darkest: int = 30  # of 255: darker is a scan border or a hole in the data, not stained tissue
     close_um: float = 64.0  # gaps this narrow belong to the tissue
+    mark_um: float = 100.0  # a pen's line is at least this wide; what is narrower is stain or pigment
+    mark_margin_um: float = 60.0  # its ink thins out over this distance
     min_piece_um2: float = 16_000.0  # smaller pieces are dust (about a third of a 224 px tile at 1 µm/px)
     min_hole_um2: float = 16_000.0  # smaller holes are part of the tissue
 
@@ -99,7 +101,8 @@ def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) ->
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     blur_px = _odd(settings.blur_um / mpp)
     saturation = cv2.GaussianBlur(hsv[..., 1], (blur_px, blur_px), 0)
-    dark = hsv[..., 2] < settings.darkest
+    marks = pen_marks(image, mpp, settings)
+    dark = (hsv[..., 2] < settings.darkest) | marks
     saturation[dark] = 0
     otsu, _ = (
         cv2.threshold(saturation[~dark].reshape(-1, 1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
@@ -114,7 +117,38 @@ def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) ->
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[close_px:-close_px, close_px:-close_px]
     pieces = _without_small(closed, settings.min_piece_um2 / mpp**2)
     holes = _without_small(1 - pieces, settings.min_hole_um2 / mpp**2)
-    return holes == 0, threshold
+    return (holes == 0) & ~marks, threshold
+
+
+def pen_marks(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
+    """Find what a pen has drawn on the glass, in green, blue, red or black, and black borders that are not all black.
+
+    Stains are purple, pink, brown or a dull blue. Ink is green, which none of them is, or a blue or a red that is purer
+    than haematoxylin and blood are at this scale, or dark without a colour. It also comes in lines and areas of a
+    pen's width, which single nuclei and grains of pigment do not.
+
+    Args:
+        image: uint8[H, W, 3] RGB.
+        mpp: micrometres a pixel of it.
+        settings: see TissueSettings.
+
+    Returns:
+        bool[H, W].
+    """
+    hsv = cv2.cvtColor(cv2.GaussianBlur(image, (3, 3), 0), cv2.COLOR_RGB2HSV)  # hue in 0..179
+    hue, saturation, value = (hsv[..., i].astype(np.int16) for i in range(3))
+    green = (hue >= 40) & (hue <= 92) & (saturation > 60)
+    blue = (hue > 92) & (hue <= 124) & (saturation > 135)
+    red = ((hue <= 5) | (hue >= 176)) & (saturation > 185) & (value > 90)
+    black = (value < 85) & (saturation * value < 30 * 255)  # max - min below 30 of 255
+    ink = (green | blue | red | black).astype(np.uint8)
+    width_px, margin_px = _odd(settings.mark_um / mpp), _odd(2 * settings.mark_margin_um / mpp)
+    line = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width_px, width_px))
+    # The border counts as more of the same: a line that leaves the image keeps its width.
+    padded = cv2.copyMakeBorder(ink, width_px, width_px, width_px, width_px, cv2.BORDER_REPLICATE)
+    marks = cv2.morphologyEx(padded, cv2.MORPH_OPEN, line)[width_px:-width_px, width_px:-width_px]
+    around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin_px, margin_px))
+    return np.asarray(cv2.dilate(marks, around) > 0)
 
 
 def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
