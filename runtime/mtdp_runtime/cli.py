@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from mtdp_runtime.errors import UsageError
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
+    from mtdp_runtime.check import Check
     from mtdp_runtime.extract import ExtractSettings, Outcome, Plan
     from mtdp_runtime.slides import SlideRequest
     from mtdp_runtime.watchdog import Worker
@@ -97,7 +99,17 @@ def extract(
         ),
     ] = 600.0,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Find tissue and count tiles; compute nothing.")] = False,
+    check: Annotated[
+        int,
+        typer.Option(
+            help="Recompute this many random tiles of each slide with OpenSlide and ONNX Runtime in fp32, and store and "
+            "print the smallest cosine.",
+            min=0,
+        ),
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Find tissue, count tiles, estimate bytes and time; write nothing.")
+    ] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="Make a synthetic slide in the output folder and run on it.")
     ] = False,
@@ -129,8 +141,11 @@ def extract(
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
     check_masks([r for r in requests if str(r.path) not in worker.settled])
     settings = _settings(bundle, _target(mpp, magnification), stride_px, min_tissue, on_bad_tile)
+    cores = threads or len(os.sched_getaffinity(0))
     if dry_run and not demo:
-        _dry_run(requests, bundle, settings, as_json)
+        _dry_run(
+            requests, bundle, settings, as_json, partial(_load, bundle, backend, precision, batch, cores, True), cores
+        )
         return
     writable_folder(out)
     if demo:
@@ -138,10 +153,23 @@ def extract(
     if not requests:
         print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
         return
-    cores = threads or len(os.sched_getaffinity(0))
-    with _load(bundle, backend, precision, batch, cores, as_json) as engine:
+    with (
+        _load(bundle, backend, precision, batch, cores, as_json) as engine,
+        _reference(bundle, check, cores) as checked,
+    ):
         failures = _run(
-            requests, out, bundle, engine, settings, cores, overwrite, not no_report, as_json, retry_failed, worker
+            requests,
+            out,
+            bundle,
+            engine,
+            settings,
+            cores,
+            overwrite,
+            not no_report,
+            as_json,
+            retry_failed,
+            worker,
+            checked,
         )
     if failures:
         raise typer.Exit(1)
@@ -210,6 +238,20 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, q
     return engine
 
 
+@contextmanager
+def _reference(bundle: Bundle, tiles: int, threads: int) -> Iterator[Check | None]:
+    """Load what --check computes with."""
+    if not tiles:
+        yield None
+        return
+    from mtdp_runtime.backends import choose
+    from mtdp_runtime.check import Check
+
+    backend, _ = choose("onnxruntime")
+    with backend.load(bundle, "fp32", min(tiles, 16), threads) as engine:
+        yield Check(tiles, engine)
+
+
 def _demo_slide(out: Path, quiet: bool) -> Path:
     from mtdp_runtime.demo import write_demo_slide
 
@@ -232,6 +274,7 @@ def _run(
     as_json: bool,
     retry_failed: bool,
     worker: Worker,
+    check: Check | None,
 ) -> int:
     """Extract all slides; return how many failed."""
     from mtdp_runtime.cohort import Listeners, extract_slides
@@ -248,7 +291,7 @@ def _run(
 
         listeners = Listeners(on_plan, lambda tiles: advance[0](tiles))
         outcomes = extract_slides(
-            requests, out, bundle, engine, settings, threads, listeners, overwrite, report, retry_failed, worker
+            requests, out, bundle, engine, settings, threads, listeners, overwrite, report, retry_failed, worker, check
         )
         for number, outcome in enumerate(outcomes, start=before + 1):
             bars.close()
@@ -282,20 +325,48 @@ def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
             f"the engine waited {times.device_idle:.0%} of the time -> {outcome.output}",
             flush=True,
         )
+        if outcome.agreement is not None:
+            found = outcome.agreement
+            print(
+                f"  checked {found.tiles} tiles with {found.reference}: min cosine {found.min_cosine:.8f}", flush=True
+            )
     else:
         where = f" -> {outcome.output}" if outcome.output is not None else ""
         print(f"{prefix}{outcome.slide.name}: {outcome.status}: {outcome.message}{where}", flush=True)
 
 
-def _dry_run(requests: list[SlideRequest], bundle: Bundle, settings: ExtractSettings, as_json: bool) -> None:
+def _dry_run(
+    requests: list[SlideRequest],
+    bundle: Bundle,
+    settings: ExtractSettings,
+    as_json: bool,
+    load: Callable[[], Backend],
+    threads: int,
+) -> None:
+    from mtdp_runtime import estimate
     from mtdp_runtime.cohort import as_json as to_json
     from mtdp_runtime.cohort import plan_slides
+    from mtdp_runtime.errors import BackendError
 
+    try:
+        with load() as engine:
+            speed = estimate.engine_speed(engine, bundle.manifest.tile_px)
+    except BackendError as error:
+        speed = None
+        print(f"no estimate of the time: {error}", file=sys.stderr)
     failures = 0
-    for outcome, plan in plan_slides(requests, bundle.manifest.tile_px, settings):
+    for outcome, plan, read_s, read_tiles in plan_slides(requests, bundle.manifest.tile_px, settings):
         failures += outcome.status == "failed"
+        size = estimate.output_bytes(outcome.tiles, bundle.manifest.features_dim)
+        costs: dict[str, Any] = {"bytes": size} if plan is not None else {}
+        if plan is not None and speed is not None:
+            costs["estimated_s"] = round(estimate.seconds(plan, speed, read_s, threads), 1)
+            costs["estimate_from"] = (
+                f"{speed.tiles_per_s:.1f} tiles/s of {speed.engine} over {speed.tiles} tiles, measured now; "
+                f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads"
+            )
         if as_json:
-            print(json.dumps(to_json(outcome), ensure_ascii=False), flush=True)
+            print(json.dumps(to_json(outcome) | costs, ensure_ascii=False), flush=True)
         elif plan is None:
             _say(outcome, "", as_json)
         else:
@@ -305,6 +376,10 @@ def _dry_run(requests: list[SlideRequest], bundle: Bundle, settings: ExtractSett
                 f"mpp {info.mpp:.6g} ({info.mpp_source}) -> {settings.mpp:g}, level {plan.level}, "
                 f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
             )
+            if "estimated_s" in costs:
+                print(
+                    f"  about {size / 1e6:.1f} MB and {costs['estimated_s']:g} s ({costs['estimate_from']})", flush=True
+                )
     if failures:
         raise typer.Exit(1)
 

@@ -16,8 +16,10 @@ from typing import Any
 from mtdp_runtime import runlog
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.check import Check
 from mtdp_runtime.claims import Claim, Held, claim
 from mtdp_runtime.errors import BackendError, ClaimLost, RuntimeFailure, SlideError, StoreError, UsageError
+from mtdp_runtime.estimate import read_seconds
 from mtdp_runtime.extract import ExtractSettings, Outcome, Plan, extract_slide, make_plan
 from mtdp_runtime.mask import GivenMask, check_fits, load_mask
 from mtdp_runtime.report import write_report
@@ -47,6 +49,7 @@ def extract_slides(
     report: bool = True,
     retry_failed: bool = False,
     worker: Worker | None = None,
+    check: Check | None = None,
 ) -> Iterator[Outcome]:
     """Extract each slide and yield how it went; out/run.jsonl gets a line for each that was tried.
 
@@ -57,7 +60,7 @@ def extract_slides(
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
     known = {} if retry_failed or overwrite else runlog.failures(out)
-    run = _Run(out, bundle, backend, settings, readers, listeners, overwrite, report, worker)
+    run = _Run(out, bundle, backend, settings, readers, listeners, overwrite, report, worker, check)
     held: list[SlideRequest] = []
     for last_chance, todo in ((False, requests), (True, held)):
         for request in todo:
@@ -103,6 +106,7 @@ class _Run:
     overwrite: bool
     report: bool
     worker: Worker | None
+    check: Check | None = None
 
 
 def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
@@ -134,6 +138,7 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
                 on_progress,
                 before_finish,
                 mask,
+                run.check,
             )
             if run.report and plan is not None:
                 write_report(run.out / "report" / f"{request.name}.html", path, plan, outcome)
@@ -194,15 +199,19 @@ def _attempt(request: SlideRequest, run: _Run) -> str:
 
 def plan_slides(
     requests: Sequence[SlideRequest], tile_px: int, settings: ExtractSettings
-) -> Iterator[tuple[Outcome, Plan | None]]:
-    """Find the tissue and the tiles of each slide, and compute nothing."""
+) -> Iterator[tuple[Outcome, Plan | None, float, int]]:
+    """Find the tissue and the tiles of each slide, and compute nothing.
+
+    Yields the outcome, the plan, and of `read_seconds` how long a tile takes and over how many that was measured.
+    """
     for request in requests:
         try:
             with open_slide(request.path, request.mpp, request.given_by) as slide:
                 plan = make_plan(slide, tile_px, settings, _mask(request))
-            yield Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds), plan
+                read_s, measured = read_seconds(slide, plan)
+            yield Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds), plan, read_s, measured
         except SlideError as error:
-            yield failed(request, error), None
+            yield failed(request, error), None, 0.0, 0
 
 
 def failed(request: SlideRequest, error: RuntimeFailure) -> Outcome:
@@ -225,6 +234,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             "bottleneck": outcome.times.bottleneck,
             "device_idle": round(outcome.times.device_idle, 3),
         }
+    if outcome.agreement is not None:
+        line["check"] = asdict(outcome.agreement)
     if outcome.message:
         line |= {"message": outcome.message, "hint": outcome.hint}
     if outcome.attempt:

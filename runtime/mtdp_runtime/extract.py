@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import mtdp_runtime
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.check import Agreement, Check, check_rows
 from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
 from mtdp_runtime.grid import Grid, make_grid
 from mtdp_runtime.mask import GivenMask
@@ -73,6 +74,7 @@ class Outcome:
     times: RunTimes | None = None
     message: str = ""
     hint: str = ""
+    agreement: Agreement | None = None  # with the reference, where that was asked for
     attempt: str = ""  # of what failed: the same again is not tried again unasked
 
 
@@ -118,6 +120,7 @@ def extract_slide(
     on_progress: Callable[[int], None] | None = None,
     before_finish: Callable[[], None] | None = None,
     mask: GivenMask | None = None,
+    check: Check | None = None,
 ) -> tuple[Outcome, Plan | None]:
     """Write the features of a slide to a file; a file that is already complete and the same is left alone.
 
@@ -162,14 +165,23 @@ def extract_slide(
                 f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
                 hint="The file is damaged: compare its checksum with the original and copy it again.",
             )
+        agreement = None
+        if check is not None:
+            agreement = check_rows(
+                store.partial, slide.info, plan.grid.scale, bundle.manifest.tile_px, check, on_progress
+            )
         if before_finish is not None:
             before_finish()
         attrs = _run_attrs(times, bad, plan, resumed) | {"bad_tiles": bad_tiles}
+        if agreement is not None:
+            attrs["check"] = asdict(agreement)
         store.finish(attrs, drop_bad=settings.on_bad_tile == "drop")
     status: Status = "done" if len(plan.kept) else "no-tissue"
     message = "" if len(plan.kept) else _why_empty(plan)
     seconds = time.perf_counter() - start
-    return Outcome(slide.info.path, status, path, len(plan.kept), bad_tiles, seconds, times, message), plan
+    return Outcome(
+        slide.info.path, status, path, len(plan.kept), bad_tiles, seconds, times, message, agreement=agreement
+    ), plan
 
 
 def _layout(
