@@ -102,8 +102,8 @@ def extract(
     check: Annotated[
         int,
         typer.Option(
-            help="Recompute this many random tiles of each slide with OpenSlide and ONNX Runtime in fp32, and store and "
-            "print the smallest cosine.",
+            help="Recompute this many random tiles of each slide with OpenSlide and ONNX Runtime in fp32, and store "
+            "and print the smallest cosine.",
             min=0,
         ),
     ] = 0,

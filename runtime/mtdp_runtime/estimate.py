@@ -54,10 +54,12 @@ def engine_speed(backend: Backend, tile_px: int) -> EngineSpeed:
 
 def read_seconds(slide: Slide, plan: Plan) -> tuple[float, int]:
     """Return the seconds a tile takes one thread to read, and over how many tiles of the slide that was measured."""
-    rows = np.unique(np.linspace(0, len(plan.kept) - 1, _READ_TILES).astype(np.int64)) if len(plan.kept) else []
+    if not len(plan.kept):
+        return 0.0, 0
+    rows = np.unique(np.linspace(0, len(plan.kept) - 1, _READ_TILES).astype(np.int64))
     tile = np.zeros((plan.grid.tile_px, plan.grid.tile_px, 3), np.uint8)
     start, measured = time.perf_counter(), 0
-    for x0, y0 in plan.coords[rows].tolist() if len(rows) else []:
+    for x0, y0 in plan.coords[rows].tolist():
         try:
             slide.read_into(tile, x0, y0, plan.grid.scale)
         except TileUnreadable:
