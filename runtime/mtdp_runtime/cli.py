@@ -99,6 +99,14 @@ def extract(
         ),
     ] = 600.0,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
+    stage: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Copy each slide to this folder on a local disk while the one before runs: for slow storage. "
+            "Copies are removed.",
+        ),
+    ] = None,
     check: Annotated[
         int,
         typer.Option(
@@ -170,6 +178,7 @@ def extract(
             retry_failed,
             worker,
             checked,
+            stage,
         )
     if failures:
         raise typer.Exit(1)
@@ -275,15 +284,20 @@ def _run(
     retry_failed: bool,
     worker: Worker,
     check: Check | None,
+    stage: Path | None,
 ) -> int:
     """Extract all slides; return how many failed."""
     from mtdp_runtime.cohort import Listeners, extract_slides
     from mtdp_runtime.console import tile_progress
+    from mtdp_runtime.staging import Staging
 
     before = len(worker.settled)  # by the workers before this one
     failures = sum(status == "failed" for status in worker.settled.values())
     elsewhere = 0
-    with ExitStack() as bars:
+    with ExitStack() as bars, ExitStack() as staged:
+        staging = None
+        if stage is not None:
+            staging = staged.enter_context(Staging(stage, partial(print, file=sys.stderr)))
         advance = [lambda tiles: None]
 
         def on_plan(plan: Plan) -> None:
@@ -291,7 +305,19 @@ def _run(
 
         listeners = Listeners(on_plan, lambda tiles: advance[0](tiles))
         outcomes = extract_slides(
-            requests, out, bundle, engine, settings, threads, listeners, overwrite, report, retry_failed, worker, check
+            requests,
+            out,
+            bundle,
+            engine,
+            settings,
+            threads,
+            listeners,
+            overwrite,
+            report,
+            retry_failed,
+            worker,
+            check,
+            staging,
         )
         for number, outcome in enumerate(outcomes, start=before + 1):
             bars.close()

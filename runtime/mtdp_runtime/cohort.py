@@ -26,6 +26,7 @@ from mtdp_runtime.report import write_report
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide
 from mtdp_runtime.slides import SlideRequest
+from mtdp_runtime.staging import Staging
 from mtdp_runtime.watchdog import Worker
 
 
@@ -50,6 +51,7 @@ def extract_slides(
     retry_failed: bool = False,
     worker: Worker | None = None,
     check: Check | None = None,
+    staging: Staging | None = None,
 ) -> Iterator[Outcome]:
     """Extract each slide and yield how it went; out/run.jsonl gets a line for each that was tried.
 
@@ -60,10 +62,10 @@ def extract_slides(
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
     known = {} if retry_failed or overwrite else runlog.failures(out)
-    run = _Run(out, bundle, backend, settings, readers, listeners, overwrite, report, worker, check)
+    run = _Run(out, bundle, backend, settings, readers, listeners, overwrite, report, worker, check, staging)
     held: list[SlideRequest] = []
     for last_chance, todo in ((False, requests), (True, held)):
-        for request in todo:
+        for number, request in enumerate(todo):
             if worker is not None and str(request.path) in worker.settled:
                 continue
             attempt = _attempt(request, run)
@@ -84,7 +86,7 @@ def extract_slides(
                     worker.begin(
                         str(request.path), as_json(Outcome(request.path, "failed", attempt=attempt)), str(mine.path)
                     )
-                outcome = _extract(request, run, mine)
+                outcome = _extract(request, run, mine, next(iter(todo[number + 1 :]), None))
                 if outcome.status == "failed":
                     outcome = replace(outcome, attempt=attempt)
                 runlog.append(out, as_json(outcome))
@@ -107,9 +109,10 @@ class _Run:
     report: bool
     worker: Worker | None
     check: Check | None = None
+    staging: Staging | None = None
 
 
-def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
+def _extract(request: SlideRequest, run: _Run, mine: Claim, following: SlideRequest | None) -> Outcome:
     def beat() -> None:
         if run.worker is not None:
             run.worker.beat()
@@ -123,9 +126,12 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
             raise ClaimLost(f"{request.path}: another process took it over")
 
     path = run.out / f"{request.name}.h5"
+    local = request.path
     try:
+        if run.staging is not None:
+            local = _stage(request, following, run, run.staging, beat)
         mask = _mask(request)
-        with WatchedSlide(open_slide(request.path, request.mpp, request.given_by), beat) as slide:
+        with WatchedSlide(open_slide(local, request.mpp, request.given_by), beat, request.path) as slide:
             outcome, plan = extract_slide(
                 slide,
                 path,
@@ -149,7 +155,8 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
             return Outcome(request.path, "claimed", message=f"{request.path}: another process took it over")
         raise
     except (SlideError, StoreError) as error:
-        return failed(request, error)
+        outcome = failed(request, error)
+        return replace(outcome, message=outcome.message.replace(str(local), str(request.path)))
     except MemoryError as error:
         detail = str(error) or "the machine has no more"
         hint = "A smaller --batch needs less."
@@ -160,6 +167,28 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
         hint = "The file is damaged in a way that was not foreseen, or this is an error of mtdp: please report it."
         return Outcome(request.path, "failed", message=" ".join(message.split()), hint=hint)
     return outcome
+
+
+def _stage(
+    request: SlideRequest, following: SlideRequest | None, run: _Run, staging: Staging, beat: Callable[[], None]
+) -> Path:
+    """Return where to read a slide from, and let the next one be copied meanwhile; the others' copies are removed."""
+    wanted = [
+        one for one in (request, following) if one is not None and (run.overwrite or not _output(one, run).exists())
+    ]
+    staging.keep_only({one.path for one in wanted})
+    if request not in wanted:  # it is done: only its facts are compared
+        local = request.path
+    else:
+        staging.begin(request.path)
+        local = staging.wait(request.path, beat)
+    if following in wanted and following is not None:
+        staging.begin(following.path)
+    return local
+
+
+def _output(request: SlideRequest, run: _Run) -> Path:
+    return run.out / f"{request.name}.h5"
 
 
 def check_masks(requests: Sequence[SlideRequest]) -> None:
