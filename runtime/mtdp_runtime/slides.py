@@ -48,6 +48,7 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Pat
             f"--slide-mpp {slide_mpp}: not a scale", hint="Micrometres per level-0 pixel, for example 0.25."
         )
     requests: list[SlideRequest] = []
+    seen: set[tuple[Path, str]] = set()
     for path in named:
         if path.is_dir():
             found = _in_folder(path)
@@ -58,7 +59,7 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Pat
             requests += found
         elif path.suffix.lower() == ".csv":
             requests += _manifest(path)
-        else:
+        elif not _is_more_of_a_series(path, seen):
             requests.append(SlideRequest(path))
     if slide_mpp is not None:
         requests = [replace(r, mpp=slide_mpp, given_by="--slide-mpp") for r in requests]
@@ -96,6 +97,15 @@ def _in_folder(root: Path) -> list[SlideRequest]:
             whole_folder = len(series) == 1 and len(members) > 1
             found.append(SlideRequest(members[0], called=folder.resolve().name if whole_folder else ""))
     return sorted(found, key=lambda request: request.path)
+
+
+def _is_more_of_a_series(path: Path, seen: set[tuple[Path, str]]) -> bool:
+    """Say whether a file (of CASE/*.dcm, say) belongs to the series of one that was named before it."""
+    series = dicom.series_of(path) if path.suffix.lower() == dicom.SUFFIX else ""
+    key = (path.parent, series)
+    known = bool(series) and key in seen
+    seen.add(key)
+    return known
 
 
 def _looks_like_a_slide(path: Path, root: Path) -> bool:

@@ -154,6 +154,7 @@ class TestDicom:
         (request,) = list_slides([tmp_path])
         assert request.name == "case-7"
         assert list_slides([folder])[0].name == "case-7"
+        assert [r.name for r in list_slides([folder / "a.dcm", folder / "b.dcm"])] == ["a"]
 
     def test_the_folder_opens(self, slides_dir: Path, tmp_path: Path) -> None:
         shutil.copyfile(slides_dir / "multi_frame_jpeg_camelyon_challenge_image.dcm", tmp_path / "a.dcm")
