@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,20 @@ def damage_tile(path: Path, number: int) -> None:
     content = bytearray(path.read_bytes())
     content[offset : offset + size] = bytes(size)
     path.write_bytes(content)
+
+
+def extract(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user does."""
+    code = "from mtdp_runtime.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def one_error(result: subprocess.CompletedProcess[str]) -> str:
+    """The error's line, after making sure that it is one line with a hint and no traceback."""
+    lines = result.stderr.strip().splitlines()
+    assert "Traceback" not in result.stderr
+    assert len(lines) == 2, result.stderr
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("hint: ")
+    return lines[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from mtdp_runtime.formats import check_formats
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
+    from mtdp_runtime.check import Check
     from mtdp_runtime.extraction import ExtractSettings, Outcome, Plan
     from mtdp_runtime.slides import SlideRequest
     from mtdp_runtime.together import Model
@@ -32,7 +34,7 @@ def extract(
     slides: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="SLIDE...", help="Slides, folders of slides, or CSV manifests with the columns slide[,mpp]."
+            metavar="SLIDE...", help="Slides, folders of slides, or CSV manifests with the columns slide[,mpp][,mask]."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for <slide>.h5, report/<slide>.html and run.jsonl.")] = Path(
@@ -49,12 +51,24 @@ def extract(
     mpp: Annotated[
         float | None, typer.Option(help="Scale of the tiles in µm per pixel; the model's own if left out.")
     ] = None,
+    magnification: Annotated[
+        float | None,
+        typer.Option(help="Another way to say --mpp: 10 / magnification, so 20 is 0.5 µm per pixel and 40 is 0.25."),
+    ] = None,
     stride_px: Annotated[
         int | None, typer.Option(help="Pixels between tiles, at that scale; the tile size if left out.")
     ] = None,
     min_tissue: Annotated[float, typer.Option(help="Part of a tile's area that must be tissue.", min=0, max=1)] = 0.25,
     slide_mpp: Annotated[
         float | None, typer.Option(help="µm per level-0 pixel, for slides that do not say it or say it wrongly.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the tissue is, instead of finding it: QuPath's GeoJSON in level-0 pixels, or an image of the "
+            "whole slide whose non-zero pixels are tissue. For many slides: the column mask of a manifest.",
+            metavar="GEOJSON|PNG",
+        ),
     ] = None,
     backend: Annotated[
         str,
@@ -112,7 +126,25 @@ def extract(
         ),
     ] = 600.0,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Find tissue and count tiles; compute nothing.")] = False,
+    stage: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Copy each slide to this folder on a local disk while the one before runs: for slow storage. "
+            "Copies are removed.",
+        ),
+    ] = None,
+    check: Annotated[
+        int,
+        typer.Option(
+            help="Recompute this many random tiles of each slide with OpenSlide and ONNX Runtime in fp32, and store "
+            "and print the smallest cosine.",
+            min=0,
+        ),
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Find tissue, count tiles, estimate bytes and time; write nothing.")
+    ] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="Make a synthetic slide in the output folder and run on it.")
     ] = False,
@@ -135,17 +167,23 @@ def extract(
 
     from mtdp_runtime.api import shared_settings
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
+    from mtdp_runtime.cohort import check_masks
     from mtdp_runtime.extraction import writable_folder
     from mtdp_runtime.slides import list_slides, shard_of
     from mtdp_runtime.together import Model, folders
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
-    requests = list_slides(named, slide_mpp)
+    if check and len(bundles) > 1:
+        raise UsageError("--check goes with one model", hint="Check each model in a run of its own.")
+    requests = list_slides(named, slide_mpp, mask)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
+    check_masks([r for r in requests if str(r.path) not in worker.settled])
     folders(bundles, out)
-    settings = shared_settings(bundles, mpp, stride_px, min_tissue, on_bad_tile, heads)
+    settings = shared_settings(bundles, _target(mpp, magnification), stride_px, min_tissue, on_bad_tile, heads)
+    cores = threads or len(os.sched_getaffinity(0))
     if dry_run and not demo:
-        _dry_run(requests, bundles[0], settings, as_json)
+        load = partial(_load, bundles[0], backend, precision, batch, cores, True)
+        _dry_run(requests, bundles[0], settings, as_json, load, cores)
         return
     writable_folder(out)
     if demo:
@@ -153,9 +191,9 @@ def extract(
     if not requests:
         print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
         return
-    cores = threads or len(os.sched_getaffinity(0))
     with ExitStack() as engines:
         models = [Model(b, engines.enter_context(_load(b, backend, precision, batch, cores, as_json))) for b in bundles]
+        checked = engines.enter_context(_reference(bundles[0], check, cores))
         failures = _run(
             requests,
             out,
@@ -168,6 +206,8 @@ def extract(
             retry_failed,
             worker,
             formats,
+            checked,
+            stage,
         )
     if failures:
         raise typer.Exit(1)
@@ -181,6 +221,21 @@ def _part(shard: str | None) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise UsageError(f"--shard {shard!r}: not a part", hint="I/N with I from 1 to N, for example 1/4.")
     return int(part), int(parts)
+
+
+def _target(mpp: float | None, magnification: float | None) -> float | None:
+    """Return the scale that was asked for, in µm per pixel."""
+    from mtdp_runtime.slide.scale import is_scale
+
+    if magnification is not None:
+        if mpp is not None:
+            raise UsageError("--mpp and --magnification say the same twice", hint="Leave out --magnification.")
+        if not (magnification > 0 and is_scale(10 / magnification)):
+            raise UsageError(f"--magnification {magnification}: not one", hint="For example 20, which is --mpp 0.5.")
+        return 10 / magnification
+    if mpp is not None and not is_scale(mpp):
+        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
+    return mpp
 
 
 def _lost(out: Path, as_json: bool, line: dict[str, Any]) -> None:
@@ -207,6 +262,20 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, q
     return engine
 
 
+@contextmanager
+def _reference(bundle: Bundle, tiles: int, threads: int) -> Iterator[Check | None]:
+    """Load what --check computes with."""
+    if not tiles:
+        yield None
+        return
+    from mtdp_runtime.backends import choose
+    from mtdp_runtime.check import Check
+
+    backend, _ = choose("onnxruntime")
+    with backend.load(bundle, "fp32", min(tiles, 16), threads) as engine:
+        yield Check(tiles, engine)
+
+
 def _demo_slide(out: Path, quiet: bool) -> Path:
     from mtdp_runtime.demo import write_demo_slide
 
@@ -229,15 +298,21 @@ def _run(
     retry_failed: bool,
     worker: Worker,
     formats: tuple[str, ...],
+    check: Check | None,
+    stage: Path | None,
 ) -> int:
     """Extract all slides; return how many failed."""
     from mtdp_runtime.cohort import Listeners, extract_slides
     from mtdp_runtime.console import tile_progress
+    from mtdp_runtime.staging import Staging
 
     before = len(worker.settled)  # by the workers before this one
     failures = sum(status == "failed" for status in worker.settled.values())
     elsewhere = 0
-    with ExitStack() as bars:
+    with ExitStack() as bars, ExitStack() as staged:
+        staging = None
+        if stage is not None:
+            staging = staged.enter_context(Staging(stage, partial(print, file=sys.stderr)))
         advance = [lambda tiles: None]
 
         def on_plan(plan: Plan) -> None:
@@ -256,6 +331,8 @@ def _run(
             retry_failed,
             worker,
             formats,
+            check,
+            staging,
         )
         for number, outcome in enumerate(outcomes, start=before + 1):
             bars.close()
@@ -289,6 +366,11 @@ def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
             f"the engine waited {times.device_idle:.0%} of the time -> {_where(outcome)}",
             flush=True,
         )
+        if outcome.agreement is not None:
+            found = outcome.agreement
+            print(
+                f"  checked {found.tiles} tiles with {found.reference}: min cosine {found.min_cosine:.8f}", flush=True
+            )
     else:
         where = f" -> {_where(outcome)}" if outcome.output is not None else ""
         print(f"{prefix}{outcome.slide.name}: {outcome.status}: {outcome.message}{where}", flush=True)
@@ -298,15 +380,38 @@ def _where(outcome: Outcome) -> str:
     return ", ".join(str(path) for path in outcome.outputs or (outcome.output,))
 
 
-def _dry_run(requests: list[SlideRequest], bundle: Bundle, settings: ExtractSettings, as_json: bool) -> None:
+def _dry_run(
+    requests: list[SlideRequest],
+    bundle: Bundle,
+    settings: ExtractSettings,
+    as_json: bool,
+    load: Callable[[], Backend],
+    threads: int,
+) -> None:
+    from mtdp_runtime import estimate
     from mtdp_runtime.cohort import as_json as to_json
     from mtdp_runtime.cohort import plan_slides
+    from mtdp_runtime.errors import BackendError
 
+    try:
+        with load() as engine:
+            speed = estimate.engine_speed(engine, bundle.manifest.tile_px)
+    except BackendError as error:
+        speed = None
+        print(f"no estimate of the time: {error}", file=sys.stderr)
     failures = 0
-    for outcome, plan in plan_slides(requests, bundle.manifest.tile_px, settings):
+    for outcome, plan, read_s, read_tiles in plan_slides(requests, bundle.manifest.tile_px, settings):
         failures += outcome.status == "failed"
+        size = estimate.output_bytes(outcome.tiles, bundle.manifest.features_dim)
+        costs: dict[str, Any] = {"bytes": size} if plan is not None else {}
+        if plan is not None and speed is not None:
+            costs["estimated_s"] = round(estimate.seconds(plan, speed, read_s, threads), 1)
+            costs["estimate_from"] = (
+                f"{speed.tiles_per_s:.1f} tiles/s of {speed.engine} over {speed.tiles} tiles, measured now; "
+                f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads"
+            )
         if as_json:
-            print(json.dumps(to_json(outcome), ensure_ascii=False), flush=True)
+            print(json.dumps(to_json(outcome) | costs, ensure_ascii=False), flush=True)
         elif plan is None:
             _say(outcome, "", as_json)
         else:
@@ -316,6 +421,10 @@ def _dry_run(requests: list[SlideRequest], bundle: Bundle, settings: ExtractSett
                 f"mpp {info.mpp:.6g} ({info.mpp_source}) -> {settings.mpp:g}, level {plan.level}, "
                 f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
             )
+            if "estimated_s" in costs:
+                print(
+                    f"  about {size / 1e6:.1f} MB and {costs['estimated_s']:g} s ({costs['estimate_from']})", flush=True
+                )
     if failures:
         raise typer.Exit(1)
 

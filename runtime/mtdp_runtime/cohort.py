@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from mtdp_runtime import runlog
+from mtdp_runtime.check import Check
 from mtdp_runtime.claims import Claim, Held, claim
 from mtdp_runtime.errors import BackendError, ClaimLost, RuntimeFailure, SlideError, StoreError, UsageError
+from mtdp_runtime.estimate import read_seconds
 from mtdp_runtime.extraction import ExtractSettings, Outcome, Plan, extract_targets, make_plan, writable_folder
 from mtdp_runtime.formats import derive
+from mtdp_runtime.mask import GivenMask, check_fits, load_mask
 from mtdp_runtime.report import write_report
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide
 from mtdp_runtime.slides import SlideRequest
+from mtdp_runtime.staging import Staging
 from mtdp_runtime.together import Model, Target, folders
 from mtdp_runtime.watchdog import Worker
 
@@ -46,6 +50,8 @@ def extract_slides(
     retry_failed: bool = False,
     worker: Worker | None = None,
     formats: Sequence[str] = (),
+    check: Check | None = None,
+    staging: Staging | None = None,
 ) -> Iterator[Outcome]:
     """Extract each slide and yield how it went; out/run.jsonl gets a line for each that was tried.
 
@@ -62,10 +68,10 @@ def extract_slides(
         for folder, _ in places:
             writable_folder(folder)
     known = {} if retry_failed or overwrite else runlog.failures(out)
-    run = _Run(tuple(places), settings, readers, listeners, overwrite, report, worker, tuple(formats))
+    run = _Run(tuple(places), settings, readers, listeners, overwrite, report, worker, tuple(formats), check, staging)
     held: list[SlideRequest] = []
     for last_chance, todo in ((False, requests), (True, held)):
-        for request in todo:
+        for number, request in enumerate(todo):
             if worker is not None and str(request.path) in worker.settled:
                 continue
             attempt = _attempt(request, run)
@@ -86,7 +92,7 @@ def extract_slides(
                     worker.begin(
                         str(request.path), as_json(Outcome(request.path, "failed", attempt=attempt)), str(mine.path)
                     )
-                outcome = _extract(request, run, mine)
+                outcome = _extract(request, run, mine, next(iter(todo[number + 1 :]), None))
                 if outcome.status == "failed":
                     outcome = replace(outcome, attempt=attempt)
                 runlog.append(out, as_json(outcome))
@@ -107,9 +113,11 @@ class _Run:
     report: bool
     worker: Worker | None
     formats: tuple[str, ...]
+    check: Check | None = None
+    staging: Staging | None = None
 
 
-def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
+def _extract(request: SlideRequest, run: _Run, mine: Claim, following: SlideRequest | None) -> Outcome:
     def beat() -> None:
         if run.worker is not None:
             run.worker.beat()
@@ -123,8 +131,12 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
             raise ClaimLost(f"{request.path}: another process took it over")
 
     targets = [Target(folder / f"{request.name}.h5", model) for folder, model in run.places]
+    local = request.path
     try:
-        with WatchedSlide(open_slide(request.path, request.mpp, request.given_by), beat) as slide:
+        if run.staging is not None:
+            local = _stage(request, following, run, run.staging, beat)
+        mask = _mask(request)
+        with WatchedSlide(open_slide(local, request.mpp, request.given_by), beat, request.path) as slide:
             outcome, plan = extract_targets(
                 slide,
                 targets,
@@ -134,6 +146,8 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
                 run.listeners.on_plan,
                 on_progress,
                 before_finish,
+                mask,
+                run.check,
             )
             for target in targets:
                 folder = target.path.parent
@@ -147,7 +161,8 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
             return Outcome(request.path, "claimed", message=f"{request.path}: another process took it over")
         raise
     except (SlideError, StoreError) as error:
-        return failed(request, error)
+        outcome = failed(request, error)
+        return replace(outcome, message=outcome.message.replace(str(local), str(request.path)))
     except MemoryError as error:
         detail = str(error) or "the machine has no more"
         hint = "A smaller --batch needs less."
@@ -160,6 +175,49 @@ def _extract(request: SlideRequest, run: _Run, mine: Claim) -> Outcome:
     return outcome
 
 
+def _stage(
+    request: SlideRequest, following: SlideRequest | None, run: _Run, staging: Staging, beat: Callable[[], None]
+) -> Path:
+    """Return where to read a slide from, and let the next one be copied meanwhile; the others' copies are removed."""
+    wanted = [one for one in (request, following) if one is not None and (run.overwrite or not _all_there(one, run))]
+    staging.keep_only({one.path for one in wanted})
+    if request not in wanted:  # it is done: only its facts are compared
+        local = request.path
+    else:
+        staging.begin(request.path)
+        local = staging.wait(request.path, beat)
+    if following in wanted and following is not None:
+        staging.begin(following.path)
+    return local
+
+
+def _all_there(request: SlideRequest, run: _Run) -> bool:
+    return all((folder / f"{request.name}.h5").exists() for folder, _ in run.places)
+
+
+def check_masks(requests: Sequence[SlideRequest]) -> None:
+    """Read every mask that is given, and look whether it can be its slide's, before any work starts.
+
+    A slide that cannot be opened is left to its turn.
+
+    Raises:
+        UsageError: a mask cannot be read, or is another slide's.
+    """
+    for request in requests:
+        mask = _mask(request)
+        if mask is None:
+            continue
+        try:
+            with open_slide(request.path, request.mpp, request.given_by) as slide:
+                check_fits(mask, slide.info)
+        except SlideError:
+            continue
+
+
+def _mask(request: SlideRequest) -> GivenMask | None:
+    return None if request.mask is None else load_mask(request.mask)
+
+
 def _attempt(request: SlideRequest, run: _Run) -> str:
     """Return 16 hex digits of what decides whether trying again can end otherwise."""
     try:
@@ -167,7 +225,7 @@ def _attempt(request: SlideRequest, run: _Run) -> str:
         file: list[int] | None = [stat.st_size, stat.st_mtime_ns]
     except OSError:
         file = None
-    facts = [str(request.path), file, request.mpp, asdict(run.settings)]
+    facts = [str(request.path), file, request.mpp, str(request.mask), asdict(run.settings)]
     for _, model in run.places:
         facts += [model.bundle.digest, model.backend.name, model.backend.precision, model.backend.batch]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -175,15 +233,19 @@ def _attempt(request: SlideRequest, run: _Run) -> str:
 
 def plan_slides(
     requests: Sequence[SlideRequest], tile_px: int, settings: ExtractSettings
-) -> Iterator[tuple[Outcome, Plan | None]]:
-    """Find the tissue and the tiles of each slide, and compute nothing."""
+) -> Iterator[tuple[Outcome, Plan | None, float, int]]:
+    """Find the tissue and the tiles of each slide, and compute nothing.
+
+    Yields the outcome, the plan, and of `read_seconds` how long a tile takes and over how many that was measured.
+    """
     for request in requests:
         try:
             with open_slide(request.path, request.mpp, request.given_by) as slide:
-                plan = make_plan(slide, tile_px, settings)
-            yield Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds), plan
+                plan = make_plan(slide, tile_px, settings, _mask(request))
+                read_s, measured = read_seconds(slide, plan)
+            yield Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds), plan, read_s, measured
         except SlideError as error:
-            yield failed(request, error), None
+            yield failed(request, error), None, 0.0, 0
 
 
 def failed(request: SlideRequest, error: RuntimeFailure) -> Outcome:
@@ -208,6 +270,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             "bottleneck": outcome.times.bottleneck,
             "device_idle": round(outcome.times.device_idle, 3),
         }
+    if outcome.agreement is not None:
+        line["check"] = asdict(outcome.agreement)
     if outcome.message:
         line |= {"message": outcome.message, "hint": outcome.hint}
     if outcome.attempt:

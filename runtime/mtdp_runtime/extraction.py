@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 import mtdp_runtime
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.check import Agreement, Check, check_rows
 from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
 from mtdp_runtime.grid import Grid, make_grid
+from mtdp_runtime.mask import GivenMask
 from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
 from mtdp_runtime.slide import Slide, SlideInfo, level_for, resampling_of
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, remove_leftovers
@@ -75,11 +77,12 @@ class Outcome:
     times: RunTimes | None = None
     message: str = ""
     hint: str = ""
+    agreement: Agreement | None = None  # with the reference, where that was asked for
     attempt: str = ""  # of what failed: the same again is not tried again unasked
     outputs: tuple[Path, ...] = ()  # the file of each model; `output` is the first
 
 
-def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings) -> Plan:
+def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, mask: GivenMask | None = None) -> Plan:
     """Find the tissue of a slide and the tiles to compute.
 
     Raises:
@@ -87,13 +90,15 @@ def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings) -> Plan:
     """
     start = time.perf_counter()
     grid = make_grid(slide.info, tile_px, settings.mpp, settings.stride_px)
-    tissue = find_tissue(slide, settings.tissue)
+    tissue = find_tissue(slide, settings.tissue, mask)
     fractions = tissue_fractions(tissue, grid)
     kept = np.flatnonzero((fractions >= settings.min_tissue) & (fractions > 0))
     return Plan(slide.info, grid, tissue, kept, fractions[kept], time.perf_counter() - start)
 
 
-def made_of(info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings) -> dict[str, Any]:
+def made_of(
+    info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings, mask: GivenMask | None = None
+) -> dict[str, Any]:
     """Return what decides the rows of a feature file: slide, model, grid, tissue rule and precision."""
     return {
         "slide": info.quickhash or info.path.name,
@@ -104,7 +109,7 @@ def made_of(info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSe
         "tile_px": bundle.manifest.tile_px,
         "resampling": resampling_of(info, settings.mpp / info.mpp) if info.mpp else "unknown",
         **asdict(settings),
-        "tissue": json.dumps(asdict(settings.tissue)),
+        **({"tissue": json.dumps(asdict(settings.tissue))} if mask is None else {"mask": mask.digest}),
     }
 
 
@@ -119,6 +124,8 @@ def extract_slide(
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
     before_finish: Callable[[], None] | None = None,
+    mask: GivenMask | None = None,
+    check: Check | None = None,
 ) -> tuple[Outcome, Plan | None]:
     """Write the features of a slide to a file; a file that is already complete and the same is left alone.
 
@@ -128,7 +135,9 @@ def extract_slide(
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
     """
     target = Target(path, Model(bundle, backend))
-    return extract_targets(slide, [target], settings, readers, overwrite, on_plan, on_progress, before_finish)
+    return extract_targets(
+        slide, [target], settings, readers, overwrite, on_plan, on_progress, before_finish, mask, check
+    )
 
 
 def extract_targets(
@@ -140,6 +149,8 @@ def extract_targets(
     on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
     before_finish: Callable[[], None] | None = None,
+    mask: GivenMask | None = None,
+    check: Check | None = None,
 ) -> tuple[Outcome, Plan | None]:
     """`extract_slide` for models of one tile size: each tile is read once; files that are complete are left alone.
 
@@ -148,13 +159,13 @@ def extract_targets(
     """
     start = time.perf_counter()
     paths = tuple(target.path for target in targets)
-    made = {t.path: made_of(slide.info, t.model.bundle, t.model.backend.precision, settings) for t in targets}
+    made = {t.path: made_of(slide.info, t.model.bundle, t.model.backend.precision, settings, mask) for t in targets}
     todo = [target for target in targets if overwrite or not _is_done(target.path, made[target.path])]
     if not todo:
         return Outcome(slide.info.path, "skipped", paths[0], message="already done", outputs=paths), None
     tile_px = todo[0].model.bundle.manifest.tile_px
     assert all(target.model.bundle.manifest.tile_px == tile_px for target in todo)
-    plan = make_plan(slide, tile_px, settings)
+    plan = make_plan(slide, tile_px, settings, mask)
     if on_plan is not None:
         on_plan(plan)
     with ExitStack() as open_stores:
@@ -174,7 +185,7 @@ def extract_targets(
             on_progress,
             settings.on_bad_tile == "fail",
         )
-        most_bad = 0
+        most_bad, agreement = 0, None
         for store, rows in zip(stores, resumed, strict=True):
             bad_tiles = int((store.statuses() != TileStatus.GOOD).sum())  # those of an earlier run included
             most_bad = max(most_bad, bad_tiles)
@@ -185,18 +196,20 @@ def extract_targets(
                     f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
                     hint="The file is damaged: compare its checksum with the original and copy it again.",
                 )
+            if check is not None:
+                agreement = check_rows(store.partial, slide.info, plan.grid.scale, tile_px, check, on_progress)
             if before_finish is not None:
                 before_finish()
             attrs = _run_attrs(times, bad, plan, rows) | {"bad_tiles": bad_tiles}
+            if agreement is not None:
+                attrs["check"] = asdict(agreement)
             store.finish(attrs, drop_bad=settings.on_bad_tile == "drop")
     status: Status = "done" if len(plan.kept) else "no-tissue"
     message = "" if len(plan.kept) else _why_empty(plan)
     seconds = time.perf_counter() - start
     tiles = len(plan.kept)
-    return (
-        Outcome(slide.info.path, status, paths[0], tiles, most_bad, seconds, times, message, outputs=paths),
-        plan,
-    )
+    outcome = Outcome(slide.info.path, status, paths[0], tiles, most_bad, seconds, times, message, outputs=paths)
+    return replace(outcome, agreement=agreement), plan
 
 
 def _is_done(path: Path, facts: dict[str, Any]) -> bool:
@@ -245,6 +258,7 @@ def _layout(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[s
         "grid": asdict(grid),
         "min_tissue": settings.min_tissue,
         "tissue": asdict(settings.tissue),
+        "tissue_source": plan.tissue.source,
         "tissue_threshold": plan.tissue.threshold,
         "tissue_mm2": plan.tissue.area_mm2,
     }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, UsageError
 from mtdp_runtime.slide import SlideInfo
+from mtdp_runtime.slide.scale import is_scale
 
 # Slides sold as "20x" scan at 0.46 to 0.55 µm a pixel. Inventing this much detail at most is what a lab expects when
 # it asks for 0.5; more must be asked for by naming a coarser --mpp.
@@ -78,20 +79,17 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
             hint="Give the scale of level 0: --slide-mpp 0.25 (a 40x scan is often 0.25, a 20x scan 0.5: "
             "ask the scanner), or a CSV manifest with the columns slide,mpp.",
         )
-    if not mpp > 0:
+    if not is_scale(mpp):
         raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
     stride = tile_px if stride_px is None else stride_px
     if stride < 1:
         raise UsageError(f"--stride-px {stride}: must be at least 1", hint=f"{tile_px} lays tiles side by side.")
     scale = mpp / info.mpp
     if scale * MAX_UPSAMPLING < 1:
-        tags = info.mpp_source.startswith("TIFF") and info.mpp > 20
         raise SlideTooCoarse(
             f"{info.path}: level 0 has {info.mpp:.6g} µm/px ({info.mpp_source}), "
             f"coarser than the {mpp:g} µm/px asked for",
-            hint="That is a print resolution (72 or 96 dpi), not a scale: give the true one with --slide-mpp."
-            if tags
-            else "Ask for a scale that the slide has (--mpp), or correct the slide's own (--slide-mpp).",
+            hint="Ask for a scale that the slide has (--mpp), or correct the slide's own (--slide-mpp).",
         )
     x0, y0, width, height = info.bounds
     step0 = stride * scale

@@ -52,7 +52,7 @@ def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> No
         f"<h1>{title}</h1><p>{html.escape(_summary(plan, outcome))}</p>",
         _figure(
             _with_grid(plan, coords, status),
-            "Tissue (green outline) and the tiles that were computed (blue; red: bad).",
+            f"Tissue (green outline; {plan.tissue.source}) and the tiles that were computed (blue; red: bad).",
         ),
     ]
     if len(coords):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.grid import Grid
+from mtdp_runtime.mask import GivenMask, coverage
 from mtdp_runtime.slide import Slide
 
 _LEAST_BLOCK_PX: Final = 32
@@ -29,6 +30,8 @@ class TissueSettings:
     saturation_ceiling: int = 50  # above it everything is tissue, though Otsu may split a slide without glass in two
     darkest: int = 30  # of 255: darker is a scan border or a hole in the data, not stained tissue
     close_um: float = 64.0  # gaps this narrow belong to the tissue
+    mark_um: float = 100.0  # a pen's line is at least this wide; what is narrower is stain or pigment
+    mark_margin_um: float = 60.0  # its ink thins out over this distance
     min_piece_um2: float = 16_000.0  # smaller pieces are dust (about a third of a 224 px tile at 1 µm/px)
     min_hole_um2: float = 16_000.0  # smaller holes are part of the tissue
 
@@ -38,7 +41,8 @@ class TissueMask:
     """Tissue of the scanned area.
 
     `mask` is bool[H, W]; a pixel covers scale x scale level-0 pixels, the first at (x0, y0). `image` is
-    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the saturation used, of 255.
+    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the saturation used, of 255; 0 where the mask
+    is the user's. `areas` is float32[H, W], the part of each pixel that is tissue, where that is known finer.
     """
 
     mask: NDArray[np.bool_]
@@ -49,14 +53,18 @@ class TissueMask:
     mpp: float
     threshold: float
     unreadable_blocks: int
+    areas: NDArray[np.float32] | None = None
+    source: str = "found by saturation"
 
     @property
     def area_mm2(self) -> float:
-        return float(self.mask.sum()) * self.mpp**2 / 1e6
+        return float((self.mask if self.areas is None else self.areas).sum(dtype=np.float64)) * self.mpp**2 / 1e6
 
 
-def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
+def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None = None) -> TissueMask:
     """Segment the tissue of a slide: saturation, Otsu, morphology, small pieces and holes removed by area.
+
+    A mask that is given replaces all of it, and the image is only read to be shown.
 
     A block that cannot be decoded counts as tissue, so that its tiles are tried and reported one by one.
 
@@ -69,11 +77,14 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     mpp = max(settings.mpp, info.mpp, info.mpp * max(width, height) / settings.max_side_px)
     scale = mpp / info.mpp
     image, unreadable = _read_blocks(slide, scale)
+    unreadable_blocks = int(cv2.connectedComponents(unreadable.astype(np.uint8))[0]) - 1
+    if given is not None:
+        areas = coverage(given, info, scale, image.shape[1], image.shape[0])
+        source = f"given by {given.path.name}"
+        return TissueMask(areas >= 0.5, image, scale, x0, y0, mpp, 0.0, unreadable_blocks, areas, source)
     mask, threshold = tissue_of(image, mpp, settings)
     mask |= unreadable
-    return TissueMask(
-        mask, image, scale, x0, y0, mpp, threshold, int(cv2.connectedComponents(unreadable.astype(np.uint8))[0]) - 1
-    )
+    return TissueMask(mask, image, scale, x0, y0, mpp, threshold, unreadable_blocks)
 
 
 def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:
@@ -90,7 +101,8 @@ def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) ->
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     blur_px = _odd(settings.blur_um / mpp)
     saturation = cv2.GaussianBlur(hsv[..., 1], (blur_px, blur_px), 0)
-    dark = hsv[..., 2] < settings.darkest
+    marks = pen_marks(image, mpp, settings)
+    dark = (hsv[..., 2] < settings.darkest) | marks
     saturation[dark] = 0
     otsu, _ = (
         cv2.threshold(saturation[~dark].reshape(-1, 1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
@@ -105,7 +117,38 @@ def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) ->
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[close_px:-close_px, close_px:-close_px]
     pieces = _without_small(closed, settings.min_piece_um2 / mpp**2)
     holes = _without_small(1 - pieces, settings.min_hole_um2 / mpp**2)
-    return holes == 0, threshold
+    return (holes == 0) & ~marks, threshold
+
+
+def pen_marks(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
+    """Find what a pen has drawn on the glass, in green, blue, red or black, and black borders that are not all black.
+
+    Stains are purple, pink, brown or a dull blue. Ink is green, which none of them is, or a blue or a red that is purer
+    than haematoxylin and blood are at this scale, or dark without a colour. It also comes in lines and areas of a
+    pen's width, which single nuclei and grains of pigment do not.
+
+    Args:
+        image: uint8[H, W, 3] RGB.
+        mpp: micrometres a pixel of it.
+        settings: see TissueSettings.
+
+    Returns:
+        bool[H, W].
+    """
+    hsv = cv2.cvtColor(cv2.GaussianBlur(image, (3, 3), 0), cv2.COLOR_RGB2HSV)  # hue in 0..179
+    hue, saturation, value = (hsv[..., i].astype(np.int16) for i in range(3))
+    green = (hue >= 40) & (hue <= 92) & (saturation > 60)
+    blue = (hue > 92) & (hue <= 124) & (saturation > 135)
+    red = ((hue <= 5) | (hue >= 176)) & (saturation > 185) & (value > 90)
+    black = (value < 85) & (saturation * value < 30 * 255)  # max - min below 30 of 255
+    ink = (green | blue | red | black).astype(np.uint8)
+    width_px, margin_px = _odd(settings.mark_um / mpp), _odd(2 * settings.mark_margin_um / mpp)
+    line = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width_px, width_px))
+    # The border counts as more of the same: a line that leaves the image keeps its width.
+    padded = cv2.copyMakeBorder(ink, width_px, width_px, width_px, width_px, cv2.BORDER_REPLICATE)
+    marks = cv2.morphologyEx(padded, cv2.MORPH_OPEN, line)[width_px:-width_px, width_px:-width_px]
+    around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin_px, margin_px))
+    return np.asarray(cv2.dilate(marks, around) > 0)
 
 
 def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
@@ -113,8 +156,9 @@ def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
     if not len(grid):
         return np.zeros(0, np.float32)
     # Summed areas, interpolated linearly between mask pixels: exact for a mask that is constant within its pixels.
-    sums = np.zeros((tissue.mask.shape[0] + 1, tissue.mask.shape[1] + 1))
-    sums[1:, 1:] = np.cumsum(np.cumsum(tissue.mask, axis=0, dtype=np.float64), axis=1)
+    areas = tissue.mask if tissue.areas is None else tissue.areas
+    sums = np.zeros((areas.shape[0] + 1, areas.shape[1] + 1))
+    sums[1:, 1:] = np.cumsum(np.cumsum(areas, axis=0, dtype=np.float64), axis=1)
     origins = grid.origins()
     xs = origins[: grid.columns, 0].astype(np.float64)
     ys = origins[:: grid.columns, 1].astype(np.float64)

@@ -13,24 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from support import damage_tile, pyramid, stained
-
-
-def extract(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as a user does."""
-    code = "from mtdp_runtime.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def one_error(result: subprocess.CompletedProcess[str]) -> str:
-    """The error's line, after making sure that it is one line with a hint and no traceback."""
-    lines = result.stderr.strip().splitlines()
-    assert "Traceback" not in result.stderr
-    assert len(lines) == 2, result.stderr
-    assert lines[0].startswith("error: ")
-    assert lines[1].startswith("hint: ")
-    return lines[0]
+from support import damage_tile, extract, one_error, pyramid, stained
 
 
 def test_help_needs_no_heavy_library() -> None:

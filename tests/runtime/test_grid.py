@@ -75,12 +75,6 @@ def test_a_slide_that_is_too_coarse_is_refused() -> None:
         make_grid(info_of(1000, 1000, 1.0), 224, 0.5)
 
 
-def test_a_print_resolution_is_recognised() -> None:
-    with pytest.raises(SlideTooCoarse) as caught:
-        make_grid(info_of(1000, 1000, 352.78, source="TIFF resolution tags"), 224, 0.5)
-    assert "72" in caught.value.hint
-
-
 @pytest.mark.parametrize(("mpp", "stride"), [(0.0, 1), (-1.0, 1), (float("nan"), 1), (0.5, 0)])
 def test_impossible_arguments_are_refused(mpp: float, stride: int) -> None:
     with pytest.raises(UsageError):

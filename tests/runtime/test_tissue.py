@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.grid import Grid
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions, tissue_of
+from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, pen_marks, tissue_fractions, tissue_of
 
 GLASS, PINK, FAINT, BLACK = (243, 241, 243), (215, 130, 175), (236, 222, 230), (4, 2, 6)
 SETTINGS = TissueSettings()
@@ -60,6 +60,83 @@ def test_black_borders_are_no_tissue() -> None:
     mask, _ = tissue_of(image, 8.0, SETTINGS)
     assert not mask[:30].any()
     assert mask[64:136, 54:146].all()
+
+
+INKS = {
+    "green": (30, 140, 70),
+    "light green": (110, 200, 130),
+    "blue": (30, 60, 170),
+    "light blue": (70, 130, 220),
+    "red": (210, 25, 35),
+    "black": (40, 38, 42),
+    "grey-black": (70, 68, 72),
+}
+STAINS = {
+    "eosin": (215, 130, 175),
+    "haematoxylin": (90, 60, 140),
+    "dense haematoxylin": (70, 45, 105),
+    "counterstain of IHC": (110, 130, 190),
+    "DAB": (140, 90, 55),
+    "dark DAB": (85, 50, 30),
+    "blood": (185, 65, 80),
+    "faint": FAINT,
+}
+
+
+@pytest.mark.parametrize("ink", INKS)
+@pytest.mark.parametrize("mpp", [4.0, 8.0, 16.0])
+def test_a_pens_line_is_no_tissue_and_takes_none_with_it(ink: str, mpp: float) -> None:
+    def px(um: float) -> int:
+        return round(um / mpp)
+
+    noise = np.random.default_rng(1).integers(-8, 9, (px(3200), px(3200), 3))
+    image = np.full(noise.shape, GLASS)
+    image[px(1200) : px(2600), px(400) : px(2800)] = PINK
+    image[px(300) : px(700), px(200) : px(3000)] = INKS[ink]  # a line on the glass
+    image[px(300) : px(3000), px(1400) : px(1800)] = INKS[ink]  # and one across the tissue
+    mask, _ = tissue_of(np.clip(image + noise, 0, 255).astype(np.uint8), mpp, SETTINGS)
+    assert not mask[: px(1100)].any()
+    assert not mask[:, px(1400) : px(1800)].any()
+    assert mask[px(1300) : px(2500), px(500) : px(1250)].all()
+    assert mask[px(1300) : px(2500), px(1950) : px(2700)].all()
+
+
+@pytest.mark.parametrize("stain", STAINS)
+def test_a_stain_is_no_pen(stain: str) -> None:
+    noise = np.random.default_rng(1).integers(-12, 13, (200, 200, 3))
+    image = np.full(noise.shape, GLASS)
+    image[50:150, 40:160] = STAINS[stain]
+    mask, _ = tissue_of(np.clip(image + noise, 0, 255).astype(np.uint8), 8.0, SETTINGS)
+    assert mask[60:140, 50:150].mean() > 0.98
+
+
+def test_pigment_is_no_pen() -> None:
+    """Black grains of 60 µm in tissue."""
+    image = canvas()
+    image[40:160, 40:160] = PINK
+    for y, x in np.random.default_rng(0).integers(50, 140, (30, 2)).tolist():
+        image[y : y + 7, x : x + 7] = (50, 48, 46)
+    mask, _ = tissue_of(image, 8.0, SETTINGS)
+    assert mask[60:140, 60:140].mean() > 0.9
+
+
+@pytest.mark.parametrize("border", [BLACK, (45, 45, 48), (60, 58, 62)])
+def test_a_border_all_around_is_no_tissue(border: tuple[int, int, int]) -> None:
+    image = canvas()
+    image[60:140, 50:150] = PINK
+    image[:25], image[-25:], image[:, :25], image[:, -25:] = border, border, border, border
+    mask, _ = tissue_of(image, 8.0, SETTINGS)
+    inner = np.zeros_like(mask)
+    inner[30:-30, 30:-30] = True
+    assert not mask[~inner].any()
+    assert mask[64:136, 54:146].all()
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs"])
+def test_real_slides_have_no_pen(slides_dir: Path, name: str) -> None:
+    with open_slide(slides_dir / name, 0.5, "test") as slide:
+        tissue = find_tissue(slide, SETTINGS)
+    assert pen_marks(tissue.image, tissue.mpp, SETTINGS).mean() < 0.005
 
 
 @pytest.mark.parametrize("mpp", [4.0, 8.0, 16.0])

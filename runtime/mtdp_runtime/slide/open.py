@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import tifffile
+
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide.dicom import the_series
+from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tiled_jpeg import NotUnderstood, TiledJpegReader
 
@@ -15,7 +19,7 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
     """Open a slide.
 
     Args:
-        path: the file (for a multi-file format, the one that names the others).
+        path: the file (for a multi-file format, the one that names the others), or a folder with one DICOM series.
         slide_mpp: micrometres a level-0 pixel covers; overrides what the file says.
         given_by: who says so, for the record.
 
@@ -26,12 +30,36 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
     if not file.exists():
         raise SlideUnreadable(f"{file}: no such file", hint="Check the path.")
     if file.is_dir():
-        raise SlideUnreadable(f"{file}: a folder, not a slide", hint="Name the slide file in it.")
+        file = the_series(file)
     if file.stat().st_size == 0:
         raise SlideUnreadable(f"{file}: the file is empty (0 bytes)", hint="Copy it again.")
-    reference = OpenSlideReader(file, slide_mpp, given_by)
+    kind = file.suffix.lower()
+    try:
+        reference = OpenSlideReader(file, slide_mpp, given_by)
+    except SlideUnreadable as refusal:
+        if kind not in TIFF_SUFFIXES | PLAIN_SUFFIXES:
+            raise
+        try:
+            return ImageReader(file, slide_mpp, given_by, "OpenSlide does not read this file")
+        except NotAnImage as reason:
+            raise SlideUnreadable(f"{refusal}; and {reason}", hint=refusal.hint) from refusal
+    if kind in TIFF_SUFFIXES and reference.info.vendor == "generic-tiff" and _is_ome(file):
+        # OpenSlide takes its channels for levels, and does not see the levels that lie in SubIFDs.
+        reference.close()
+        try:
+            return ImageReader(file, slide_mpp, given_by, "OpenSlide does not know an OME-TIFF's levels and channels")
+        except NotAnImage as reason:
+            raise SlideUnreadable(f"{file}: {reason}", hint="Export it as 8-bit RGB.") from reason
     try:
         return TiledJpegReader(reference)
     except NotUnderstood as reason:
         reference.info = replace(reference.info, reader_reason=f"the fast reader does not read this: {reason}")
         return reference
+
+
+def _is_ome(path: Path) -> bool:
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return bool(tiff.is_ome)
+    except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, AttributeError):
+        return False

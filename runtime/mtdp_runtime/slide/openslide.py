@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 from collections.abc import Mapping
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Level, SlideInfo
 from mtdp_runtime.slide.resample import resample_into
+from mtdp_runtime.slide.scale import scale_of
 from mtdp_runtime.slide.window import window_of
 
 _CACHE_BYTES: Final = 128 << 20  # decoded codec tiles, shared by all handles of a slide
-_MAX_ANISOTROPY: Final = 0.01
 _WHITE: Final = (255, 255, 255)
 
 
@@ -127,7 +126,7 @@ def _info(path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, give
     properties = handle.properties
     vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
     if slide_mpp is None:
-        mpp, mpp_source = _mpp(path, properties, vendor)
+        mpp, mpp_source = scale_of(path, properties, vendor)
     else:
         mpp, mpp_source = slide_mpp, given_by
     levels = tuple(
@@ -147,25 +146,6 @@ def _info(path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, give
         reader=f"openslide {openslide.__library_version__}",
         reader_reason="the reference reader",
     )
-
-
-def _mpp(path: Path, properties: Mapping[str, str], vendor: str) -> tuple[float | None, str]:
-    texts = (properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y))
-    if texts[0] is None or texts[1] is None:
-        return None, "the slide does not say"
-    try:
-        mpp_x, mpp_y = float(texts[0]), float(texts[1])
-    except ValueError:
-        return None, f"the slide says {texts[0]!r} x {texts[1]!r}, which are no numbers"
-    if not (0 < mpp_x < math.inf and 0 < mpp_y < math.inf):
-        return None, f"the slide says {mpp_x} x {mpp_y} µm/px, which cannot be"
-    if abs(mpp_x / mpp_y - 1) > _MAX_ANISOTROPY:
-        raise SlideUnreadable(
-            f"{path}: pixels are not square ({mpp_x} x {mpp_y} µm)",
-            hint="Give the scale with --slide-mpp if you know that this is an error of the file.",
-        )
-    source = "TIFF resolution tags" if vendor == "generic-tiff" else f"{vendor} metadata (openslide.mpp-x, -y)"
-    return math.sqrt(mpp_x * mpp_y), source
 
 
 def _bounds(properties: Mapping[str, str], level0: Level) -> tuple[int, int, int, int]:

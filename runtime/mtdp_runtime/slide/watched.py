@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -12,15 +14,16 @@ from mtdp_runtime.slide import Slide, SlideInfo
 
 
 class WatchedSlide:
-    """Another slide; `beat` is called after each read."""
+    """Another slide; `beat` is called after each read. `path` is its name where it is read from a copy."""
 
-    def __init__(self, slide: Slide, beat: Callable[[], None]) -> None:
+    def __init__(self, slide: Slide, beat: Callable[[], None], path: Path | None = None) -> None:
         self._slide = slide
+        self._info = slide.info if path is None else replace(slide.info, path=path)
         self._beat = beat
 
     @property
     def info(self) -> SlideInfo:
-        return self._slide.info
+        return self._info
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
         self._slide.read_into(out, x0, y0, scale)

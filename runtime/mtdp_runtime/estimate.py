@@ -1,0 +1,78 @@
+"""What a slide will cost: bytes, and seconds from a short measurement on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from mtdp_runtime.backends import Backend
+from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.extraction import Plan
+from mtdp_runtime.slide import Slide
+
+_LEAST_S: Final = 1.0  # of measuring the engine
+_MOST_BATCHES: Final = 50
+_READ_TILES: Final = 12
+_ROW_BYTES: Final = 16 + 1 + 4  # coords, status, tissue_fraction
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpeed:
+    """Tiles a second of the engine alone, and over how many that was measured."""
+
+    engine: str
+    tiles_per_s: float
+    tiles: int
+
+
+def engine_speed(backend: Backend, tile_px: int) -> EngineSpeed:
+    """Run tiles of noise for about a second, after one batch to warm up; batches overlap as they do in a run.
+
+    Raises:
+        BackendError: the engine fails.
+    """
+    batch = np.random.default_rng(0).integers(0, 256, (backend.batch, tile_px, tile_px, 3), np.uint8)
+    backend.result(backend.submit(batch))
+    waiting: list[int] = []
+    submitted = done = 0
+    start = time.perf_counter()
+    while not done or (time.perf_counter() - start < _LEAST_S and submitted < _MOST_BATCHES):
+        while len(waiting) < backend.depth:
+            waiting.append(backend.submit(batch))
+            submitted += 1
+        backend.result(waiting.pop(0))
+        done += 1
+    for ticket in waiting:
+        backend.result(ticket)
+        done += 1
+    tiles = done * backend.batch
+    return EngineSpeed(f"{backend.name}, {backend.precision}", tiles / (time.perf_counter() - start), tiles)
+
+
+def read_seconds(slide: Slide, plan: Plan) -> tuple[float, int]:
+    """Return the seconds a tile takes one thread to read, and over how many tiles of the slide that was measured."""
+    if not len(plan.kept):
+        return 0.0, 0
+    rows = np.unique(np.linspace(0, len(plan.kept) - 1, _READ_TILES).astype(np.int64))
+    tile = np.zeros((plan.grid.tile_px, plan.grid.tile_px, 3), np.uint8)
+    start, measured = time.perf_counter(), 0
+    for x0, y0 in plan.coords[rows].tolist():
+        try:
+            slide.read_into(tile, x0, y0, plan.grid.scale)
+        except TileUnreadable:
+            continue
+        measured += 1
+    return ((time.perf_counter() - start) / measured if measured else 0.0), measured
+
+
+def output_bytes(tiles: int, features_dim: int) -> int:
+    """Return the bytes of the rows of a feature file in float32."""
+    return tiles * (4 * features_dim + _ROW_BYTES)
+
+
+def seconds(plan: Plan, speed: EngineSpeed, read_s: float, threads: int) -> float:
+    """Return the seconds a slide will take, where readers and engine share the cores: their times add up."""
+    return plan.seconds + len(plan.kept) * (1 / speed.tiles_per_s + read_s / threads)

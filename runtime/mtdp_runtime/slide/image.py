@@ -1,0 +1,241 @@
+"""Images that OpenSlide does not read, or not in full: OME-TIFF, TIFF without tiles, PNG, JPEG.
+
+tifffile knows the structure of a TIFF and imagecodecs decodes it; Pillow reads the rest. A TIFF is read segment by
+segment (its tiles or strips), a PNG or JPEG is decoded whole and held. Only 8-bit RGB or RGBA is taken: what the
+colours of anything else mean is not for us to guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import cv2
+import numpy as np
+import PIL
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
+from mtdp_runtime.slide import Level, SlideInfo
+from mtdp_runtime.slide.resample import resample_into
+from mtdp_runtime.slide.scale import Scale, ome_scale, scale_of_tags
+from mtdp_runtime.slide.tile_cache import Key, TileCache
+from mtdp_runtime.slide.window import window_of
+
+TIFF_SUFFIXES: Final = frozenset({".tif", ".tiff"})
+PLAIN_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg"})
+_CACHE_BYTES: Final = 256 << 20
+_MOST_SEGMENT_BYTES: Final = 1 << 30  # what is decoded in one piece
+_WHITE: Final = (255, 255, 255)
+_UNITS: Final = {2: "inch", 3: "centimeter"}  # TIFF 6.0, ResolutionUnit
+
+
+class NotAnImage(Exception):
+    """Why a file is not read here."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """A level as a raster of segments, each decoded at once."""
+
+    width: int
+    height: int
+    piece_width: int
+    piece_height: int
+    decode: Callable[[int], NDArray[np.uint8]]  # number -> uint8[piece_height or less, piece_width or less, 3]
+
+    @property
+    def across(self) -> int:
+        return -(-self.width // self.piece_width)
+
+
+class ImageReader:
+    """A TIFF, PNG or JPEG as a slide."""
+
+    def __init__(self, path: Path, slide_mpp: float | None, given_by: str, reason: str) -> None:
+        """Open a file.
+
+        Raises:
+            NotAnImage: it is not one of these, or not 8-bit RGB.
+            SlideUnreadable: its pixels are not square.
+        """
+        self._path = path
+        self._cache = TileCache(_CACHE_BYTES)
+        self._file = -1
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            self._file = os.open(path, os.O_RDONLY)
+            try:
+                self._levels, scale, vendor = _tiff(path, self._file)
+            except (NotAnImage, SlideUnreadable):
+                os.close(self._file)
+                raise
+            reader = f"tifffile {tifffile.__version__}"
+        else:
+            self._levels, scale, vendor = _plain(path)
+            reader = f"Pillow {PIL.__version__}"
+        first = self._levels[0]
+        self.info = SlideInfo(
+            path=path,
+            size_bytes=path.stat().st_size,
+            vendor=vendor,
+            levels=tuple(Level(one.width, one.height, first.width / one.width) for one in self._levels),
+            mpp=slide_mpp if slide_mpp is not None else scale[0],
+            mpp_source=given_by if slide_mpp is not None else scale[1],
+            bounds=(0, 0, first.width, first.height),
+            background=_WHITE,
+            quickhash=_quickhash(path),
+            reader=reader,
+            reader_reason=reason,
+        )
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        window = window_of(self.info.levels, x0, y0, out.shape[1], out.shape[0], scale)
+        level = self._levels[window.level]
+        source = np.empty((window.height, window.width, 3), np.uint8)
+        source[...] = self.info.background
+        left, top = max(window.lx, 0), max(window.ly, 0)
+        right, bottom = min(window.lx + window.width, level.width), min(window.ly + window.height, level.height)
+        wide, high = level.piece_width, level.piece_height
+        if right > left and bottom > top:
+            for row in range(top // high, -(-bottom // high)):
+                for column in range(left // wide, -(-right // wide)):
+                    key = (window.level, 1, row * level.across + column)
+                    piece = self._piece(key, x0, y0)
+                    y, y_end = max(row * high, top), min((row + 1) * high, bottom)
+                    x, x_end = max(column * wide, left), min((column + 1) * wide, right)
+                    source[y - window.ly : y_end - window.ly, x - window.lx : x_end - window.lx] = piece[
+                        y - row * high : y_end - row * high, x - column * wide : x_end - column * wide
+                    ]
+                    self._cache.release(key)
+        if window.repeat_x or window.repeat_y:
+            source = cv2.copyMakeBorder(source, 0, window.repeat_y, 0, window.repeat_x, cv2.BORDER_REPLICATE)
+        resample_into(out, source, window.scale)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _decode(self, key: Key, out: NDArray[np.uint8]) -> None:
+        """Fill out with a piece; the last ones of a level may be smaller."""
+        piece = self._levels[key[0]].decode(key[2])
+        out[: piece.shape[0], : piece.shape[1]] = piece
+
+    def _piece(self, key: Key, x0: int, y0: int) -> NDArray[np.uint8]:
+        """Return uint8[piece_height, piece_width, 3], to be released."""
+        level = self._levels[key[0]]
+        try:
+            return self._cache.acquire(key, (level.piece_height, level.piece_width, 3), self._decode)
+        except Exception as error:  # each codec has errors of its own
+            raise TileUnreadable(
+                f"{self._path}: cannot decode segment {key[2]} of level {key[0]}, needed at ({x0}, {y0}): {error}",
+                hint="The file is damaged there: compare its checksum with the original and copy it again.",
+            ) from error
+
+
+def on_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return uint8[H, W, 3] of RGB or RGBA (not premultiplied): what is transparent becomes white."""
+    if pixels.shape[2] == 3:
+        return pixels
+    weight = pixels[..., 3:].astype(np.float32) / 255
+    return np.asarray(np.rint(pixels[..., :3] * weight + 255 * (1 - weight)), np.uint8)
+
+
+def _quickhash(path: Path) -> str:
+    """Return what tells the file from another of its name: its first and last MiB."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(1 << 20))
+        stream.seek(max(0, path.stat().st_size - (1 << 20)))
+        digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def _plain(path: Path) -> tuple[tuple[_Pieces, ...], Scale, str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.mode not in ("RGB", "RGBA"):
+                    raise NotAnImage(f"its pixels are {image.mode}, not 8-bit RGB")
+                pixels = on_white(np.asarray(image))
+                dpi, kind = image.info.get("dpi", ("", "")), str(image.format)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise NotAnImage(f"Pillow refuses it: {error}") from error
+    height, width, _ = pixels.shape
+    scale = scale_of_tags(path, str(dpi[0]), str(dpi[1]), "inch")
+    return (_Pieces(width, height, width, height, lambda _: pixels),), scale, kind
+
+
+def _tiff(path: Path, file: int) -> tuple[tuple[_Pieces, ...], Scale, str]:
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            description = tiff.pages[0].description or ""
+            scale = ome_scale(path, description) or _tags(path, tiff.pages[0])
+            pages = [level.keyframe for level in tiff.series[0].levels]
+            for level in tiff.series[0].levels:
+                if len(level.pages) != 1:
+                    raise NotAnImage(f"an image of {len(level.pages)} planes (channels, depths or times), not RGB")
+            levels = tuple(_pieces(page, file) for page in pages)
+            return levels, scale, "ome-tiff" if tiff.is_ome else "tiff"
+    except (NotAnImage, SlideUnreadable):
+        raise
+    except Exception as error:  # a damaged structure finds many ways
+        raise NotAnImage(f"tifffile refuses it: {error}") from error
+
+
+def _tags(path: Path, page: Any) -> Scale:
+    texts = []
+    for name in ("XResolution", "YResolution"):
+        tag = page.tags.get(name)
+        texts.append(str(tag.value[0] / tag.value[1]) if tag is not None and tag.value[1] else "")
+    unit = page.tags.get("ResolutionUnit")
+    return scale_of_tags(path, texts[0], texts[1], _UNITS.get(int(unit.value) if unit is not None else 2, ""))
+
+
+def _pieces(page: Any, file: int) -> _Pieces:
+    if page.dtype != np.uint8 or page.samplesperpixel not in (3, 4) or page.imagedepth != 1:
+        raise NotAnImage(f"its pixels are {page.samplesperpixel} x {page.dtype}, not 8-bit RGB")
+    if int(page.photometric) not in (2, 6):
+        raise NotAnImage(f"its colours are {page.photometric.name}, not RGB")
+    if int(page.planarconfig) != 1:
+        raise NotAnImage("its colours lie in separate planes")
+    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise NotAnImage(f"compression {int(page.compression)} is unknown")
+    width, height = int(page.imagewidth), int(page.imagelength)
+    wide, high = (page.tilewidth, page.tilelength) if page.is_tiled else (width, min(page.rowsperstrip, height))
+    wide, high = int(wide), int(high)
+    if wide * high * page.samplesperpixel > _MOST_SEGMENT_BYTES:
+        raise NotAnImage(f"one strip or tile of it has {wide} x {high} px: convert it to a tiled TIFF")
+    if len(page.dataoffsets) != (-(-width // wide)) * (-(-height // high)):
+        raise NotAnImage(f"{len(page.dataoffsets)} segments do not make {width} x {height} px")
+    offsets, sizes, tables = tuple(page.dataoffsets), tuple(page.databytecounts), page.jpegtables
+    decode = page.decode  # knows the page's compression, predictor and colours, and holds no file
+
+    def one(number: int) -> NDArray[np.uint8]:
+        if not sizes[number]:  # never scanned
+            return np.full((high, wide, 3), 255, np.uint8)
+        data = os.pread(file, sizes[number], offsets[number])
+        if len(data) < sizes[number]:
+            raise OSError(f"the file ends {sizes[number] - len(data)} bytes too early")
+        pixels, _, shape = decode(data, number, jpegtables=tables)
+        if pixels is None:
+            return np.full((high, wide, 3), 255, np.uint8)
+        rows, columns = min(high, height - number // (-(-width // wide)) * high), wide
+        if pixels.shape[1] < rows or pixels.shape[2] < min(columns, shape[2]):
+            raise ValueError(f"{pixels.shape[2]} x {pixels.shape[1]} px where {columns} x {rows} were expected")
+        return on_white(np.ascontiguousarray(pixels[0]))
+
+    return _Pieces(width, height, wide, high, one)

@@ -1,0 +1,72 @@
+"""What a run says of itself: the check against the reference, and the estimate before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mtdp_runtime.backends.onnxruntime import OnnxRuntime
+from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.check import Check, check_rows
+from mtdp_runtime.estimate import engine_speed, output_bytes
+from mtdp_runtime.slide.open import open_slide
+from support import TILE_PX, extract
+
+
+def test_a_check_is_printed_stored_and_would_fail(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slide, out = make_slide(lossy=True), tmp_path / "o"
+    result = extract(slide, "--model", tiny_bundle, "--out", out, "--check", 20, "--json")
+    assert result.returncode == 0, result.stderr
+    line = json.loads(result.stdout)["check"]
+    assert line["tiles"] == 20
+    assert line["min_cosine"] > 0.999999
+    assert line["reference"].startswith("openslide ")
+    assert "fp32" in line["reference"]
+    features = out / "slide.h5"
+    with h5py.File(features, "r+") as file:
+        assert json.loads(file.attrs["check"]) == line
+        rows = file["features"][:]
+        file["features"][:] = np.roll(rows, 1, axis=1)
+    with OnnxRuntime.load(load_bundle(tiny_bundle), "fp32", 16, 1) as engine, open_slide(slide) as opened:
+        found = check_rows(features, opened.info, 1.0, TILE_PX, Check(20, engine))
+    assert found is not None
+    assert found.min_cosine < 0.99, "features of another model are found out"
+
+
+def test_no_tile_no_check(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    arguments = ("--model", tiny_bundle, "--out", tmp_path / "o", "--mpp", 20, "--check", 3, "--json")
+    line = json.loads(extract(make_slide(), *arguments).stdout)
+    assert line["status"] == "no-tissue"
+    assert "check" not in line
+
+
+def test_a_dry_run_says_tiles_bytes_seconds_and_where_from(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = extract(make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o", "--dry-run", "--json")
+    assert result.returncode == 0, result.stderr
+    line = json.loads(result.stdout)
+    assert line["tiles"] == 144
+    assert line["estimated_s"] > 0
+    assert "measured now" in line["estimate_from"]
+    assert "over 12 tiles of this slide" in line["estimate_from"]
+    assert not (tmp_path / "o").exists()
+    extract(make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o")
+    with h5py.File(tmp_path / "o" / "slide.h5") as file:
+        names = ("features", "coords", "status", "tissue_fraction")
+        stored = sum(file[name].size * file[name].dtype.itemsize for name in names)
+    assert line["bytes"] == output_bytes(144, 12) == stored
+
+
+def test_the_speed_is_of_this_engine(tiny_bundle: Path) -> None:
+    with OnnxRuntime.load(load_bundle(tiny_bundle), "fp32", 4, 1) as engine:
+        speed = engine_speed(engine, TILE_PX)
+    assert speed.tiles >= 4
+    assert speed.tiles_per_s > 0
+    assert speed.engine == f"{engine.name}, fp32"

@@ -1,0 +1,243 @@
+"""Masks that the user gives: what they cover, and which are refused before work starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtdp_runtime.errors import UsageError
+from mtdp_runtime.grid import Grid
+from mtdp_runtime.mask import check_fits, coverage, load_mask
+from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.tissue import TissueSettings, find_tissue, tissue_fractions
+from support import extract, info_of, one_error
+
+SQUARE = [[[100, 100], [500, 100], [500, 500], [100, 500], [100, 100]]]
+HOLED = [*SQUARE, [[200, 200], [400, 200], [400, 400], [200, 400], [200, 200]]]
+INFO = info_of(1024, 768, 0.5)
+
+
+def polygon(rings: Any) -> dict[str, Any]:
+    return {"type": "Polygon", "coordinates": rings}
+
+
+def feature(geometry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "id": "5f1c",
+        "geometry": geometry,
+        "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
+    }
+
+
+def write(path: Path, what: Any) -> Path:
+    path.write_text(json.dumps(what))
+    return path
+
+
+def area0(path: Path) -> float:
+    """Level-0 pixels that the mask covers."""
+    scale = 16.0
+    return float(coverage(load_mask(path), INFO, scale, 64, 48).sum() * scale**2)
+
+
+@pytest.mark.parametrize(
+    ("what", "area"),
+    [
+        (polygon(SQUARE), 160_000),
+        (polygon(HOLED), 120_000),
+        (feature(polygon(HOLED)), 120_000),
+        ({"type": "FeatureCollection", "features": [feature(polygon(SQUARE))]}, 160_000),
+        ([feature(polygon(SQUARE)), feature(polygon(HOLED))], 160_000),  # a union: a hole in one is filled by the other
+        ({"type": "MultiPolygon", "coordinates": [HOLED, [[[600, 0], [700, 0], [700, 100], [600, 100]]]]}, 130_000),
+        (
+            {"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [1, 1]}, polygon(SQUARE)]},
+            160_000,
+        ),
+    ],
+)
+def test_geojson_covers_its_area(tmp_path: Path, what: Any, area: float) -> None:
+    assert area0(write(tmp_path / "mask.geojson", what)) == pytest.approx(area, rel=0.03)
+
+
+@given(
+    points=st.lists(st.tuples(st.floats(0, 1024), st.floats(0, 768)), min_size=3, max_size=3), scale=st.floats(8, 40)
+)
+def test_a_triangle_covers_its_area(
+    tmp_path_factory: pytest.TempPathFactory, points: list[tuple[float, float]], scale: float
+) -> None:
+    path = write(tmp_path_factory.getbasetemp() / "triangle.geojson", polygon([points]))
+    (ax, ay), (bx, by), (cx, cy) = points
+    area = abs((bx - ax) * (cy - ay) - (cx - ax) * (by - ay)) / 2
+    outline = sum(np.hypot(q[0] - p[0], q[1] - p[1]) for p, q in zip(points, points[1:] + points[:1], strict=True))
+    shape = (int(np.ceil(1024 / scale)), int(np.ceil(768 / scale)))
+    covered = coverage(load_mask(path), INFO, scale, *shape).sum() * scale**2
+    # cells are an eighth of a pixel; a line is at most about one cell too thick
+    assert abs(covered - area) <= (outline + 4 * scale) * scale / 8
+
+
+def test_a_tile_counts_by_area_and_not_by_its_centre(tmp_path: Path) -> None:
+    """A strip through the centre of a tile, an eighth of its width."""
+    strip = polygon([[[120, 0], [136, 0], [136, 128], [120, 128]]])
+    mask = load_mask(write(tmp_path / "mask.geojson", strip))
+    with_image = np.zeros((48, 64), np.float32)
+    with_image[:] = coverage(mask, INFO, 16.0, 64, 48)
+    grid = Grid(tile_px=64, scale=1.0, step0=64.0, columns=16, rows=12)
+    from mtdp_runtime.tissue import TissueMask
+
+    image = np.zeros((48, 64, 3), np.uint8)
+    tissue = TissueMask(with_image >= 0.5, image, 16.0, 0, 0, 8.0, 0.0, 0, with_image)
+    fractions = tissue_fractions(tissue, grid).reshape(12, 16)
+    np.testing.assert_allclose(fractions[0, 1:3], 0.125, atol=0.04)
+    assert fractions[0, 3:].max() == 0
+
+
+def label_image(mode: str, labels: NDArray[np.uint8]) -> Image.Image:
+    if mode == "RGBA":
+        rgba = np.zeros((*labels.shape, 4), np.uint8)
+        rgba[..., 2], rgba[..., 3] = labels, 255
+        return Image.fromarray(rgba)
+    image = Image.fromarray(labels)
+    if mode == "P":
+        image = image.convert("P")
+        image.putpalette([255, 255, 255, 0, 0, 0] * 4)  # the colour of label 0 is white: the label counts
+    if mode == "1":
+        return image.point(lambda v: 255 * (v > 0)).convert("1")
+    return image
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA"])
+@pytest.mark.parametrize("size", [(64, 48), (256, 192), (33, 25), (1024, 768)])
+def test_a_label_image_covers_its_area(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+    width, height = size
+    labels = np.zeros((height, width), np.uint8)
+    labels[height // 4 : height // 2, width // 4 : width // 2] = 3
+    part = (height // 2 - height // 4) * (width // 2 - width // 4) / (width * height)
+    label_image(mode, labels).save(tmp_path / "mask.png")
+    assert area0(tmp_path / "mask.png") == pytest.approx(part * 1024 * 768, rel=0.06)
+
+
+def test_polygons_start_where_the_scanned_area_starts(tmp_path: Path) -> None:
+    """As in QuPath, which crops a slide to openslide.bounds-*."""
+    info = info_of(4000, 4000, 0.5, bounds=(2000, 1000, 1024, 768))
+    mask = load_mask(write(tmp_path / "mask.geojson", polygon(SQUARE)))
+    check_fits(mask, info)
+    covered = coverage(mask, info, 16.0, 64, 48)
+    assert covered[15, 15] == 1
+    assert covered[40, 40] == 0
+
+
+def test_a_label_image_of_the_whole_slide_is_cut_to_the_scanned_area(tmp_path: Path) -> None:
+    info = info_of(4000, 4000, 0.5, bounds=(2000, 1000, 1024, 768))
+    labels = np.zeros((400, 400), np.uint8)
+    labels[100:200, 200:250] = 1  # x from 2000 to 2500, y from 1000 to 2000
+    Image.fromarray(labels).save(tmp_path / "mask.png")
+    covered = coverage(load_mask(tmp_path / "mask.png"), info, 10.0, 103, 77)
+    assert covered[:, :50].min() == 1
+    assert covered[:, 51:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.geojson", "{", "not a GeoJSON mask"),
+        ("m.geojson", '{"type": "Sphere"}', "unknown type 'Sphere'"),
+        ("m.geojson", '{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "a ring of 2 points"),
+        ("m.geojson", '{"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [2, 2]]]}', "not a GeoJSON mask"),
+        ("m.geojson", '{"type": "Polygon", "coordinates": [[[NaN, 0], [1, 1], [2, 2]]]}', "a coordinate that no slide"),
+        ("m.geojson", "[" * 100_000, "not a GeoJSON mask"),
+        ("m.geojson", '{"type": "FeatureCollection", "features": []}', "holds no polygon"),
+        ("m.geojson", '{"type": "LineString", "coordinates": [[0, 0], [1, 1]]}', "holds no polygon"),
+        ("m.png", "no picture", "neither GeoJSON"),
+    ],
+)
+def test_what_is_no_mask_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_mask(tmp_path / name)
+    assert caught.value.hint
+
+
+def test_a_run_takes_a_mask_and_remembers_which(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slide, out = make_slide(), tmp_path / "out"
+    mask = write(tmp_path / "mask.geojson", feature(polygon([[[512, 0], [768, 0], [768, 128], [512, 128]]])))
+    result = extract(slide, "--mask", mask, "--model", tiny_bundle, "--out", out)
+    assert result.returncode == 0, result.stderr
+    with h5py.File(out / "slide.h5") as file:
+        assert file["coords"][:].tolist() == [[x, y] for y in (0, 64) for x in (512, 576, 640, 704)]
+        np.testing.assert_allclose(file["tissue_fraction"][:], 1, atol=0.05)
+        assert file.attrs["tissue_source"] == "given by mask.geojson"
+        assert json.loads(file.attrs["made_of"])["mask"] == load_mask(mask).digest
+    assert "given by mask.geojson" in (out / "report" / "slide.html").read_text()
+
+    write(mask, polygon([[[512, 0], [576, 0], [576, 64], [512, 64]]]))
+    result = extract(slide, "--mask", mask, "--model", tiny_bundle, "--out", out)
+    assert "mask is" in result.stderr, "another mask is another result"
+    assert result.returncode == 1
+
+
+def test_a_manifest_gives_each_slide_its_mask(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_slide("a.tiff")
+    make_slide("b.tiff")
+    write(tmp_path / "a.geojson", polygon([[[512, 0], [576, 0], [576, 64], [512, 64]]]))
+    (tmp_path / "slides.csv").write_text("Slide, MPP ,mask\na.tiff,,a.geojson\nb.tiff,,\n")
+    result = extract(tmp_path / "slides.csv", "--model", tiny_bundle, "--out", tmp_path / "o", "--json")
+    assert result.returncode == 0, result.stderr
+    assert [json.loads(line)["tiles"] for line in result.stdout.splitlines()] == [1, 144]
+
+
+class TestSaidBeforeWorkStarts:
+    """Exit code 2 and not one output, also where the first slide's mask is good."""
+
+    def refused(self, tmp_path: Path, tiny_bundle: Path, *arguments: object) -> str:
+        result = extract(*arguments, "--model", tiny_bundle, "--out", tmp_path / "o")
+        assert result.returncode == 2
+        assert not (tmp_path / "o").exists()
+        return one_error(result)
+
+    def test_a_mask_of_another_slide(self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
+        make_slide("a.tiff")
+        make_slide("b.tiff")
+        write(tmp_path / "a.geojson", polygon(SQUARE))
+        write(tmp_path / "b.geojson", polygon([[[9000, 100], [9500, 100], [9500, 500]]]))
+        manifest = tmp_path / "slides.csv"
+        manifest.write_text("slide,mask\na.tiff,a.geojson\nb.tiff,b.geojson\n")
+        message = self.refused(tmp_path, tiny_bundle, manifest)
+        assert "(9000, 100) to (9500, 500), outside of" in message
+
+    def test_an_image_of_another_shape(
+        self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        Image.new("L", (100, 100), 1).save(tmp_path / "m.png")
+        message = self.refused(tmp_path, tiny_bundle, make_slide(), "--mask", tmp_path / "m.png")
+        assert "another shape" in message
+
+    def test_a_mask_that_is_not_there(self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
+        message = self.refused(tmp_path, tiny_bundle, make_slide(), "--mask", tmp_path / "gone.geojson")
+        assert "gone.geojson: the mask cannot be read: No such file" in message
+
+    def test_one_mask_for_two_slides(self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
+        mask = write(tmp_path / "m.geojson", polygon(SQUARE))
+        slides = (make_slide("a.tiff"), make_slide("b.tiff"))
+        assert "one mask for 2 slides" in self.refused(tmp_path, tiny_bundle, *slides, "--mask", mask)
+
+
+def test_a_real_slide(slides_dir: Path, tmp_path: Path) -> None:
+    mask = load_mask(write(tmp_path / "mask.geojson", polygon(HOLED)))
+    with open_slide(slides_dir / "CMU-1-Small-Region.svs") as slide:
+        tissue = find_tissue(slide, TissueSettings(), mask)
+    assert tissue.area_mm2 == pytest.approx(120_000 * 0.499**2 / 1e6, rel=0.03)

@@ -1,0 +1,119 @@
+"""Slides on slow storage: copied one ahead, and nothing of it stays."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mtdp_runtime import staging
+from mtdp_runtime.staging import PREFIX, Staging
+from support import extract
+
+
+def nothing() -> None:
+    pass
+
+
+def test_a_copy_is_the_slide_and_goes(make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    slide, said = make_slide(), []
+    with Staging(tmp_path / "stage", said.append) as stage:
+        stage.begin(slide)
+        local = stage.wait(slide, nothing)
+        assert local != slide
+        assert local.name == slide.name
+        assert local.read_bytes() == slide.read_bytes()
+        stage.remove(slide)
+        assert not local.exists()
+        stage.begin(slide)
+        stage.wait(slide, nothing)
+    assert list((tmp_path / "stage").iterdir()) == []
+    assert said == []
+
+
+def test_a_slide_of_many_files_comes_whole(tmp_path: Path, slides_dir: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a.mrxs", "a/Slidedat.ini", "a/Data0000.dat", "b.svs"):
+        (tmp_path / name).write_text(name)
+    case = tmp_path / "case"
+    case.mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        shutil.copyfile(slides_dir / "odd" / "boxes_0.dcm", case / name)
+    shutil.copyfile(slides_dir / "odd" / "sm_image.dcm", case / "another.dcm")
+    with Staging(tmp_path / "stage", lambda _: None) as stage:
+        for slide in (tmp_path / "a.mrxs", case / "1.dcm"):
+            stage.begin(slide)
+        local = stage.wait(tmp_path / "a.mrxs", nothing)
+        there = sorted(str(p.relative_to(local.parent)) for p in local.parent.rglob("*") if p.is_file())
+        assert there == ["a.mrxs", "a/Data0000.dat", "a/Slidedat.ini"]
+        local = stage.wait(case / "1.dcm", nothing)
+        assert sorted(p.name for p in local.parent.iterdir()) == ["1.dcm", "2.dcm"]
+
+
+def test_a_full_disk_is_said_and_the_slide_read_in_place(
+    make_slide: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_SPARE_BYTES", 1 << 60)
+    slide, said = make_slide(), []
+    with Staging(tmp_path / "stage", said.append) as stage:
+        stage.begin(slide)
+        assert stage.wait(slide, nothing) == slide
+    assert len(said) == 1
+    assert "read in place" in said[0]
+
+
+def test_what_a_killed_run_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    for name in ("dead", "living"):
+        (tmp_path / f"{PREFIX}{name}").mkdir()
+        (tmp_path / f"{PREFIX}{name}" / "lock").touch()
+    (tmp_path / "mine").touch()
+    with (tmp_path / f"{PREFIX}living" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Staging(tmp_path, print):
+            pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", f"{PREFIX}living"]
+
+
+def test_a_staged_run_gives_the_same_and_names_the_slides_own_path(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slides = [make_slide(f"{name}.tiff", seed=i) for i, name in enumerate("ab")]
+    (tmp_path / "c.tiff").write_bytes(b"no slide")
+    arguments = (*slides, tmp_path / "c.tiff", "--model", tiny_bundle, "--json", "--no-report")
+    extract(*arguments, "--out", tmp_path / "plain")
+    result = extract(*arguments, "--out", tmp_path / "staged", "--stage", tmp_path / "stage")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["status"] for line in lines] == ["done", "done", "failed"]
+    assert [line["slide"] for line in lines[:2]] == [str(slide) for slide in slides]
+    assert lines[2]["message"].startswith(f"{tmp_path / 'c.tiff'}: ")
+    for name in "ab":
+        with h5py.File(tmp_path / "plain" / f"{name}.h5") as a, h5py.File(tmp_path / "staged" / f"{name}.h5") as b:
+            np.testing.assert_array_equal(a["features"][:], b["features"][:])
+            assert a.attrs["made_of"] == b.attrs["made_of"]
+    assert list((tmp_path / "stage").iterdir()) == []
+
+
+def test_a_signal_leaves_nothing(make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from mtdp_runtime.staging import Staging\n"
+        "with Staging(Path(sys.argv[1]), print) as s:\n"
+        "    s.begin(Path(sys.argv[2])); s.wait(Path(sys.argv[2]), lambda: None)\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "stage"), str(make_slide())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert len(list((tmp_path / "stage").rglob("*.tiff"))) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert list((tmp_path / "stage").iterdir()) == []
