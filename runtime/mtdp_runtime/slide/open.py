@@ -8,7 +8,7 @@ from pathlib import Path
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
-from mtdp_runtime.slide.tiled_jpeg import NotUnderstood, TiledJpegReader
+from mtdp_runtime.slide.tiled_tiff import NotUnderstood, TiledTiffReader
 
 
 def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str = "the caller") -> Slide:
@@ -31,7 +31,7 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         raise SlideUnreadable(f"{file}: the file is empty (0 bytes)", hint="Copy it again.")
     reference = OpenSlideReader(file, slide_mpp, given_by)
     try:
-        return TiledJpegReader(reference)
+        return TiledTiffReader(reference)
     except NotUnderstood as reason:
         reference.info = replace(reference.info, reader_reason=f"the fast reader does not read this: {reason}")
         return reference
