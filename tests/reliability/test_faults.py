@@ -48,7 +48,7 @@ def statuses(out: Path) -> list[tuple[str, str]]:
 
 # A decoder that a slide called b crashes or hangs: it is reached as a real one is, from the reading threads.
 BAD_DECODER = """
-    import mtdp_runtime.slide.tiled_jpeg as reader, os, signal, time, mtdp_runtime.pipeline as pipeline
+    import mtdp_runtime.slide.tiled_tiff as reader, os, signal, time, mtdp_runtime.pipeline as pipeline
     read_tile = pipeline.read_tile
     def bad(slide, *arguments):
         if slide.info.path.name.startswith("b"):
@@ -202,7 +202,7 @@ def test_a_slide_that_vanishes_fails_or_is_read_to_its_end(
 ) -> None:
     """On a local disk an open file stays; on a network share each further read fails. Here: no handle survives."""
     vanish = """
-        import os, mtdp_runtime.slide.tiled_jpeg as fast, mtdp_runtime.pipeline as pipeline
+        import os, mtdp_runtime.slide.tiled_tiff as fast, mtdp_runtime.pipeline as pipeline
         read_tile, count = pipeline.read_tile, []
         def stale(slide, *arguments):
             count.append(1)

@@ -12,7 +12,7 @@ from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.dicom import the_series
 from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage
 from mtdp_runtime.slide.openslide import OpenSlideReader
-from mtdp_runtime.slide.tiled_jpeg import NotUnderstood, TiledJpegReader
+from mtdp_runtime.slide.tiled_tiff import NotUnderstood, TiledTiffReader
 
 
 def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str = "the caller") -> Slide:
@@ -51,7 +51,7 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         except NotAnImage as reason:
             raise SlideUnreadable(f"{file}: {reason}", hint="Export it as 8-bit RGB.") from reason
     try:
-        return TiledJpegReader(reference)
+        return TiledTiffReader(reference)
     except NotUnderstood as reason:
         reference.info = replace(reference.info, reader_reason=f"the fast reader does not read this: {reason}")
         return reference

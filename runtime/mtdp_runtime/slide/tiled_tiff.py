@@ -1,8 +1,9 @@
-"""The fast reader: tiled JPEG in a TIFF or an Aperio SVS, straight from the file.
+"""The fast reader: tiles of JPEG or JPEG 2000 in a TIFF or an Aperio SVS, straight from the file.
 
-OpenSlide stays the authority: it opens the slide and states its facts, and every read that meets something unusual (a
-missing tile, a tile that does not decode) is handed to it. What is gained is that a compressed tile is read once,
-decoded once, by libjpeg-turbo, without a detour over ARGB and PIL.
+OpenSlide stays the authority: it opens the slide and states its facts, and a read that meets something unusual (a JPEG
+tile that does not decode) is handed to it. A damaged JPEG 2000 tile is not, since OpenSlide would make up pixels. What
+is gained is that a compressed tile is read once and decoded once, without a detour over ARGB and PIL, and that where
+nothing was scanned nothing is read.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
+import imagecodecs
 import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
+from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.slide import Slide, SlideInfo, reduction_for, tile_jpeg2000
 from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE, resample_into
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.tile_jpeg import REDUCTIONS, decode_tile
@@ -26,7 +29,9 @@ from mtdp_runtime.slide.window import Window, reduced, window_of
 _CACHE_BYTES: Final = 256 << 20  # two rows of tiles of a slide 160,000 px wide
 _VENDORS: Final = frozenset({"aperio", "generic-tiff"})
 _JPEG: Final = 7
+_JPEG_2000: Final = {33003: "YCBCR", 33005: "RGB"}  # Aperio's compressions say how the colours are held
 _COLOUR_SPACES: Final = {2: "RGB", 6: "YCBCR"}  # TIFF's photometric interpretation: how the JPEG holds its colours
+_PROBES: Final = 16  # tiles that may be damaged before a level's first whole header is found
 
 
 class NotUnderstood(Exception):
@@ -50,10 +55,12 @@ class _TiledLevel:
     sizes_bytes: tuple[int, ...]
     tables: bytes | None
     colour_space: str
+    jpeg_2000: bool
+    scanned: NDArray[np.bool_]  # [rows, across]: tiles that have bytes
 
 
-class TiledJpegReader:
-    """A slide whose levels are all tiled JPEG."""
+class TiledTiffReader:
+    """A slide whose levels are all tiled JPEG or JPEG 2000."""
 
     def __init__(self, reference: Slide) -> None:
         """Take over an open slide.
@@ -63,18 +70,33 @@ class TiledJpegReader:
         """
         self._reference = reference
         self._levels = _levels_of(reference.info)
+        # Where tiles are missing, OpenSlide draws Aperio's coarser levels from the finer ones, far around each of them.
+        missing = any(not level.scanned.all() for level in self._levels)
+        self._drawn_from_finer = missing and reference.info.vendor == "aperio"
+        codecs = sorted({"JPEG 2000" if level.jpeg_2000 else "JPEG" for level in self._levels})
+        versions = {
+            "JPEG": f"simplejpeg {simplejpeg.__version__}",
+            "JPEG 2000": f"imagecodecs {imagecodecs.__version__}, {imagecodecs.jpeg2k_version()}",
+        }
         self._cache = TileCache(_CACHE_BYTES)
         self._own = threading.local()
         self._file = os.open(reference.info.path, os.O_RDONLY)
         self.info = replace(
             reference.info,
-            reader=f"mtdp tiled JPEG (simplejpeg {simplejpeg.__version__}), {reference.info.reader}",
-            reader_reason="every level is tiled JPEG",
+            reader=f"mtdp tiled {' and '.join(codecs)} ({', '.join(versions[codec] for codec in codecs)}), "
+            f"{reference.info.reader}",
+            reader_reason=f"every level is tiled {' or '.join(codecs)}",
             reductions=REDUCTIONS if all(_reducible(level) for level in self._levels) else (),
         )
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
         window = window_of(self.info.levels, x0, y0, out.shape[1], out.shape[0], scale)
+        if window.level and self._drawn_from_finer:
+            self._reference.read_into(out, x0, y0, scale)
+            return
+        if not self._scanned(window):
+            out[...] = self.info.background
+            return
         reduction = reduction_for(self.info, scale) if window.scale >= 2 else 1
         if reduction > 1:
             smaller = reduced(window, self.info.levels[window.level], reduction, out.shape[1], out.shape[0])
@@ -106,6 +128,13 @@ class TiledJpegReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _scanned(self, window: Window) -> bool:
+        """Tell whether any of the window was scanned."""
+        level = self._levels[window.level]
+        rows = slice(max(window.ly, 0) // level.tile_height, -(-(window.ly + window.height) // level.tile_height))
+        columns = slice(max(window.lx, 0) // level.tile_width, -(-(window.lx + window.width) // level.tile_width))
+        return rows.stop > 0 < columns.stop and bool(level.scanned[rows, columns].any())
+
     def _scratch(self, height: int, width: int) -> NDArray[np.uint8]:
         """Return uint8[height, width, 3], this thread's own until its next call."""
         memory: NDArray[np.uint8] | None = getattr(self._own, "memory", None)
@@ -131,7 +160,8 @@ class TiledJpegReader:
         shape = (tile_height, tile_width, 3)
         if len(rows) == len(columns) == 1 and target.shape == shape and target.flags.c_contiguous:
             key = (window.level, reduction, rows[0] * level.across + columns[0])
-            if bottom - top == tile_height and right - left == tile_width and not self._cache.holds(key):
+            scanned = level.scanned[rows[0], columns[0]]
+            if scanned and bottom - top == tile_height and right - left == tile_width and not self._cache.holds(key):
                 self._decode(key, target)
                 return
         # Tiles come row by row: what the next row of them needs, too, is kept, and little more.
@@ -140,9 +170,13 @@ class TiledJpegReader:
             y, y_end = max(row * tile_height, top), min((row + 1) * tile_height, bottom)
             for column in columns:
                 x, x_end = max(column * tile_width, left), min((column + 1) * tile_width, right)
+                part = np.s_[y - window.ly : y_end - window.ly, x - window.lx : x_end - window.lx]
+                if not level.scanned[row, column]:
+                    target[part] = self.info.background
+                    continue
                 key = (window.level, reduction, row * level.across + column)
                 tile = self._cache.acquire(key, shape, self._decode)
-                target[y - window.ly : y_end - window.ly, x - window.lx : x_end - window.lx] = tile[
+                target[part] = tile[
                     y - row * tile_height : y_end - row * tile_height,
                     x - column * tile_width : x_end - column * tile_width,
                 ]
@@ -156,7 +190,18 @@ class TiledJpegReader:
             data = os.pread(self._file, size_bytes, level.offsets[number]) if size_bytes else b""
             if len(data) < size_bytes or not data:
                 raise _LeaveToOpenSlide
-            decode_tile(data, level.tables, level.colour_space, reduction, out)
+            if not level.jpeg_2000:
+                decode_tile(data, level.tables, level.colour_space, reduction, out)
+                return
+            try:
+                tile_jpeg2000.decode_tile(data, level.colour_space == "YCBCR", out)
+            except ValueError as error:
+                row, column = divmod(number, level.across)
+                raise TileUnreadable(
+                    f"{self.info.path}: cannot decode the tile in column {column}, row {row} of level {key[0]}: "
+                    f"JPEG 2000: {error}",
+                    hint="The file is damaged there: compare its checksum with the original and copy it again.",
+                ) from error
         except (OSError, OverflowError, MemoryError, ValueError) as error:
             # OpenSlide tries it again, on a handle of its own, and says what is wrong with it.
             raise _LeaveToOpenSlide from error
@@ -169,14 +214,36 @@ def _levels_of(info: SlideInfo) -> tuple[_TiledLevel, ...]:
     try:
         with tifffile.TiffFile(info.path) as tiff:
             pages: list[Any] = [page.aspage() for page in tiff.pages if page.is_tiled]
-            return tuple(_level_of(pages, level.width, level.height) for level in info.levels)
+            levels = tuple(_level_of(pages, level.width, level.height) for level in info.levels)
     except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, AttributeError) as error:
         raise NotUnderstood(f"its TIFF structure: {error}") from error
+    for level in levels:
+        if level.jpeg_2000:
+            _check_jpeg_2000(info, level)
+    return levels
+
+
+def _check_jpeg_2000(info: SlideInfo, level: _TiledLevel) -> None:
+    """Raise NotUnderstood unless the level's first whole tile is three components of 8 bits and full size."""
+    numbers = [number for number, size_bytes in enumerate(level.sizes_bytes) if size_bytes]
+    with info.path.open("rb") as stream:
+        for number in numbers[:_PROBES]:
+            stream.seek(level.offsets[number])
+            try:
+                header = tile_jpeg2000.read_header(stream.read(level.sizes_bytes[number]))
+            except ValueError:
+                continue
+            if (header.width, header.height) != (level.tile_width, level.tile_height):
+                raise NotUnderstood(f"JPEG 2000 of {header.width} x {header.height} px in a tile of another size")
+            if header.components != ((7, 1, 1),) * 3:
+                raise NotUnderstood(f"JPEG 2000 components (bits - 1, subsampling) {header.components}")
+            return
+    raise NotUnderstood("no JPEG 2000 header where one was expected")
 
 
 def _reducible(level: _TiledLevel) -> bool:
-    """Tell whether the reduced tiles lie side by side without a gap."""
-    return level.tile_width % max(REDUCTIONS) == 0 == level.tile_height % max(REDUCTIONS)
+    """Tell whether the decoder reduces, and the reduced tiles lie side by side without a gap."""
+    return not level.jpeg_2000 and level.tile_width % max(REDUCTIONS) == 0 == level.tile_height % max(REDUCTIONS)
 
 
 def _level_of(pages: list[Any], width: int, height: int) -> _TiledLevel:
@@ -184,8 +251,10 @@ def _level_of(pages: list[Any], width: int, height: int) -> _TiledLevel:
     if len(found) != 1:
         raise NotUnderstood(f"{len(found)} pages of {width} x {height} px, one was expected")
     page = found[0]
+    compression = int(page.compression)
+    if compression != _JPEG and compression not in _JPEG_2000:
+        raise NotUnderstood(f"compression {compression} ({_JPEG}, 33003 and 33005 are read here)")
     facts = {
-        "compression": (int(page.compression), _JPEG),
         "samples per pixel": (page.samplesperpixel, 3),
         "bits per sample": (page.bitspersample, 8),
         "planar configuration": (int(page.planarconfig), 1),
@@ -195,7 +264,7 @@ def _level_of(pages: list[Any], width: int, height: int) -> _TiledLevel:
     for name, (value, expected) in facts.items():
         if value != expected:
             raise NotUnderstood(f"{name} {value} ({expected} is read here)")
-    colour_space = _COLOUR_SPACES.get(int(page.photometric))
+    colour_space = _JPEG_2000.get(compression, _COLOUR_SPACES.get(int(page.photometric)))
     if colour_space is None:
         raise NotUnderstood(f"photometric interpretation {int(page.photometric)}")
     across, down = -(-width // page.tilewidth), -(-height // page.tilelength)
@@ -211,4 +280,6 @@ def _level_of(pages: list[Any], width: int, height: int) -> _TiledLevel:
         sizes_bytes=tuple(page.databytecounts),
         tables=page.jpegtables,
         colour_space=colour_space,
+        jpeg_2000=compression in _JPEG_2000,
+        scanned=(np.asarray(page.databytecounts) != 0).reshape(down, across),
     )
