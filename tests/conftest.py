@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Test processes run side by side; threads of each that wait for each other would double the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Laws are checked for truth, not for time: a shared machine may pause for long.
 settings.register_profile("mtdp", deadline=None)
 settings.load_profile("mtdp")
