@@ -4,7 +4,7 @@
 
 The slide is one tiled JPEG level, without a pyramid, whose missing tiles take no bytes, with tissue in two opposite
 corners, so that all of it counts as scanned. A new process extracts it. Prints one JSON object: the largest resident
-size of that process, the seconds of the tissue search and grid, those from its start to the first stored batch, and all.
+size of that process, the seconds of tissue search and grid, those from its start to the first stored batch, and all.
 """
 
 from __future__ import annotations
