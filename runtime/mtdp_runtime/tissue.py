@@ -84,7 +84,8 @@ def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None 
         return TissueMask(areas >= 0.5, image, scale, x0, y0, mpp, 0.0, unreadable_blocks, areas, source)
     mask, threshold = tissue_of(image, mpp, settings)
     mask |= unreadable
-    return TissueMask(mask, image, scale, x0, y0, mpp, threshold, unreadable_blocks)
+    pieces = int(cv2.connectedComponents(unreadable.view(np.uint8))[0]) - 1 if unreadable.any() else 0
+    return TissueMask(mask, image, scale, x0, y0, mpp, threshold, pieces)
 
 
 def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:
@@ -103,6 +104,7 @@ def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) ->
     saturation = cv2.GaussianBlur(hsv[..., 1], (blur_px, blur_px), 0)
     marks = pen_marks(image, mpp, settings)
     dark = (hsv[..., 2] < settings.darkest) | marks
+    del hsv  # of a huge slide it is 200 MB, and more follows
     saturation[dark] = 0
     otsu, _ = (
         cv2.threshold(saturation[~dark].reshape(-1, 1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
@@ -156,9 +158,11 @@ def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
     if not len(grid):
         return np.zeros(0, np.float32)
     # Summed areas, interpolated linearly between mask pixels: exact for a mask that is constant within its pixels.
-    areas = tissue.mask if tissue.areas is None else tissue.areas
-    sums = np.zeros((areas.shape[0] + 1, areas.shape[1] + 1))
-    sums[1:, 1:] = np.cumsum(np.cumsum(areas, axis=0, dtype=np.float64), axis=1)
+    sums: NDArray[np.float64] | NDArray[np.int32]
+    if tissue.areas is None:
+        sums = cv2.integral(tissue.mask.view(np.uint8), sdepth=cv2.CV_32S)
+    else:
+        sums = cv2.integral(tissue.areas.astype(np.float64), sdepth=cv2.CV_64F)
     origins = grid.origins()
     xs = origins[: grid.columns, 0].astype(np.float64)
     ys = origins[:: grid.columns, 1].astype(np.float64)
@@ -170,7 +174,7 @@ def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
     return np.clip(fractions, 0, 1).astype(np.float32).ravel()
 
 
-def _interpolate(rows: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+def _interpolate(rows: NDArray[np.float64] | NDArray[np.int32], positions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return float64[len(positions), columns]: rows, two or more, at fractional positions."""
     clipped = np.clip(positions, 0, len(rows) - 1)
     low = np.minimum(clipped.astype(np.int64), len(rows) - 2)

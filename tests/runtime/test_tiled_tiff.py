@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, TileUnreadable
+from mtdp_runtime.extraction import ExtractSettings, make_plan
 from mtdp_runtime.slide import Slide, resampling_of
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
@@ -253,3 +254,57 @@ def test_a_cut_jpeg_is_refused_at_a_reduction_too(cut: int) -> None:
     whole = imagecodecs.jpeg8_encode(stained(64, 64), level=90)
     with pytest.raises(ValueError):
         decode_tile(whole[:cut], None, "YCBCR", 2, np.zeros((32, 32, 3), np.uint8))
+
+
+def write_sparse(path: Path, side: int, vendor: str = "", tile: int = 256) -> Path:
+    """Write a level without a pyramid, stained in two opposite corners; elsewhere tiles take no bytes."""
+    across = side // tile
+    code = imagecodecs.jpeg8_encode(stained(tile, tile)[:, ::-1].copy(), level=85)
+    tiles = [code if number in (0, across * across - 1) else b"" for number in range(across * across)]
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        tiff.write(
+            iter(tiles),
+            shape=(side, side, 3),
+            dtype="uint8",
+            tile=(tile, tile),
+            photometric="ycbcr",
+            subsampling=(2, 2),
+            compression="jpeg",
+            resolution=(20000, 20000),
+            resolutionunit="CENTIMETER",
+            metadata=None,
+            description=vendor,
+        )
+    return path
+
+
+@pytest.mark.parametrize("vendor", ["", "Aperio Image Library v11\n1024x1024|MPP = 0.5"])
+def test_what_was_never_scanned_is_the_background_as_openslide_has_it(tmp_path: Path, vendor: str) -> None:
+    path = write_sparse(tmp_path / "sparse.tiff", 1024, vendor)
+    with open_slide(path) as fast, OpenSlideReader(path, None, "test") as reference:
+        assert isinstance(fast, TiledTiffReader)
+        for x0, y0, side, scale in ((0, 0, 256, 1.0), (200, 100, 300, 1.0), (-50, 900, 200, 1.0), (900, 900, 90, 1.5)):
+            expected = read_square(reference, x0, y0, side, scale)
+            np.testing.assert_array_equal(read_square(fast, x0, y0, side, scale), expected)
+
+
+def test_a_huge_slide_that_is_nearly_empty_is_planned_without_reading_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(OpenSlideReader, "read_into", lambda *_: asked.append(1))
+    decoded: list[Key] = []
+    decode = TiledTiffReader._decode
+
+    def counting(self: TiledTiffReader, key: Key, out: NDArray[np.uint8]) -> None:
+        decoded.append(key)
+        decode(self, key, out)
+
+    monkeypatch.setattr(TiledTiffReader, "_decode", counting)
+    with open_slide(write_sparse(tmp_path / "sparse.tiff", 20480, tile=512)) as slide:
+        plan = make_plan(slide, 64, ExtractSettings(mpp=0.5, stride_px=64))
+    assert len(plan.grid) == 320 * 320
+    corners = {(int(x) // 10240, int(y) // 10240) for x, y in plan.coords}
+    assert corners == {(0, 0), (1, 1)}
+    assert not asked
+    assert len(decoded) == 2
