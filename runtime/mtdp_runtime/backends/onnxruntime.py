@@ -6,8 +6,10 @@ providers, forbids the CPU for any node, and is asked afterwards what it runs on
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stdout
 from importlib import metadata
 from typing import Any, ClassVar, Final, Self
 
@@ -130,7 +132,8 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
         chosen = variant_precision(bundle, precision, probe)
         file = bundle.checked(bundle.variant(chosen).file)
-        onnxruntime.preload_dlls()  # CUDA and cuDNN of the Python packages
+        with redirect_stdout(sys.stderr):  # it prints what it does not find, and stdout may be JSON
+            onnxruntime.preload_dlls()  # CUDA and cuDNN of the Python packages
         session = strict_session(file, cls.providers)
         engine = cls(session, f"{cls.rung} {onnxruntime.__version__}", batch, chosen)
         cosine = smallest_cosine(engine, bundle)

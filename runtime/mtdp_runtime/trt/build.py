@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mtdp_runtime.errors import BackendError
+from mtdp_runtime.errors import BackendError, DeviceOutOfMemory
 from mtdp_runtime.trt.files import read_with_digest, save_with_digest
 from mtdp_runtime.trt.key import TENSORRT_RTX
 from mtdp_runtime.trt.library import LIBRARY, Log
@@ -49,6 +49,7 @@ def build_engine(library: str, onnx: Path, tile_px: int, options: BuildOptions, 
 
     Raises:
         BackendUnavailable: the library is not installed.
+        DeviceOutOfMemory: the GPU that it tunes on has too little memory free.
         BackendError: it refuses the file, or cannot build for what was asked.
     """
     trt = LIBRARY[library].load()
@@ -77,6 +78,8 @@ def build_engine(library: str, onnx: Path, tile_px: int, options: BuildOptions, 
         notes = attach_timing_cache(config, cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
+        if "memory" in log.last_error.lower():
+            raise DeviceOutOfMemory(f"{library} cannot build {onnx}: {log.last_error}", "Use a smaller --batch.")
         raise BackendError(
             f"{library} cannot build {onnx}: {log.last_error or 'it does not say why'}", _hint(library, log.last_error)
         )
