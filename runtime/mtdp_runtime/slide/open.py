@@ -10,6 +10,7 @@ import tifffile
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.dicom import the_series
+from mtdp_runtime.slide.directories import endless_directories
 from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tiled_tiff import NotUnderstood, TiledTiffReader
@@ -34,6 +35,9 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
     if file.stat().st_size == 0:
         raise SlideUnreadable(f"{file}: the file is empty (0 bytes)", hint="Copy it again.")
     kind = file.suffix.lower()
+    endless = endless_directories(file)
+    if endless:
+        raise SlideUnreadable(f"{file}: {endless}", hint="The file is damaged: copy it again.")
     try:
         reference = OpenSlideReader(file, slide_mpp, given_by)
     except SlideUnreadable as refusal:
