@@ -60,12 +60,13 @@ def cancelling(kernels: int) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     first = np.zeros((4, 3, 1, 1), np.float32)
     first[:, 0, 0, 0], first[:, 1, 0, 0] = 40 * np.arange(1, 5), -40 * np.arange(1, 5)
+    first[:, 2, 0, 0] = (2.0, -2.0, 1.0, 0.0)  # so that an error of the difference turns the features
     nodes = [
         helper.make_node("Cast", ["tiles"], ["float"], "cast", to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["nchw"], "transpose", perm=[0, 3, 1, 2]),
         helper.make_node("Mul", ["nchw", "scale"], ["x0"], "normalise"),
     ]
-    weights = [numpy_helper.from_array(np.float32(1 / 255.5), "scale")]
+    weights = [numpy_helper.from_array(np.float32(1 / 300), "scale")]
     for i in range(kernels):
         weight = first if i == 0 else rng.normal(0, 0.5, (4, 4, 1, 1)).astype(np.float32)
         weights.append(numpy_helper.from_array(weight, f"conv.{i}.weight"))
@@ -135,7 +136,7 @@ class TestTypedGraph:
             helper.make_graph(nodes, "t", ends[:1], ends[1:], weights), opset_imports=[helper.make_opsetid("", 20)]
         )
         types = low_types(model, "fp16", ())
-        assert {name for name, kind in types.items() if kind == "fp16"} == {"q", "scores", "mix", "last"}
+        assert {name for name, kind in types.items() if kind == "fp16"} == {"q", "scores", "mix", "residual", "last"}
         to_low_type(model, "fp16")  # a valid graph
 
     def test_a_weight_that_fp16_cannot_hold_is_an_error(self) -> None:
