@@ -117,7 +117,7 @@ def test_every_real_slide_ends_in_a_file_or_a_sentence(slides_dir: Path, bundle:
     assert "Traceback" not in result.stderr
     failures = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     hints = [line for line in result.stderr.splitlines() if line.startswith("  hint: ")]
-    planned = [line for line in result.stdout.splitlines() if " tiles of " in line]
+    planned = [line for line in result.stdout.splitlines() if " tiles of 224 px; mpp " in line]
     slides = [p for p in slides_dir.rglob("*") if p.suffix in {".svs", ".tif", ".tiff", ".dcm"}]
     assert len(planned) + len(failures) == len(slides) == 16
     assert len(hints) == len(failures)
