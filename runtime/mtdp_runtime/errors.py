@@ -17,6 +17,7 @@
         ├── SlideUnreadable
         ├── SlideScaleUnknown
         ├── SlideTooCoarse
+        ├── GridTooLarge
         └── TileUnreadable
 
 `str(error)` is one line with the offending value; `error.hint` is the next thing to do.
@@ -95,6 +96,10 @@ class SlideScaleUnknown(SlideError):
 
 class SlideTooCoarse(SlideError):
     """The slide's finest level is coarser than the resolution asked for."""
+
+
+class GridTooLarge(SlideError):
+    """The slide's size, scale and stride together ask for more tiles than can be planned."""
 
 
 class TileUnreadable(SlideError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.slide.tiff_check import check_tiff
 from mtdp_runtime.slide.tiled_jpeg import NotUnderstood, TiledJpegReader
 
 
@@ -20,7 +21,7 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         given_by: who says so, for the record.
 
     Raises:
-        SlideUnreadable: no such file, or no reader understands it.
+        SlideUnreadable: no such file, no reader understands it, or it declares what it cannot hold.
     """
     file = Path(path)
     if not file.exists():
@@ -29,6 +30,7 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         raise SlideUnreadable(f"{file}: a folder, not a slide", hint="Name the slide file in it.")
     if file.stat().st_size == 0:
         raise SlideUnreadable(f"{file}: the file is empty (0 bytes)", hint="Copy it again.")
+    check_tiff(file)
     reference = OpenSlideReader(file, slide_mpp, given_by)
     try:
         return TiledJpegReader(reference)
