@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.console import run_app
+from mtdp_runtime.console import printable, run_app
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.formats import check_formats
 
@@ -171,9 +171,9 @@ def _lost(out: Path, as_json: bool, line: dict[str, Any]) -> None:
 
     runlog.append(out, line)
     if as_json:
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        print(json.dumps(line), flush=True)
     else:
-        print(f"failed: {line['message']}\n  hint: {line['hint']}", file=sys.stderr)
+        print(f"failed: {printable(line['message'])}\n  hint: {printable(line['hint'])}", file=sys.stderr)
 
 
 def _settings(
@@ -201,9 +201,8 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, q
     engine = backend.load(bundle, precision, batch, threads)
     if not quiet:
         manifest = bundle.manifest
-        print(
-            f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features), digest {bundle.digest[:16]}"
-        )
+        name = printable(f"{manifest.name} ({manifest.arch}, {manifest.features_dim} features)")
+        print(f"model: {name}, digest {bundle.digest[:16]}")
         print(f"engine: {engine.name}, {engine.precision}; {engine.note or reason}")
     return engine
 
@@ -214,7 +213,7 @@ def _demo_slide(out: Path, quiet: bool) -> Path:
     path = out / "demo-slide.tiff"
     write_demo_slide(path)
     if not quiet:
-        print(f"demo: a synthetic slide was written to {path}")
+        print(f"demo: a synthetic slide was written to {printable(path)}")
     return path
 
 
@@ -269,7 +268,7 @@ def _run(
         others = f", {elsewhere} left to another run" if elsewhere else ""
         print(
             f"{len(requests) - failures - elsewhere} of {len(requests)} slides done, {failures} failed{others}; "
-            f"see {out / 'run.jsonl'}"
+            f"see {printable(out / 'run.jsonl')}"
         )
     return failures
 
@@ -278,23 +277,26 @@ def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
     from mtdp_runtime import cohort
 
     if as_json:
-        print(json.dumps(cohort.as_json(outcome), ensure_ascii=False), flush=True)
+        print(json.dumps(cohort.as_json(outcome)), flush=True)
     elif outcome.status == "failed":
-        print(f"{prefix}failed: {outcome.message}", file=sys.stderr)
+        print(f"{prefix}failed: {printable(outcome.message)}", file=sys.stderr)
         if outcome.hint:
-            print(f"  hint: {outcome.hint}", file=sys.stderr)
+            print(f"  hint: {printable(outcome.hint)}", file=sys.stderr)
     elif outcome.status == "done" and outcome.times is not None:
         times = outcome.times
         bad = f", {outcome.bad_tiles} bad (NaN, see status)" if outcome.bad_tiles else ""
         print(
-            f"{prefix}{outcome.slide.name}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
+            f"{prefix}{printable(outcome.slide.name)}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
             f"{times.tiles_per_s:.1f} tiles/s, bottleneck {times.bottleneck}, "
-            f"the engine waited {times.device_idle:.0%} of the time -> {outcome.output}",
+            f"the engine waited {times.device_idle:.0%} of the time -> {printable(outcome.output)}",
             flush=True,
         )
     else:
-        where = f" -> {outcome.output}" if outcome.output is not None else ""
-        print(f"{prefix}{outcome.slide.name}: {outcome.status}: {outcome.message}{where}", flush=True)
+        where = f" -> {printable(outcome.output)}" if outcome.output is not None else ""
+        print(
+            f"{prefix}{printable(outcome.slide.name)}: {outcome.status}: {printable(outcome.message)}{where}",
+            flush=True,
+        )
 
 
 def _dry_run(requests: list[SlideRequest], bundle: Bundle, settings: ExtractSettings, as_json: bool) -> None:
@@ -305,14 +307,14 @@ def _dry_run(requests: list[SlideRequest], bundle: Bundle, settings: ExtractSett
     for outcome, plan in plan_slides(requests, bundle.manifest.tile_px, settings):
         failures += outcome.status == "failed"
         if as_json:
-            print(json.dumps(to_json(outcome), ensure_ascii=False), flush=True)
+            print(json.dumps(to_json(outcome)), flush=True)
         elif plan is None:
             _say(outcome, "", as_json)
         else:
             info = plan.info
             print(
-                f"{info.path.name}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
-                f"mpp {info.mpp:.6g} ({info.mpp_source}) -> {settings.mpp:g}, level {plan.level}, "
+                f"{printable(info.path.name)}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
+                f"mpp {info.mpp:.6g} ({printable(info.mpp_source)}) -> {settings.mpp:g}, level {plan.level}, "
                 f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
             )
     if failures:

@@ -17,7 +17,7 @@
         ├── SlideUnreadable
         ├── SlideScaleUnknown
         ├── SlideTooCoarse
-        ├── GridTooLarge
+        ├── SlideTooLarge
         └── TileUnreadable
 
 `str(error)` is one line with the offending value; `error.hint` is the next thing to do.
@@ -98,8 +98,8 @@ class SlideTooCoarse(SlideError):
     """The slide's finest level is coarser than the resolution asked for."""
 
 
-class GridTooLarge(SlideError):
-    """The slide's size, scale and stride together ask for more tiles than can be planned."""
+class SlideTooLarge(SlideError):
+    """The slide states a size that no slide has, or the stride asks for more tiles than can be planned."""
 
 
 class TileUnreadable(SlideError):

@@ -15,7 +15,7 @@ from mtdp_runtime.grid import Grid
 from mtdp_runtime.slide import Slide
 
 _LEAST_BLOCK_PX: Final = 32
-_MOST_SPLITS: Final = 128  # each damaged place takes about four; a slide that is damaged all over is not searched for ever
+_MOST_SPLITS: Final = 128  # a damaged place takes about four; a slide damaged all over is not searched for ever
 _BLOCK_PX: Final = 512  # the mask image is read in blocks, so that a slide without a pyramid costs bounded memory
 
 

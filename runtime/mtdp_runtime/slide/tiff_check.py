@@ -18,7 +18,24 @@ from mtdp_runtime.errors import SlideUnreadable
 
 MOST_TILE_PX: Final = 1 << 28  # 1 GiB as decoders hold it; scanners write tiles of 2^16 to 2^20 pixels
 MOST_DIRECTORIES: Final = 1 << 16
-_TYPE_BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TYPE_BYTES: Final = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 _INTEGERS: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _WIDTH, _LENGTH, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 256, 257, 277, 284, 322, 323, 324
 _DEPTH, _NDPI = 32997, 65420
