@@ -66,6 +66,7 @@ def put(path: Path, at: int, form: str, *values: int) -> None:
         ("ImageWidth", 2**32 - 1, "which takes 100663296 tiles, and lists 12"),
         ("ImageLength", 385, "says 512 x 385 px, which takes 16 tiles, and lists 12"),
         ("TileWidth", 2**31, "directory 0 says that a tile has 2147483648 x 128 px"),
+        ("TileWidth", 34464, "a tile has 34464 x 128 px, in an image of 512 x 384 px"),
         ("TileLength", 0, "directory 0 says that a tile has 128 x 0 px"),
     ],
 )
@@ -78,6 +79,14 @@ def test_sizes_beyond_what_the_file_holds_are_refused_before_anything_is_allocat
     check_tiff(path)
     put(path, field(path, 0, name) + 2, "<HQI" if big else "<HII", 4, 1, value)
     with pytest.raises(SlideUnreadable, match=message):
+        open_slide(path)
+
+
+def test_a_scanners_slide_that_says_it_is_wider_than_its_tiles_is_refused(slides_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    path.write_bytes((slides_dir / "CMU-1-Small-Region.svs").read_bytes())
+    put(path, field(path, 0, "ImageWidth") + 8, "<H", 34464)
+    with pytest.raises(SlideUnreadable, match="says 34464 x 2967 px, which takes 1872 tiles, and lists 130"):
         open_slide(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import io
 import json
 import shutil
@@ -19,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from denied import run_without
-from mtdp_runtime import report
+from mtdp_runtime import console, report
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.console import print_error, printable
 from mtdp_runtime.errors import BundleInvalid, SlideUnreadable
@@ -264,6 +265,7 @@ def test_a_failure_shows_a_name_without_obeying_it(capfd: pytest.CaptureFixture[
     lines = capfd.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["error", "hint"]
     assert all(line.isprintable() for line in lines)
+    assert doctest.testmod(console) == (0, 1)
     assert printable("Präparat 7 µm 切片.svs") == "Präparat 7 µm 切片.svs"
     assert json.loads(json.dumps(evil)) == evil
     assert json.dumps(evil).isprintable()  # what --json prints

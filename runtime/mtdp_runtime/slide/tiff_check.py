@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 from mtdp_runtime.errors import SlideUnreadable
 
 MOST_TILE_PX: Final = 1 << 28  # 1 GiB as decoders hold it; scanners write tiles of 2^16 to 2^20 pixels
+MOST_PADDED_PX: Final = 8192  # a tile's side may be more than twice the image's only below this
 MOST_DIRECTORIES: Final = 1 << 16
 _TYPE_BYTES: Final = {
     1: 1,
@@ -140,15 +141,17 @@ def _problem(entries: dict[int, _Entry], size_bytes: int) -> str:
     width, length, tile_width, tile_length = sides
     if width is None or length is None or tile_width is None or tile_length is None:
         return ""
-    if not tile_width or not tile_length or tile_width * tile_length > MOST_TILE_PX:
-        return f"says that a tile has {tile_width} x {tile_length} px"
+    beyond = any(tile > max(MOST_PADDED_PX, 2 * side) for side, tile in ((width, tile_width), (length, tile_length)))
+    if not tile_width or not tile_length or tile_width * tile_length > MOST_TILE_PX or beyond:
+        return f"says that a tile has {tile_width} x {tile_length} px, in an image of {width} x {length} px"
     tiles = -(-width // tile_width) * -(-length // tile_length)
     planar, samples = entries.get(_PLANAR), entries.get(_SAMPLES)
     if planar is not None and planar.value == _SEPARATE_PLANES and samples is not None and samples.value is not None:
         tiles *= samples.value
     offsets = entries.get(_TILE_OFFSETS)
     listed = 0 if offsets is None else offsets.values
-    if listed < tiles and _DEPTH not in entries:
+    flat = _DEPTH not in entries or entries[_DEPTH].value == 1  # Aperio writes a depth of 1; volumes count otherwise
+    if listed < tiles and flat:
         return f"says {width} x {length} px, which takes {tiles} tiles, and lists {listed}"
     if offsets is not None and offsets.end > size_bytes:
         return f"lists {listed} tiles, and the list ends beyond the end of the file"
