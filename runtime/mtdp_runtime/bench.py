@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.console import run_app
+from mtdp_runtime.console import printable, run_app
 
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
@@ -213,11 +213,13 @@ def _extract_rate(
 
 def _print(rates: dict[str, Any]) -> None:
     print(
-        f"{rates['slide']}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {rates['threads']} threads, "
+        f"{printable(rates['slide'])}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {rates['threads']} threads, "
         f"{rates['file_cache']} file cache"
     )
     if "engine" in rates:
-        print(f"engine {rates['engine']}, {rates['precision']}, batch {rates['batch']}; model {rates['model']}")
+        print(
+            f"engine {rates['engine']}, {rates['precision']}, batch {rates['batch']}; model {printable(rates['model'])}"
+        )
     for stage in ("read", "infer", "extract"):
         if f"{stage}_tiles_per_s" in rates:
             print(f"{stage:<8} {rates[f'{stage}_tiles_per_s']:9.1f} tiles/s   runs {rates[f'{stage}_runs']}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.console import run_app
+from mtdp_runtime.console import printable, run_app
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.formats import check_formats
 
@@ -244,9 +244,9 @@ def _lost(out: Path, as_json: bool, line: dict[str, Any]) -> None:
 
     runlog.append(out, line)
     if as_json:
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        print(json.dumps(line), flush=True)
     else:
-        print(f"failed: {line['message']}\n  hint: {line['hint']}", file=sys.stderr)
+        print(f"failed: {printable(line['message'])}\n  hint: {printable(line['hint'])}", file=sys.stderr)
 
 
 def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, quiet: bool) -> Backend:
@@ -255,9 +255,8 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, q
     engine, reason = load(name, bundle, precision, batch, threads)
     if not quiet:
         manifest = bundle.manifest
-        print(
-            f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features), digest {bundle.digest[:16]}"
-        )
+        name = printable(f"{manifest.name} ({manifest.arch}, {manifest.features_dim} features)")
+        print(f"model: {name}, digest {bundle.digest[:16]}")
         print(f"engine: {engine.name}, {engine.precision}; {'; '.join(filter(None, (engine.note, reason)))}")
     return engine
 
@@ -282,7 +281,7 @@ def _demo_slide(out: Path, quiet: bool) -> Path:
     path = out / "demo-slide.tiff"
     write_demo_slide(path)
     if not quiet:
-        print(f"demo: a synthetic slide was written to {path}")
+        print(f"demo: a synthetic slide was written to {printable(path)}")
     return path
 
 
@@ -343,7 +342,7 @@ def _run(
         others = f", {elsewhere} left to another run" if elsewhere else ""
         print(
             f"{len(requests) - failures - elsewhere} of {len(requests)} slides done, {failures} failed{others}; "
-            f"see {out / 'run.jsonl'}"
+            f"see {printable(out / 'run.jsonl')}"
         )
     return failures
 
@@ -352,16 +351,16 @@ def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
     from mtdp_runtime import cohort
 
     if as_json:
-        print(json.dumps(cohort.as_json(outcome), ensure_ascii=False), flush=True)
+        print(json.dumps(cohort.as_json(outcome)), flush=True)
     elif outcome.status == "failed":
-        print(f"{prefix}failed: {outcome.message}", file=sys.stderr)
+        print(f"{prefix}failed: {printable(outcome.message)}", file=sys.stderr)
         if outcome.hint:
-            print(f"  hint: {outcome.hint}", file=sys.stderr)
+            print(f"  hint: {printable(outcome.hint)}", file=sys.stderr)
     elif outcome.status == "done" and outcome.times is not None:
         times = outcome.times
         bad = f", {outcome.bad_tiles} bad (NaN, see status)" if outcome.bad_tiles else ""
         print(
-            f"{prefix}{outcome.slide.name}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
+            f"{prefix}{printable(outcome.slide.name)}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
             f"{times.tiles_per_s:.1f} tiles/s, bottleneck {times.bottleneck}, "
             f"the engine waited {times.device_idle:.0%} of the time -> {_where(outcome)}",
             flush=True,
@@ -373,11 +372,14 @@ def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
             )
     else:
         where = f" -> {_where(outcome)}" if outcome.output is not None else ""
-        print(f"{prefix}{outcome.slide.name}: {outcome.status}: {outcome.message}{where}", flush=True)
+        print(
+            f"{prefix}{printable(outcome.slide.name)}: {outcome.status}: {printable(outcome.message)}{where}",
+            flush=True,
+        )
 
 
 def _where(outcome: Outcome) -> str:
-    return ", ".join(str(path) for path in outcome.outputs or (outcome.output,))
+    return ", ".join(printable(path) for path in outcome.outputs or (outcome.output,))
 
 
 def _dry_run(
@@ -411,14 +413,14 @@ def _dry_run(
                 f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads"
             )
         if as_json:
-            print(json.dumps(to_json(outcome) | costs, ensure_ascii=False), flush=True)
+            print(json.dumps(to_json(outcome) | costs), flush=True)
         elif plan is None:
             _say(outcome, "", as_json)
         else:
             info = plan.info
             print(
-                f"{info.path.name}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
-                f"mpp {info.mpp:.6g} ({info.mpp_source}) -> {settings.mpp:g}, level {plan.level}, "
+                f"{printable(info.path.name)}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
+                f"mpp {info.mpp:.6g} ({printable(info.mpp_source)}) -> {settings.mpp:g}, level {plan.level}, "
                 f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
             )
             if "estimated_s" in costs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,11 +17,20 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
+def printable(text: object) -> str:
+    """Return text for one line of a terminal: what would command the terminal, or reorder the line, is escaped.
+
+    >>> printable("a\\x1b[2J\\n.svs")
+    'a\\\\x1b[2J\\\\n.svs'
+    """
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in str(text))
+
+
 def print_error(error: RuntimeFailure) -> None:
     """Print what happened and what to do, one line each, to stderr."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(error)}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
 
 def exit_code(error: RuntimeFailure) -> int:
@@ -67,14 +77,14 @@ def tile_progress(name: str, total: int, shown: bool) -> Iterator[Callable[[int]
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name, total=total, rate="")
+        task = bar.add_task(printable(name), total=total, rate="")
 
         def advance(tiles: int) -> None:
             bar.advance(task, tiles)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mtdp_runtime.console import run_app
+from mtdp_runtime.console import printable, run_app
 
 _PACKAGES: Final = (
     "onnxruntime",
@@ -31,7 +31,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
     """Show what this machine can run, and try it: extract the features of a small synthetic slide."""
     findings = diagnose()
     if as_json:
-        print(json.dumps(findings, ensure_ascii=False, indent=1))
+        print(json.dumps(findings, indent=1))
     else:
         _print(findings)
     if findings["problems"]:
@@ -125,7 +125,7 @@ def _version(metadata: Any, name: str) -> str:
 def _print(findings: dict[str, Any]) -> None:
     print(f"machine         {findings['machine']}")
     print(f"openslide       {findings['openslide']}")
-    print(f"packaged model  {findings['packaged_model'] or 'missing'}")
+    print(f"packaged model  {printable(findings['packaged_model'] or 'missing')}")
     print("engines, best first; --backend auto takes the first that can run")
     for probe in findings["backends"]:
         print(f"  {probe['name']:<20} {'yes' if probe['usable'] else 'no '}  {probe['reason']}")
@@ -134,7 +134,7 @@ def _print(findings: dict[str, Any]) -> None:
     for name, result in findings["self_test"].items():
         print(f"self-test       {name} {result['precision']}: {result['tiles']} tiles, {result['tiles_per_s']} tiles/s")
     for problem in findings["problems"]:
-        print(f"problem: {problem}", file=sys.stderr)
+        print(f"problem: {printable(problem)}", file=sys.stderr)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@
         ├── SlideUnreadable
         ├── SlideScaleUnknown
         ├── SlideTooCoarse
+        ├── SlideTooLarge
         └── TileUnreadable
 
 `str(error)` is one line with the offending value; `error.hint` is the next thing to do.
@@ -105,6 +106,10 @@ class SlideScaleUnknown(SlideError):
 
 class SlideTooCoarse(SlideError):
     """The slide's finest level is coarser than the resolution asked for."""
+
+
+class SlideTooLarge(SlideError):
+    """The slide states a size that no slide has, or the stride asks for more tiles than can be planned."""
 
 
 class TileUnreadable(SlideError):

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, UsageError
+from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, SlideTooLarge, UsageError
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.scale import is_scale
 
 # Slides sold as "20x" scan at 0.46 to 0.55 µm a pixel. Inventing this much detail at most is what a lab expects when
 # it asks for 0.5; more must be asked for by naming a coarser --mpp.
 MAX_UPSAMPLING = 1.15
+# Planning holds about 60 bytes a tile. A slide of 200,000 x 200,000 px has 0.8 million tiles of 224 px side by side.
+MOST_TILES = 20_000_000
+# The largest glass slides have 0.2 m.
+MOST_M = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
     Raises:
         SlideScaleUnknown: the slide has no mpp; it is never guessed.
         SlideTooCoarse: more than MAX_UPSAMPLING would have to be invented.
+        SlideTooLarge: more than MOST_M metres, or MOST_TILES tiles.
     """
     if info.mpp is None:
         raise SlideScaleUnknown(
@@ -93,6 +98,18 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
         )
     x0, y0, width, height = info.bounds
     step0 = stride * scale
+    if max(info.width, info.height) * info.mpp / 1e6 > MOST_M:
+        raise SlideTooLarge(
+            f"{info.path}: {info.width} x {info.height} px at {info.mpp:.6g} µm/px ({info.mpp_source}): "
+            f"{max(info.width, info.height) * info.mpp / 1e6:.1f} m, more than a slide can have",
+            hint="The file states a wrong size or scale: give the true scale with --slide-mpp, or copy the file again.",
+        )
+    if width / step0 * (height / step0) > MOST_TILES:  # before they are counted, which takes as long as they are many
+        raise SlideTooLarge(
+            f"{info.path}: {width} x {height} px at {info.mpp:.6g} µm/px with a tile each {step0:.6g} px: "
+            f"more than {MOST_TILES:,} tiles",
+            hint="Ask for fewer (--stride-px, --mpp). If the slide cannot be that large, its file is damaged.",
+        )
     return Grid(
         tile_px=tile_px,
         scale=scale,

@@ -16,6 +16,7 @@ from mtdp_runtime.mask import GivenMask, coverage
 from mtdp_runtime.slide import Slide
 
 _LEAST_BLOCK_PX: Final = 32
+_MOST_SPLITS: Final = 128  # a damaged place takes about four; a slide damaged all over is not searched for ever
 _BLOCK_PX: Final = 512  # the mask image is read in blocks, so that a slide without a pyramid costs bounded memory
 
 
@@ -190,7 +191,7 @@ def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray
     image = np.full((height, width, 3), 255, np.uint8)
     unreadable = np.zeros((height, width), np.bool_)
     failure: TileUnreadable | None = None
-    side = _BLOCK_PX
+    side, splits = _BLOCK_PX, 0
     todo = [(top, left, side) for top in range(0, height, side) for left in range(0, width, side)][::-1]
     while todo:
         top, left, side = todo.pop()
@@ -201,8 +202,8 @@ def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray
             slide.read_into(image[block], x0 + round(left * scale), y0 + round(top * scale), scale)
         except TileUnreadable as error:
             failure = error
-            if side > _LEAST_BLOCK_PX:  # around a damaged place the rest is still seen
-                side //= 2
+            if side > _LEAST_BLOCK_PX and splits < _MOST_SPLITS:  # around a damaged place the rest is still seen
+                side, splits = side // 2, splits + 1
                 todo += [(y, x, side) for y in (top + side, top) for x in (left + side, left)]
             else:
                 image[block] = 255

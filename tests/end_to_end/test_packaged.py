@@ -74,14 +74,23 @@ def test_the_bench_measures_each_stage(tmp_path: Path, what: str) -> None:
     assert ("ceiling_tiles_per_s" in rates) == (what == "extract")
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, signum: int, code: int) -> None:
+SETTINGS = ["--batch", 4, "--no-report", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a slide, and with the features of a run that nobody stopped."""
     from mtdp_runtime.demo import write_demo_slide
 
-    slide = tmp_path / "demo.tiff"
-    write_demo_slide(slide, 2560, 2048)
-    options = [slide, "--batch", 4, "--no-report", "--precision", "fp32"]
-    assert command("mtdp_runtime.cli", *options, "--out", tmp_path / "whole").returncode == 0
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_demo_slide(folder / "demo.tiff", 2048, 2048)
+    assert command("mtdp_runtime.cli", folder / "demo.tiff", *SETTINGS, "--out", folder).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_run_goes_on_to_the_same_bytes(undisturbed: Path, tmp_path: Path, signum: int, code: int) -> None:
+    options = [undisturbed / "demo.tiff", *SETTINGS]
     program = [sys.executable, "-c", "from mtdp_runtime.cli import main; main()", *map(str, options)]
     process = subprocess.Popen([*program, "--out", str(tmp_path / "stopped")], stderr=subprocess.PIPE, text=True)
     partial = tmp_path / "stopped" / ".demo.h5.partial"
@@ -95,7 +104,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path, signum: int, co
     assert not (tmp_path / "stopped" / "demo.h5").exists()
     result = command("mtdp_runtime.cli", *options, "--out", tmp_path / "stopped")
     assert result.returncode == 0, result.stderr
-    with h5py.File(tmp_path / "whole" / "demo.h5") as a, h5py.File(tmp_path / "stopped" / "demo.h5") as b:
+    with h5py.File(undisturbed / "demo.h5") as a, h5py.File(tmp_path / "stopped" / "demo.h5") as b:
         np.testing.assert_array_equal(a["features"][:], b["features"][:])
         np.testing.assert_array_equal(a["coords"][:], b["coords"][:])
     assert not partial.exists()

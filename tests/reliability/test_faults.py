@@ -313,8 +313,10 @@ def test_a_name_that_is_no_text_is_a_slide_like_any_other(
 ) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9\n\x1b[31m.tiff")
     shutil.move(make_slide("a.tiff"), odd)
-    code, _, errors = extract(odd, "--model", tiny_bundle, "--out", tmp_path / "o")
+    code, said, errors = extract(odd, "--model", tiny_bundle, "--out", tmp_path / "o")
     assert code == 0, errors
+    assert said.splitlines()[-1].startswith(r"caf\udce9\n\x1b[31m.tiff: ")
+    assert said.replace("\n", "").isprintable()  # a name cannot command the terminal
     line = json.loads((tmp_path / "o" / "run.jsonl").read_text())
     assert line["slide"] == str(odd)
     assert (tmp_path / "o" / f"{odd.stem}.h5").exists()

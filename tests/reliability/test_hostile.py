@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import io
 import json
 import shutil
@@ -19,9 +20,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from denied import run_without
-from mtdp_runtime import report
+from mtdp_runtime import console, report
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.errors import BundleInvalid
+from mtdp_runtime.console import print_error, printable
+from mtdp_runtime.errors import BundleInvalid, SlideUnreadable
 from mtdp_runtime.model_file import check_model_file
 from mtdp_runtime.proof import load_golden
 
@@ -254,6 +256,19 @@ def test_a_report_shows_names_and_metadata_as_text(
     assert not seen.tags & {"script", "iframe", "object", "embed", "link", "a", "form"}
     assert seen.sources == {"data:image/jpeg;base64"}
     assert text.count("&lt;script&gt;alert(1)") >= 4
+
+
+def test_a_failure_shows_a_name_without_obeying_it(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Colours, a cleared screen, a title, a line of its own, and a name that reads backwards (U+202E)."""
+    evil = "a\x1b[2J\x9b31m\x1b]0;title\x07\r\nerror: all is well \u202egvs.b"
+    print_error(SlideUnreadable(f"{tmp_path / evil}: no such file", hint=f"Look for {evil}"))
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "hint"]
+    assert all(line.isprintable() for line in lines)
+    assert doctest.testmod(console) == (0, 1)
+    assert printable("Präparat 7 µm 切片.svs") == "Präparat 7 µm 切片.svs"
+    assert json.loads(json.dumps(evil)) == evil
+    assert json.dumps(evil).isprintable()  # what --json prints
 
 
 def test_a_run_opens_no_network_connection(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mtdp_runtime.grid
 import mtdp_runtime.slide
-from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, UsageError
+from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, SlideTooLarge, UsageError
 from mtdp_runtime.grid import make_grid
 from mtdp_runtime.slide import Level, level_for
 from support import info_of
@@ -25,6 +25,8 @@ def test_every_tile_lies_inside_and_none_comes_twice(
     width: int, height: int, mpp: float, target: float, tile_px: int, stride_px: int
 ) -> None:
     if target / mpp * mtdp_runtime.grid.MAX_UPSAMPLING < 1:
+        return
+    if width * height / (stride_px * target / mpp) ** 2 > 0.9 * mtdp_runtime.grid.MOST_TILES:
         return
     grid = make_grid(info_of(width, height, mpp), tile_px, target, stride_px)
     origins = grid.origins()
@@ -73,6 +75,15 @@ def test_a_slide_without_mpp_is_refused_with_the_way_out() -> None:
 def test_a_slide_that_is_too_coarse_is_refused() -> None:
     with pytest.raises(SlideTooCoarse, match=r"level 0 has 1 µm/px .*coarser than the 0\.5"):
         make_grid(info_of(1000, 1000, 1.0), 224, 0.5)
+
+
+def test_a_grid_of_absurd_size_is_refused_before_it_is_laid() -> None:
+    with pytest.raises(SlideTooLarge, match=r"slide\.tiff: 8388658 x 50 px .*: 4\.2 m, more than a slide can have"):
+        make_grid(info_of(8388658, 50, 0.5), 224, 0.5)
+    with pytest.raises(SlideTooLarge, match=r"20000 x 20000 px .*: more than 20,000,000 tiles") as refused:
+        make_grid(info_of(20_000, 20_000, 0.5), 224, 0.5, stride_px=1)
+    assert "--stride-px" in refused.value.hint
+    assert len(make_grid(info_of(400_000, 400_000, 0.25), 224, 0.25)) == 1785**2
 
 
 @pytest.mark.parametrize(("mpp", "stride"), [(0.0, 1), (-1.0, 1), (float("nan"), 1), (0.5, 0)])

@@ -10,9 +10,9 @@ import tifffile
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.dicom import the_series
-from mtdp_runtime.slide.directories import endless_directories
 from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage
 from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.slide.tiff_check import check_tiff
 from mtdp_runtime.slide.tiled_tiff import NotUnderstood, TiledTiffReader
 
 
@@ -25,7 +25,7 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         given_by: who says so, for the record.
 
     Raises:
-        SlideUnreadable: no such file, or no reader understands it.
+        SlideUnreadable: no such file, no reader understands it, or it declares what it cannot hold.
     """
     file = Path(path)
     if not file.exists():
@@ -34,10 +34,8 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         file = the_series(file)
     if file.stat().st_size == 0:
         raise SlideUnreadable(f"{file}: the file is empty (0 bytes)", hint="Copy it again.")
+    check_tiff(file)
     kind = file.suffix.lower()
-    endless = endless_directories(file)
-    if endless:
-        raise SlideUnreadable(f"{file}: {endless}", hint="The file is damaged: copy it again.")
     try:
         reference = OpenSlideReader(file, slide_mpp, given_by)
     except SlideUnreadable as refusal:

@@ -20,6 +20,7 @@ from mtdp_runtime.slide.scale import scale_of
 from mtdp_runtime.slide.window import window_of
 
 _CACHE_BYTES: Final = 128 << 20  # decoded codec tiles, shared by all handles of a slide
+_MOST_PX: Final = 1 << 29  # in one read: 2 GiB as OpenSlide gives it; a sixteenth of it is what the tissue search takes
 _WHITE: Final = (255, 255, 255)
 
 
@@ -49,6 +50,11 @@ class OpenSlideReader:
         downsample = self.info.levels[window.level].downsample
         location = (round(window.lx * downsample), round(window.ly * downsample))
         size = (window.width, window.height)
+        if size[0] * size[1] > _MOST_PX:
+            raise TileUnreadable(
+                f"{self._path}: {size[0]} x {size[1]} px of level {window.level} at once: too many",
+                hint="The slide has no coarser level for this scale, or states a wrong size: check the file.",
+            )
         try:
             try:
                 source = self._read(location, window.level, size)

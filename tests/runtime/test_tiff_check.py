@@ -1,4 +1,4 @@
-"""A TIFF whose directories lead in a circle is refused before a library follows them."""
+"""A TIFF whose directories lead in a circle is refused before a library follows them; a whole one passes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import tifffile
 
 from mtdp_runtime.errors import SlideUnreadable
-from mtdp_runtime.slide.directories import endless_directories
 from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.tiff_check import check_tiff
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -21,7 +21,7 @@ def test_a_loop_is_found_and_a_chain_is_not(tmp_path: Path, big: bool, order: st
     with tifffile.TiffWriter(path, bigtiff=big, byteorder=order) as tiff:
         for _ in range(3):
             tiff.write(np.zeros((16, 16, 3), np.uint8), photometric="rgb", metadata=None)
-    assert endless_directories(path) == ""
+    check_tiff(path)
     with tifffile.TiffFile(path) as tiff:
         offsets = [page.offset for page in tiff.pages]
         entries = len(tiff.pages[2].tags)
@@ -30,15 +30,15 @@ def test_a_loop_is_found_and_a_chain_is_not(tmp_path: Path, big: bool, order: st
     content = bytearray(path.read_bytes())
     content[link : link + width] = offsets[1].to_bytes(width, "little" if order == "<" else "big")
     path.write_bytes(content)
-    assert "form a loop" in endless_directories(path)
-    with pytest.raises(SlideUnreadable, match="form a loop"):
+    with pytest.raises(SlideUnreadable, match="followed by an earlier one, without end"):
         open_slide(path)
 
 
-def test_real_slides_and_other_files_have_no_loop(slides_dir: Path, make_slide: Callable[..., Path]) -> None:
+def test_real_slides_and_other_files_pass(slides_dir: Path, make_slide: Callable[..., Path]) -> None:
     files = [file for file in slides_dir.rglob("*") if file.is_file()]
     assert len(files) > 10
-    assert [endless_directories(file) for file in (*files, make_slide(levels=3))] == [""] * (len(files) + 1)
+    for file in (*files, make_slide(levels=3)):
+        check_tiff(file)
 
 
 @pytest.mark.parametrize(
@@ -47,4 +47,4 @@ def test_real_slides_and_other_files_have_no_loop(slides_dir: Path, make_slide: 
 def test_what_is_no_whole_tiff_is_left_to_the_readers(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.tif"
     path.write_bytes(content)
-    assert endless_directories(path) == ""
+    check_tiff(path)
