@@ -17,9 +17,10 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import imagecodecs
 import numpy as np
@@ -33,18 +34,29 @@ from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 
 MPP = 0.25
+AT_ONCE = 8
 Reader = Callable[[Path, list[tuple[int, int]], int, float, int], None]
 
 
-def in_threads(threads: int, coords: list[tuple[int, int]], work: Callable[[list[tuple[int, int]]], None]) -> None:
-    """Give each thread a run of neighbouring tiles, as a pipeline would."""
-    size = -(-len(coords) // threads)
+def in_threads(threads: int, coords: list[tuple[int, int]], work: Callable[[Iterator[tuple[int, int]]], None]) -> None:
+    """Let each thread take the next few neighbouring tiles, again and again, as the pipeline does."""
+    parts = iter([coords[i : i + AT_ONCE] for i in range(0, len(coords), AT_ONCE)])
+    lock = Lock()
+
+    def own() -> Iterator[tuple[int, int]]:
+        while True:
+            with lock:
+                part = next(parts, None)
+            if part is None:
+                return
+            yield from part
+
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, [coords[i : i + size] for i in range(0, len(coords), size)]))
+        list(pool.map(work, [own() for _ in range(threads)]))
 
 
 def plain(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
-    def work(part: list[tuple[int, int]]) -> None:
+    def work(part: Iterator[tuple[int, int]]) -> None:
         side = round(tile_px * scale)
         with openslide.OpenSlide(path) as slide:
             for x0, y0 in part:
@@ -60,7 +72,7 @@ def through(open_it: Callable[[Path], Slide]) -> Reader:
     def read(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
         with open_it(path) as slide:
 
-            def work(part: list[tuple[int, int]]) -> None:
+            def work(part: Iterator[tuple[int, int]]) -> None:
                 out = np.empty((tile_px, tile_px, 3), np.uint8)
                 for x0, y0 in part:
                     slide.read_into(out, x0, y0, scale)
@@ -89,7 +101,7 @@ def bare_decoder(path: Path, coords: list[tuple[int, int]], tile_px: int, scale:
 
     shape = (page.tilelength, page.tilewidth, 3)
 
-    def work(part: list[tuple[int, int]]) -> None:
+    def work(part: Iterator[tuple[int, int]]) -> None:
         out = np.empty(shape, np.uint8)  # used again: a new array a tile would cost the decoder a third of its rate
         for offset, size in part:
             imagecodecs.jpeg8_decode(os.pread(file, size, offset), colorspace="YCBCR", outcolorspace="RGB", out=out)
@@ -130,7 +142,7 @@ def vips(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, 
 
     side = round(tile_px * scale)
 
-    def work(part: list[tuple[int, int]]) -> None:
+    def work(part: Iterator[tuple[int, int]]) -> None:
         region = pyvips.Region.new(pyvips.Image.new_from_file(str(path), access="random"))
         for x0, y0 in part:
             tile = np.frombuffer(region.fetch(x0, y0, side, side), np.uint8).reshape(side, side, -1)
