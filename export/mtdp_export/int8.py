@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import statistics
 import time
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from mtdp_export.errors import ExportError
 from mtdp_export.typed import KERNELS, low_types
 from mtdp_runtime.backends import Backend, backend_class, probe_all
 from mtdp_runtime.bundle import PRECISIONS, Bundle, load_bundle
+from mtdp_runtime.cores import usable_cores
 from mtdp_runtime.proof import FEATURES, load_golden
 
 CALIBRATION_TILES: Final = 64
@@ -186,4 +186,4 @@ def _nncf() -> Any:
 
 
 def _threads() -> int:
-    return len(os.sched_getaffinity(0))
+    return usable_cores()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from mtdp_export.parity import CannotRun, Comparison, Row, compare, compare_outp
 from mtdp_export.rounding import in_fp32, run
 from mtdp_runtime.backends import AUTO, Backend, backend_class, choose, probe_all
 from mtdp_runtime.bundle import PRECISIONS, Bundle, load_bundle
+from mtdp_runtime.cores import usable_cores
 from mtdp_runtime.proof import load_golden
 
 # Fp16 and bf16 as typed, whatever the engines here make of them. Its name, by which the row is found again.
@@ -84,7 +84,7 @@ def _on_engine(
         return [CannotRun(name, precision, reason)] if held else []
     if not held and precision not in probe.converts:
         return []
-    batch, threads = min(8, len(tiles)), len(os.sched_getaffinity(0))
+    batch, threads = min(8, len(tiles)), usable_cores()
     with backend.load(bundle, precision, batch, threads) as engine:
         comparison = compare(engine, tiles, expected)
     # An engine that converts by itself, and prefers it, overrides the types of the graph; `auto` proves it before use.

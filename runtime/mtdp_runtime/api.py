@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
 from mtdp_runtime.cohort import Listeners, extract_slides
+from mtdp_runtime.cores import usable_cores
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction import ExtractSettings, Outcome, writable_folder
 from mtdp_runtime.formats import check_formats
 from mtdp_runtime.slides import list_slides
-from mtdp_runtime.together import Model, folders
+from mtdp_runtime.together import folders, load_models
 
 _ON_BAD_TILE = ("nan", "drop", "fail")
 
@@ -32,7 +32,7 @@ def extract(
     formats: Sequence[str] = (),
     backend: str = "auto",
     precision: str = "auto",
-    batch: int = 16,
+    batch: int | None = None,
     threads: int | None = None,
     on_bad_tile: str = "nan",
     overwrite: bool = False,
@@ -56,8 +56,8 @@ def extract(
         formats: what to derive from each file: pt, npy, csv, geojson, zarr.
         backend: auto, or the name of an engine.
         precision: auto, or one that the engine runs.
-        batch: tiles in a batch.
-        threads: CPU threads; the cores of this machine where None.
+        batch: tiles in a batch; where None 16 on a CPU, 64 on a GPU.
+        threads: CPU threads; the cores that this process may use where None.
         on_bad_tile: nan, drop or fail.
         overwrite: replace files of other settings.
         report: also write `out/report/<slide>.html`.
@@ -73,11 +73,12 @@ def extract(
     folder = Path(out)
     folders(bundles, folder)
     writable_folder(folder)
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or usable_cores()
     quiet = Listeners(lambda plan: None, lambda tiles: None)
     with ExitStack() as loaded:
-        engines = [loaded.enter_context(load(backend, b, precision, batch, cores)[0]) for b in bundles]
-        models = [Model(b, engine) for b, engine in zip(bundles, engines, strict=True)]
+        models = load_models(
+            bundles, lambda one, size: loaded.enter_context(load(backend, one, precision, size, cores)[0]), batch
+        )
         return list(
             extract_slides(requests, folder, models, settings, cores, quiet, overwrite, report, formats=derived)
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtdp_runtime.console import printable, run_app
+from mtdp_runtime.cores import count_or_auto, usable_cores
 
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
@@ -45,10 +46,12 @@ def bench(
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, or one of mtdp-doctor's list.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, or one that the backend runs.")] = "auto",
-    batch: Annotated[int, typer.Option(help="Tiles in a batch.", min=1)] = 16,
+    batch: Annotated[
+        str, typer.Option(help="Tiles in a batch. auto: 16 on a CPU, 64 on a GPU.", metavar="N|auto")
+    ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; the cores of this machine if left out.", min=1)
-    ] = None,
+        str, typer.Option(help="CPU threads. auto: the cores that this process may use.", metavar="N|auto")
+    ] = "auto",
     slide_mpp: Annotated[
         float | None, typer.Option(help="µm per level-0 pixel, where the slide does not say it.")
     ] = None,
@@ -66,7 +69,8 @@ def bench(
 
     bundle = load_bundle(model if model is not None else default_bundle_path())
     settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)
-    cores = threads or len(os.sched_getaffinity(0))
+    batch_size = count_or_auto("--batch", batch)
+    cores = count_or_auto("--threads", threads) or usable_cores()
     with tempfile.TemporaryDirectory(prefix="mtdp-bench-") as folder:
         path = slide
         if path is None:
@@ -74,7 +78,7 @@ def bench(
             write_demo_slide(path)
         with open_slide(path, slide_mpp, "--slide-mpp") as opened:
             rates = measure(
-                opened, bundle, settings, what, backend, precision, batch, cores, repeats, Path(folder), cold
+                opened, bundle, settings, what, backend, precision, batch_size, cores, repeats, Path(folder), cold
             )
     print(json.dumps(rates, indent=1)) if as_json else _print(rates)
 
@@ -86,7 +90,7 @@ def measure(
     what: What,
     backend: str,
     precision: str,
-    batch: int,
+    batch: int | None,
     threads: int,
     repeats: int,
     folder: Path,
@@ -115,7 +119,7 @@ def measure(
     if what is What.READ:
         return result | _medians(stages, repeats, prepare)
     with load(backend, bundle, precision, batch, threads)[0] as engine:
-        result |= {"engine": engine.name, "precision": engine.precision, "batch": batch}
+        result |= {"engine": engine.name, "precision": engine.precision, "batch": engine.batch}
         stages["infer"] = lambda: _infer_rate(engine, len(plan.kept), bundle.manifest.tile_px)
         last: dict[str, Any] = {}
         if what is What.EXTRACT:
@@ -154,6 +158,7 @@ def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
     """Read every tile once, nothing else, from a slide opened anew so that no decoded tile is left in its cache."""
     import numpy as np
 
+    from mtdp_runtime.pipeline import RUN_TILES
     from mtdp_runtime.read import read_tile
     from mtdp_runtime.slide.open import open_slide
 
@@ -162,8 +167,9 @@ def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
     with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:
 
         def work(thread: int) -> None:
-            for x0, y0 in coords[thread::threads].tolist():
-                read_tile(fresh, buffers[thread], x0, y0, plan.grid.scale)
+            for begin in range(thread * RUN_TILES, len(coords), threads * RUN_TILES):
+                for x0, y0 in coords[begin : begin + RUN_TILES].tolist():
+                    read_tile(fresh, buffers[thread], x0, y0, plan.grid.scale)
 
         start = time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:

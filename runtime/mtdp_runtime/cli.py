@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtdp_runtime.console import printable, run_app
+from mtdp_runtime.cores import count_or_auto, usable_cores
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.formats import check_formats
 
@@ -83,10 +83,12 @@ def extract(
             "--trust-engines", help="Load TensorRT engines that the bundle brings. They are code: know who made them."
         ),
     ] = False,
-    batch: Annotated[int, typer.Option(help="Tiles in a batch.", min=1)] = 16,
+    batch: Annotated[
+        str, typer.Option(help="Tiles in a batch. auto: 16 on a CPU, 64 on a GPU.", metavar="N|auto")
+    ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; the cores of this machine if left out.", min=1)
-    ] = None,
+        str, typer.Option(help="CPU threads. auto: the cores that this process may use.", metavar="N|auto")
+    ] = "auto",
     on_bad_tile: Annotated[
         str,
         typer.Option(help="A tile that cannot be read: nan (stored as NaN, with its status), drop, or fail the slide."),
@@ -162,6 +164,8 @@ def extract(
         raise UsageError("no slide was named", hint="mtdp-extract SLIDE, or mtdp-extract --demo to try it without one.")
     part, parts = _part(shard)
     formats = check_formats(format_ or [])
+    batch_size = count_or_auto("--batch", batch)
+    cores = count_or_auto("--threads", threads) or usable_cores()
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
     worker = supervise(stall_limit, partial(_lost, out, as_json))
 
@@ -170,7 +174,7 @@ def extract(
     from mtdp_runtime.cohort import check_masks
     from mtdp_runtime.extraction import writable_folder
     from mtdp_runtime.slides import list_slides, shard_of
-    from mtdp_runtime.together import Model, folders
+    from mtdp_runtime.together import folders, load_models
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
     if check and len(bundles) > 1:
@@ -180,9 +184,8 @@ def extract(
     check_masks([r for r in requests if str(r.path) not in worker.settled])
     folders(bundles, out)
     settings = shared_settings(bundles, _target(mpp, magnification), stride_px, min_tissue, on_bad_tile, heads)
-    cores = threads or len(os.sched_getaffinity(0))
     if dry_run and not demo:
-        load = partial(_load, bundles[0], backend, precision, batch, cores, True)
+        load = partial(_load, bundles[0], backend, precision, batch_size, cores, True)
         _dry_run(requests, bundles[0], settings, as_json, load, cores)
         return
     writable_folder(out)
@@ -192,7 +195,11 @@ def extract(
         print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
         return
     with ExitStack() as engines:
-        models = [Model(b, engines.enter_context(_load(b, backend, precision, batch, cores, as_json))) for b in bundles]
+        models = load_models(
+            bundles,
+            lambda one, size: engines.enter_context(_load(one, backend, precision, size, cores, as_json)),
+            batch_size,
+        )
         checked = engines.enter_context(_reference(bundles[0], check, cores))
         failures = _run(
             requests,
@@ -249,7 +256,7 @@ def _lost(out: Path, as_json: bool, line: dict[str, Any]) -> None:
         print(f"failed: {printable(line['message'])}\n  hint: {printable(line['hint'])}", file=sys.stderr)
 
 
-def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, quiet: bool) -> Backend:
+def _load(bundle: Bundle, name: str, precision: str, batch: int | None, threads: int, quiet: bool) -> Backend:
     from mtdp_runtime.backends import load
 
     engine, reason = load(name, bundle, precision, batch, threads)
@@ -257,7 +264,10 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int, threads: int, q
         manifest = bundle.manifest
         name = printable(f"{manifest.name} ({manifest.arch}, {manifest.features_dim} features)")
         print(f"model: {name}, digest {bundle.digest[:16]}")
-        print(f"engine: {engine.name}, {engine.precision}; {'; '.join(filter(None, (engine.note, reason)))}")
+        print(
+            f"engine: {engine.name}, {engine.precision}, batches of {engine.batch}; "
+            + "; ".join(filter(None, (engine.note, reason)))
+        )
     return engine
 
 

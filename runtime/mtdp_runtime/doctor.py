@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mtdp_runtime.console import printable, run_app
+from mtdp_runtime.cores import usable_cores
 
 _PACKAGES: Final = (
     "onnxruntime",
@@ -74,7 +74,7 @@ def diagnose() -> dict[str, Any]:
         except RuntimeFailure as error:
             problems.append(f"self-test: {error}")
     return {
-        "machine": f"{platform.platform()}, Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": f"{platform.platform()}, Python {platform.python_version()}, {usable_cores()} cores",
         "openslide": openslide.__library_version__,
         "packages": installed,
         "backends": [asdict(probe) for probe in probes],
@@ -98,7 +98,7 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
 
     bundle = load_bundle(default_bundle_path())
     settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="mtdp-doctor-") as folder:
         slide_path = Path(folder) / "demo.tiff"

@@ -27,7 +27,7 @@ from mtdp_runtime.store import TileStatus
 
 # Neighbouring tiles share compressed tiles: readers that take turns tile by tile wait for each other's decoding. With
 # 8 at a time two threads read an unaligned grid 1.9 times as fast as one by one (benchmarks/RESULTS.md).
-_RUN_TILES: Final = 8
+RUN_TILES: Final = 8
 
 Progress = Callable[[int], None]
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class _Run:
         self.coords = coords
         self.batch = batch
         # Many readers of small batches take fewer: half of the buffers must keep all of them busy.
-        self.at_once = min(_RUN_TILES, max(1, batch * buffers // (2 * readers)))
+        self.at_once = min(RUN_TILES, max(1, batch * buffers // (2 * readers)))
         self.condition = threading.Condition()
         self.error: BaseException | None = None
         self.free = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,16 @@ def folders(bundles: Sequence[Bundle], out: Path) -> list[Path]:
         if name != Path(name).name or name.startswith(".") or "\\" in name:
             raise UsageError(f"{bundle.path}: {name!r} cannot be a folder's name", hint="Run this model on its own.")
     return [out / name for name in names]
+
+
+def load_models(
+    bundles: Sequence[Bundle], load: Callable[[Bundle, int | None], Backend], batch: int | None
+) -> list[Model]:
+    """Load every model for the same batches: of the size given, or that the first one takes."""
+    models: list[Model] = []
+    for bundle in bundles:
+        models.append(Model(bundle, load(bundle, models[0].backend.batch if models else batch)))
+    return models
 
 
 class JoinedEngines:

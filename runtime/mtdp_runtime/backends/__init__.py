@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class Backend(Protocol):
     may be in flight.
     """
 
+    auto_batch: ClassVar[int]  # a fixed number, since a resumed run must compute each row in the same company
     name: str  # with version, as it is stored with the features
     precision: str  # what is computed in: fp32, bf16, fp16 or int8
     batch: int  # the one batch size that it takes
@@ -123,9 +124,11 @@ def choose(name: str) -> tuple[type[Backend], str]:
 
 
 def load(
-    name: str, bundle: Bundle, precision: str, batch: int, threads: int, ladder: Mapping[str, str] = BACKENDS
+    name: str, bundle: Bundle, precision: str, batch: int | None, threads: int, ladder: Mapping[str, str] = BACKENDS
 ) -> tuple[Backend, str]:
     """Load the model on the backend of that name, or for `auto` on the first rung of the ladder that takes it.
+
+    A batch of None is the rung's own.
 
     Returns:
         The engine, and why it is this one: every rung that could have run and failed is named with its reason.
@@ -137,7 +140,8 @@ def load(
     failed = ""
     for probe, reason in _rungs(name, ladder):
         try:
-            return backend_class(probe.name, ladder).load(bundle, precision, batch, threads), f"{reason}{failed}"
+            rung = backend_class(probe.name, ladder)
+            return rung.load(bundle, precision, batch or rung.auto_batch, threads), f"{reason}{failed}"
         except (BackendError, UsageError) as error:
             first = first or error
             failed += f"; {probe.name} failed: {error}"

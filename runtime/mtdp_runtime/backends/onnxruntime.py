@@ -30,6 +30,8 @@ _PRECISIONS: Final = ("fp32", "fp16", "int8")
 class OnnxRuntime:
     """A session; a thread of its own runs the batches, since `run` blocks."""
 
+    auto_batch: ClassVar[int] = 16
+
     def __init__(self, session: Any, name: str, batch: int, precision: str = "fp32") -> None:
         self.name = name
         self.precision = precision
@@ -101,6 +103,7 @@ class OnnxRuntime:
 class OnnxRuntimeCuda(OnnxRuntime):
     """ONNX Runtime's CUDA provider on the first visible GPU."""
 
+    auto_batch: ClassVar[int] = 64
     rung: ClassVar[str] = "onnxruntime-cuda"
     providers: ClassVar[tuple[tuple[str, dict[str, str]], ...]] = (
         ("CUDAExecutionProvider", {"use_tf32": "0"}),  # fp32 means fp32

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ _SLOW_BF16: Final = ("fp32", "bf16", "fp16", "int8")
 
 class OpenVINO:
     """A model compiled by OpenVINO, with two requests in flight."""
+
+    auto_batch: ClassVar[int] = 16
 
     def __init__(self, compiled: Any, name: str, precision: str, batch: int) -> None:
         self.name = name

@@ -31,6 +31,7 @@ class TensorRT:
     """The model on the GPUs, two batches in flight on each."""
 
     library: ClassVar[str] = TENSORRT
+    auto_batch: ClassVar[int] = 64
 
     def __init__(self, slots: Slots, name: str, precision: str, batch: int) -> None:
         self.name = name
