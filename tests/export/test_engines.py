@@ -206,3 +206,23 @@ class TestWrongUsage:
         with pytest.raises(BackendUnavailable, match="tensorrt is not installed") as caught:
             EngineSettings(("tensorrt",)).check()
         assert caught.value.hint == "pip install 'mtdp[gpu]'"
+
+
+def test_densenet121_at_every_precision_and_with_an_engine_proves_itself(tmp_path: Path) -> None:
+    def export(*arguments: object) -> list[str]:
+        command = [sys.executable, "-c", "from mtdp_export.cli import main; main()", *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return [line for line in result.stdout.splitlines() if line.endswith("pass")]
+
+    out, names = tmp_path / "d121", ("fp32", "fp16", "bf16")
+    precisions = [word for name in names for word in ("--precision", name)]
+    written = export("densenet121", "--weights", "random", *precisions, "--engine", RTX, "--out", out)
+    for rows in (written, export("--verify", out)):
+        assert all(any(f" {name} " in row for row in rows) for name in names), rows
+    manifest = load_bundle(out).manifest
+    least = {variant.precision: variant.parity.cosine_min for variant in manifest.variants}
+    assert least.keys() == set(names)
+    assert least["fp32"] >= 0.999999
+    assert min(least["fp16"], least["bf16"]) >= 0.9999
+    assert {engine.key.precision for engine in manifest.engines} == set(names)
