@@ -82,9 +82,6 @@ def write_int8(model_file: Path, out: Path, tiles: NDArray[np.uint8]) -> None:
 
     nncf = _nncf()
     model = onnx.load(model_file)
-    types = low_types(model, "fp16", ())
-    wide = KERNELS | {"Add", "Cast", "Div", "Mul", "Sub", "Transpose"}
-    ignored = [n.name for n in model.graph.node if types[n.name] == "fp32" and n.op_type in wide]
     rows = [tiles[i : i + 1] for i in range(len(tiles))]
     name = model.graph.input[0].name
     try:
@@ -95,7 +92,7 @@ def write_int8(model_file: Path, out: Path, tiles: NDArray[np.uint8]) -> None:
                 preset=nncf.QuantizationPreset.MIXED,
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=len(rows),
-                ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
+                ignored_scope=nncf.IgnoredScope(names=kept_wide(model), validate=False),
             )
     except Exception as error:  # its errors share no base class of their own
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -103,6 +100,13 @@ def write_int8(model_file: Path, out: Path, tiles: NDArray[np.uint8]) -> None:
     without_traces(quantised)
     onnx.checker.check_model(quantised, full_check=True)
     out.write_bytes(quantised.SerializeToString(deterministic=True))
+
+
+def kept_wide(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that stay in fp32: normalisation of the pixels, and heads."""
+    types = low_types(model, "fp16", ())
+    wide = KERNELS | {"Add", "Cast", "Div", "Mul", "Sub", "Transpose"}
+    return [n.name for n in model.graph.node if types[n.name] == "fp32" and n.op_type in wide]
 
 
 def time_int8(path: Path) -> Speed:
