@@ -13,6 +13,7 @@ ONNX Runtime's percentile and entropy calibration hold every activation of every
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -101,16 +102,22 @@ def quantise(method: str, base: Path, out: Path, tiles: NDArray[np.uint8]) -> No
     model = onnx.load(prepared)
     for i, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{i}"
-    quantize_static(
-        model,
-        out,
-        Tiles(tiles),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=kept_wide(model),
-        calibrate_method=METHODS[method],
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # its progress
+        quantize_static(
+            model,
+            out,
+            Tiles(tiles),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=kept_wide(model),
+            calibrate_method=METHODS[method],
+        )
+    quantised = onnx.load(out)
+    used = {node.domain for node in quantised.graph.node}
+    for opset in [o for o in quantised.opset_import if o.domain not in used]:
+        quantised.opset_import.remove(opset)  # ONNX Runtime's optimiser names every domain that it knows
+    onnx.save(quantised, out)
 
 
 def with_int8(bundle: Bundle, folder: Path, method: str, base: Path, tiles: NDArray[np.uint8]) -> Bundle:

@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
@@ -25,6 +25,9 @@ from mtdp_export.typed import KERNELS, low_types
 from mtdp_runtime.backends import Backend, backend_class, probe_all
 from mtdp_runtime.bundle import PRECISIONS, Bundle, load_bundle
 from mtdp_runtime.proof import FEATURES, load_golden
+
+if TYPE_CHECKING:
+    from mtdp.tasks import Task
 
 CALIBRATION_TILES: Final = 64
 LARGEST_PROBE_LOSS: Final = 0.005
@@ -140,27 +143,37 @@ def time_int8(path: Path) -> Speed:
     return Speed(ours[0], medians[ours], f"{other[1]} on {other[0]}", medians[other], statistics.median(pairs))
 
 
+def load_probe_task(path: Path) -> Task:
+    """Load the task that judges int8.
+
+    Raises:
+        MtdpError: it cannot be used, or has no test split.
+    """
+    from mtdp.errors import TaskError
+    from mtdp.tasks import load_task
+
+    task = load_task(path)
+    if not task.of(("test",)):
+        raise TaskError(f"{path} has no test split", "a probe is scored on images that nothing was fitted to")
+    return task
+
+
 def probe_int8(path: Path, engine: str, task_path: Path) -> Probe:
     """Fit and score the same probe on a real task, with the features of int8 and of fp32, from one engine.
 
     Raises:
         MtdpError: the task cannot be used.
     """
-    from mtdp.errors import TaskError
-    from mtdp.tasks import load_task
     from mtdp.transfer import judge_features
 
-    task = load_task(task_path)
+    task = load_probe_task(task_path)
     samples = task.of(("train", "val", "test"))
-    test = task.of(("test",))
-    if not test:
-        raise TaskError(f"{task_path} has no test split", "a probe is scored on images that nothing was fitted to")
     bundle = load_bundle(path)
     scores = {}
     for precision in ("int8", "fp32"):
         features = _features(bundle, engine, precision, samples)
         scores[precision] = judge_features(features, task, precision).score
-    return Probe(task.name, task.metric, len(test), scores["int8"], scores["fp32"])
+    return Probe(task.name, task.metric, len(task.of(("test",))), scores["int8"], scores["fp32"])
 
 
 def _features(bundle: Bundle, engine: str, precision: str, samples: Any) -> NDArray[np.float32]:
