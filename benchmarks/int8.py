@@ -1,7 +1,6 @@
 """Two quantisers on the same network and the same tissue: NNCF, as mtdp-export uses it, and ONNX Runtime's own.
 
-    python benchmarks/int8.py --calibration SLIDE.svs (--arch resnet50 densenet121 | --model BUNDLE) [--tiles 64]
-        [--rounds 7] [--threads N] [--json]
+    python benchmarks/int8.py --calibration SLIDE.svs (--arch resnet50 densenet121 | --model BUNDLE) [--json]
 
 Every other tile of the slide's tissue calibrates; those between them judge. Each int8 graph runs on each CPU engine
 that takes it; its features are compared with those of fp32 on ONNX Runtime. Times are medians of batches of 8, all ways
