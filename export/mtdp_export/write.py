@@ -23,7 +23,7 @@ from mtdp_export.engines import EngineSettings, build_engines
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, WeightsStorage, export_graph, reference_outputs, round_weights_to_fp16
-from mtdp_export.int8 import CALIBRATION_TILES
+from mtdp_export.int8 import CALIBRATION_TILES, load_probe_task
 from mtdp_export.isolated import isolated
 from mtdp_export.onnx_source import OnnxSource, original_outputs, wrap_onnx
 from mtdp_export.parity import Row
@@ -89,6 +89,7 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
 
     Raises:
         ExportUsageError: the target exists or cannot be written, or the options are wrong.
+        MtdpError: the task that is to judge int8 cannot be used.
         BackendUnavailable: ONNX Runtime, which proves it, is not installed.
         ParityFailure: the fp32 graph computes something else; nothing was written.
         BackendError: an engine cannot be built; nothing was written.
@@ -239,6 +240,8 @@ def _check_precisions(settings: ExportSettings) -> None:
             "--precision int8 needs tissue to calibrate on and a task to be judged by",
             "--calibration SLIDE (or a folder of images) and --probe-task TASK (train/, val/, test/ with classes)",
         )
+    if "int8" in wanted and settings.probe_task is not None:
+        load_probe_task(settings.probe_task)  # it judges last; what is wrong with it is said first
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mtdp.errors import MtdpError, TaskError
 from mtdp_export import variants
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import synthetic_tiles
@@ -25,8 +29,10 @@ from mtdp_export.isolated import isolated
 from mtdp_export.parity import knn_agreement
 from mtdp_export.precision import write_typed
 from mtdp_export.rounding import in_fp32, run
+from mtdp_export.source import Source
 from mtdp_export.typed import KERNELS, kernel_names, low_types, round_to_bf16, to_low_type
 from mtdp_export.verify import verify_bundle
+from mtdp_export.write import ExportSettings, _calibration, golden_tiles, write_bundle
 from mtdp_runtime.backends import backend_class
 from mtdp_runtime.bundle import Manifest, load_bundle
 from mtdp_runtime.errors import UsageError
@@ -261,6 +267,36 @@ class TestInt8:
     def test_it_needs_tissue_and_a_task(self, tmp_path: Path) -> None:
         result = export("resnet18", "--weights", "random", "--precision", "int8", "--out", tmp_path / "b")
         assert (result.returncode, "--precision int8 needs tissue" in result.stderr) == (2, True)
+
+    def test_a_task_without_a_test_split_is_refused_before_any_work(self, tmp_path: Path) -> None:
+        task = tmp_path / "task"
+        for folder in ("train/benign", "train/malignant", "val/benign", "val/malignant"):
+            (task / folder).mkdir(parents=True)
+            cv2.imwrite(str(task / folder / f"{folder.replace('/', '-')}.png"), np.full((8, 8, 3), 99, np.uint8))
+        settings = ExportSettings("m", 0.5, calibration=tmp_path, precisions=("fp32", "int8"), probe_task=task)
+        with pytest.raises(TaskError, match="task has no test split"):
+            write_bundle(cast(Source, None), tmp_path / "b", settings)  # it has not looked at the network yet
+        with pytest.raises(MtdpError, match="no task at"):
+            write_bundle(cast(Source, None), tmp_path / "b", replace(settings, probe_task=tmp_path / "none"))
+
+    def test_the_golden_tiles_do_not_calibrate(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        for i in range(33):
+            cv2.imwrite(str(tmp_path / f"{i:02}.png"), rng.integers(0, 256, (PX, PX, 3), np.uint8))
+        settings = ExportSettings("m", 0.5, calibration=tmp_path)
+        golden = golden_tiles(settings, PX)
+        calibration = _calibration(settings, golden)
+        assert (len(golden), len(calibration)) == (32, 1)
+        assert calibration[0].tobytes() not in {tile.tobytes() for tile in golden}
+        (tmp_path / "00.png").unlink()
+        with pytest.raises(ExportUsageError, match="32 tiles are too few for int8"):
+            _calibration(settings, golden_tiles(settings, PX))
+
+    def test_without_nncf_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setitem(sys.modules, "nncf", None)
+        with pytest.raises(ExportError, match="NNCF is not installed") as caught:
+            write_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx", nearly_grey())
+        assert caught.value.hint == "pip install 'mtdp[export]'"
 
 
 def _refuse(message: str, hint: str) -> None:
