@@ -122,7 +122,12 @@ def require(comparison: Comparison) -> Comparison:
             f"{comparison.parity.cosine_min:.7f}, {MIN_COSINE[comparison.precision]} is required "
             f"(largest error {comparison.parity.max_abs_error:.3g}); largest error of a probability "
             f"{comparison.heads_max_abs_error or 0.0:.3g}, {MAX_PROBABILITY_ERROR[comparison.precision]:g} is allowed",
-            "It was not written: the exported graph does not compute what the network does.",
+            "It was not written. "
+            + (
+                "Calibrate on tissue like what it will see, or export without --precision int8."
+                if comparison.precision == "int8"
+                else "The exported graph does not compute what the network does."
+            ),
         )
     return comparison
 
