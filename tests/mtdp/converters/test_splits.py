@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtdp.converters.splits import split_groups
@@ -20,11 +20,16 @@ GROUPS = st.dictionaries(
 )
 
 
+def with_enough_of_each(groups: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
+    """Add groups of one class until each class is in three times as many as there are classes."""
+    classes = {label for counts in groups.values() for label in counts}
+    return groups | {f"{label}{number}": Counter({label: 3}) for label in classes for number in range(3 * len(classes))}
+
+
 @settings(max_examples=30)
-@given(GROUPS, st.integers(0, 5))
+@given(GROUPS.map(with_enough_of_each), st.integers(0, 5))
 def test_every_group_has_one_split_and_every_split_every_class(groups: dict[str, Counter[str]], seed: int) -> None:
     classes = {label for counts in groups.values() for label in counts}
-    assume(all(sum(label in counts for counts in groups.values()) >= 3 * len(classes) for label in classes))
     homes = split_groups(groups, TARGETS, seed)
     assert set(homes) == set(groups)
     for split in TARGETS:
