@@ -104,6 +104,7 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
     isolated(f"loading {_REFERENCE}", require_engine, _REFERENCE)
     writable_folder(out.parent)
     tiles = golden_tiles(settings, source.preprocessing.image_px)
+    calibrating = _calibration(settings, tiles) if "int8" in settings.precisions else tiles
     graph, expected, digest = _graph_and_reference(source, settings, tiles)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
     refused: list[ExportError] = []
@@ -119,10 +120,8 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
         made = [Made("fp32")]
         for precision in settings.precisions[1:]:
             try:
-                calibration = _calibration(settings, tiles) if precision == "int8" else tiles
-                made.append(
-                    isolated(f"making {precision}", make_variant, base, precision, scratch, calibration, expected)
-                )
+                shown = calibrating if precision == "int8" else tiles
+                made.append(isolated(f"making {precision}", make_variant, base, precision, scratch, shown, expected))
             except ParityFailure as error:
                 refused.append(error)
         (scratch / "base.onnx").unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -185,8 +185,9 @@ def extract(
     folders(bundles, out)
     settings = shared_settings(bundles, _target(mpp, magnification), stride_px, min_tissue, on_bad_tile, heads)
     if dry_run and not demo:
-        load = partial(_load, bundles[0], backend, precision, batch_size, cores, True)
-        _dry_run(requests, bundles[0], settings, as_json, load, cores)
+        _dry_run(
+            requests, bundles, settings, as_json, lambda b: _load(b, backend, precision, batch_size, cores, True), cores
+        )
         return
     writable_folder(out)
     if demo:
@@ -394,10 +395,10 @@ def _where(outcome: Outcome) -> str:
 
 def _dry_run(
     requests: list[SlideRequest],
-    bundle: Bundle,
+    bundles: Sequence[Bundle],
     settings: ExtractSettings,
     as_json: bool,
-    load: Callable[[], Backend],
+    load: Callable[[Bundle], Backend],
     threads: int,
 ) -> None:
     from mtdp_runtime import estimate
@@ -405,21 +406,24 @@ def _dry_run(
     from mtdp_runtime.cohort import plan_slides
     from mtdp_runtime.errors import BackendError
 
+    speeds: list[estimate.EngineSpeed] = []
     try:
-        with load() as engine:
-            speed = estimate.engine_speed(engine, bundle.manifest.tile_px)
+        for bundle in bundles:
+            with load(bundle) as engine:
+                speeds.append(estimate.engine_speed(engine, bundle.manifest.tile_px))
     except BackendError as error:
-        speed = None
+        speeds = []
         print(f"no estimate of the time: {error}", file=sys.stderr)
     failures = 0
-    for outcome, plan, read_s, read_tiles in plan_slides(requests, bundle.manifest.tile_px, settings):
+    for outcome, plan, read_s, read_tiles in plan_slides(requests, bundles[0].manifest.tile_px, settings):
         failures += outcome.status == "failed"
-        size = estimate.output_bytes(outcome.tiles, bundle.manifest.features_dim)
+        size = sum(estimate.output_bytes(outcome.tiles, bundle.manifest, settings.heads) for bundle in bundles)
         costs: dict[str, Any] = {"bytes": size} if plan is not None else {}
-        if plan is not None and speed is not None:
-            costs["estimated_s"] = round(estimate.seconds(plan, speed, read_s, threads), 1)
+        if plan is not None and speeds:
+            costs["estimated_s"] = round(estimate.seconds(plan, speeds, read_s, threads), 1)
+            rates = "; ".join(f"{s.tiles_per_s:.1f} tiles/s of {s.engine} over {s.tiles} tiles" for s in speeds)
             costs["estimate_from"] = (
-                f"{speed.tiles_per_s:.1f} tiles/s of {speed.engine} over {speed.tiles} tiles, measured now; "
+                f"{rates}, measured now; "
                 f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads"
             )
         if as_json:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from mtdp_runtime.backends import Backend
+from mtdp_runtime.bundle import Manifest
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.extraction import Plan
 from mtdp_runtime.slide import Slide
@@ -68,11 +70,13 @@ def read_seconds(slide: Slide, plan: Plan) -> tuple[float, int]:
     return ((time.perf_counter() - start) / measured if measured else 0.0), measured
 
 
-def output_bytes(tiles: int, features_dim: int) -> int:
-    """Return the bytes of the rows of a feature file in float32."""
-    return tiles * (4 * features_dim + _ROW_BYTES)
+def output_bytes(tiles: int, manifest: Manifest, heads: bool) -> int:
+    """Return the bytes of the rows of a model's feature file."""
+    columns = manifest.features_dim + sum(len(head.class_names) for head in manifest.heads if heads)
+    return tiles * (4 * columns + _ROW_BYTES)
 
 
-def seconds(plan: Plan, speed: EngineSpeed, read_s: float, threads: int) -> float:
-    """Return the seconds a slide will take, where readers and engine share the cores: their times add up."""
-    return plan.seconds + len(plan.kept) * (1 / speed.tiles_per_s + read_s / threads)
+def seconds(plan: Plan, speeds: Sequence[EngineSpeed], read_s: float, threads: int) -> float:
+    """Return the seconds a slide will take with some models, where all share the cores: their times add up."""
+    tile_s = sum(1 / speed.tiles_per_s for speed in speeds) + read_s / threads
+    return plan.seconds + len(plan.kept) * tile_s

@@ -279,7 +279,9 @@ def _layout(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[s
     outputs |= {head.output: len(head.class_names) for head in heads}
     resume_key = json.dumps([backend.name, backend.batch])
     classes = {head.output: {"class_names": head.class_names} for head in heads}
-    return Layout(plan.coords, plan.fractions, outputs, coords, root, facts, resume_key, classes)
+    tissue = plan.tissue
+    place = {"scale": tissue.scale, "x0": tissue.x0, "y0": tissue.y0, "mpp": tissue.mpp}
+    return Layout(plan.coords, plan.fractions, outputs, coords, root, facts, resume_key, classes, tissue.mask, place)
 
 
 def _run_attrs(times: RunTimes, bad: BadTiles, plan: Plan, resumed: int) -> dict[str, Any]:

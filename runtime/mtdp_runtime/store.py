@@ -28,6 +28,7 @@ from mtdp_runtime.errors import OutputUnwritable
 
 _CHUNK_BYTES: Final = 1 << 20
 _SYNC_EVERY_S: Final = 5.0
+MASK: Final = "tissue_mask"
 # What h5py raises on a file that is damaged, of another kind, or on a disk that is full.
 _NOT_OURS: Final = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 _HDF5_FAILED: Final = (OSError, RuntimeError)
@@ -54,6 +55,8 @@ class Layout:
     made_of: Mapping[str, Any]  # slide, model, grid, precision: what makes the file this file
     resume_key: str  # of everything else that may change the last bits of a row: backend version, batch size
     outputs_attrs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of some outputs
+    mask: NDArray[np.bool_] | None = None  # [H, W], stored as it is: no rows of it are ever written
+    mask_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def partial_path(path: Path) -> Path:
@@ -252,6 +255,10 @@ def _create(partial: Path, layout: Layout) -> None:
         file["status"][...] = TileStatus.NOT_COMPUTED
         file.create_dataset("coords", data=layout.coords)
         file.create_dataset("tissue_fraction", data=layout.tissue_fraction)
+        if layout.mask is not None and layout.mask.size:
+            mask = layout.mask.view(np.uint8)
+            file.create_dataset(MASK, data=mask, chunks=mask.shape, compression="gzip", compression_opts=1)
+            file[MASK].attrs.update({key: _attribute(value) for key, value in layout.mask_attrs.items()})
         file["coords"].attrs.update({key: _attribute(value) for key, value in layout.coords_attrs.items()})
         file["features"].attrs.update(
             {key: _attribute(value) for key, value in layout.coords_attrs.items() if key in ("name", "savetodir")}
@@ -272,6 +279,9 @@ def _copy_good_rows(partial: Path, path: Path) -> None:
     with h5py.File(partial, "r", locking=False) as source, h5py.File(scratch, "w", locking=False) as target:
         good = source["status"][:] == TileStatus.GOOD
         for name, dataset in source.items():
+            if name == MASK:
+                source.copy(dataset, target)
+                continue
             shape = (int(good.sum()), *dataset.shape[1:])
             _dataset(target, name, shape, dataset.dtype)
             step = max(1, _CHUNK_BYTES // max(1, dataset.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))))
@@ -305,7 +315,7 @@ def _places(partial: Path) -> dict[str, tuple[list[int], int, int]]:
     places = {}
     with h5py.File(partial, "r", locking=False) as file:
         for name, dataset in file.items():
-            if dataset.chunks is not None:
+            if dataset.chunks is not None and name != MASK:
                 infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
                 by_row = sorted((info.chunk_offset[0], info.byte_offset) for info in infos)
                 places[name] = ([offset for _, offset in by_row], dataset.chunks[0], infos[0].size)

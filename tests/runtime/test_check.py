@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
-from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.bundle import Head, load_bundle, write_manifest
 from mtdp_runtime.check import Check, check_rows
 from mtdp_runtime.estimate import engine_speed, output_bytes
 from mtdp_runtime.slide.open import open_slide
-from support import TILE_PX, extract
+from support import TILE_PX, extract, write_tiny_bundle
 
 
 def test_a_check_is_printed_stored_and_would_fail(
@@ -61,7 +63,26 @@ def test_a_dry_run_says_tiles_bytes_seconds_and_where_from(
     with h5py.File(tmp_path / "o" / "slide.h5") as file:
         names = ("features", "coords", "status", "tissue_fraction")
         stored = sum(file[name].size * file[name].dtype.itemsize for name in names)
-    assert line["bytes"] == output_bytes(144, 12) == stored
+    assert line["bytes"] == output_bytes(144, load_bundle(tiny_bundle).manifest, heads=False) == stored
+
+
+def test_a_dry_run_counts_heads_and_every_model(make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    heads = (Head("blood", ("rbc", "wbc")), Head("lung", ("a", "b", "c")))
+    models = [write_tiny_bundle(tmp_path / name, heads) for name in ("a", "b")]
+    write_manifest(models[1], replace(load_bundle(models[1]).manifest, name="other"))
+    slide = make_slide()
+
+    def planned(*options: object) -> dict[str, Any]:
+        result = extract(slide, *options, "--out", tmp_path / "o", "--dry-run", "--json")
+        assert result.returncode == 0, result.stderr
+        line: dict[str, Any] = json.loads(result.stdout)
+        return line
+
+    one, headed = planned("--model", models[0]), planned("--model", models[0], "--heads")
+    assert headed["bytes"] - one["bytes"] == 144 * 4 * (2 + 3)
+    both = planned("--model", models[0], "--model", models[1])
+    assert both["bytes"] == 2 * one["bytes"]
+    assert both["estimate_from"].count("tiles/s of") == 2
 
 
 def test_the_speed_is_of_this_engine(tiny_bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""A SpatialData store as LazySlide and wsidata lay it out: `shapes["tiles"]`, and a table of features of them.
+"""A SpatialData store as LazySlide and wsidata lay it out: the shapes `tiles` and `tissues`, and a table of features.
 
 Level-0 pixels throughout. `attrs["tile_spec"]["tiles"]` says how the tiles were cut, and `attrs["slide_properties"]`
 what the slide is. Bad tiles keep their row, as NaN, with their code in the table's `status`.
@@ -13,6 +13,9 @@ from typing import Any
 
 import h5py
 import numpy as np
+
+from mtdp_runtime.formats.pieces import PlacedMask, piece_of_tiles, pieces
+from mtdp_runtime.store import MASK
 
 
 def write_zarr(h5: Path, target: Path) -> None:
@@ -31,19 +34,25 @@ def write_zarr(h5: Path, target: Path) -> None:
             status, fraction = file["status"][:], file["tissue_fraction"][:]
             attrs = {key: _plain(value) for key, value in file.attrs.items()}
             tile = {key: _plain(value) for key, value in file["coords"].attrs.items()}
+            tissue = _tissue(file)
         side = int(tile["patch_size_level0"])
         number = np.arange(len(coords))
+        labels, outlines = pieces(tissue)
+        numbers = piece_of_tiles(labels, tissue, coords, side)
         frame = geopandas.GeoDataFrame(
             {
                 "tile_id": number,
                 "x": coords[:, 0],
                 "y": coords[:, 1],
-                "tissue_id": np.zeros(len(coords), np.int64),
+                "tissue_id": numbers,
                 "tissue_fraction": fraction,
             },
             geometry=[box(x, y, x + side, y + side) for x, y in coords.tolist()],
         )
         shapes = {"tiles": ShapesModel.parse(frame)} if len(coords) else {}
+        if outlines:
+            found = geopandas.GeoDataFrame({"tissue_id": np.arange(len(outlines))}, geometry=outlines)
+            shapes["tissues"] = ShapesModel.parse(found)
         tables = {}
         if len(coords):
             observed = pandas.DataFrame(
@@ -60,6 +69,14 @@ def write_zarr(h5: Path, target: Path) -> None:
             )
         data = spatialdata.SpatialData(shapes=shapes, tables=tables, attrs=_attrs(attrs, tile))
         data.write(target)
+
+
+def _tissue(file: h5py.File) -> PlacedMask:
+    """Return the mask that the tiles were chosen by; files of earlier versions, and empty slides, have none."""
+    if MASK not in file:
+        return PlacedMask(np.zeros((1, 1), np.bool_), 1.0, 0, 0)
+    at = file[MASK].attrs
+    return PlacedMask(file[MASK][:].astype(np.bool_), float(at["scale"]), float(at["x0"]), float(at["y0"]))
 
 
 def _attrs(attrs: dict[str, Any], tile: dict[str, Any]) -> dict[str, Any]:

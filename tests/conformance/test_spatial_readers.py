@@ -1,0 +1,127 @@
+"""The zarr output, as the libraries that others use read it: spatialdata, and wsidata, which is LazySlide's reader."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from mtdp_runtime.formats.pieces import PlacedMask, piece_of_tiles, pieces
+from support import extract
+
+READ = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import h5py, numpy as np, spatialdata
+from wsidata import open_wsi
+h5, store, slide = sys.argv[1:]
+with h5py.File(h5, locking=False) as file:
+    name = f"{file.attrs['model']}_tiles"
+    features, coords, side = file["features"][:], file["coords"][:], file["coords"].attrs["patch_size_level0"]
+    tile_px, mpp, mpp0 = file["coords"].attrs["patch_size"], file.attrs["mpp"], file.attrs["mpp_level0"]
+data = spatialdata.read_zarr(store)
+tiles, tissues, table = data.shapes["tiles"], data.shapes["tissues"], data.tables[name]
+np.testing.assert_array_equal(np.asarray(table.X), features)
+np.testing.assert_array_equal(tiles[["x", "y"]].to_numpy(), coords)
+np.testing.assert_array_equal(tiles.geometry.bounds["maxx"] - tiles.geometry.bounds["minx"], side)
+assert len(spatialdata.match_table_to_element(data, "tiles", table_name=name)) == len(coords)
+assert tissues.geometry.is_valid.all()
+of = dict(zip(tissues.tissue_id, tissues.geometry))
+for number, tile in zip(tiles.tissue_id, tiles.geometry):
+    mine = of[number].intersection(tile).area
+    assert mine > 0
+    assert all(mine >= other.intersection(tile).area - 1 for other in of.values())
+wsi = open_wsi(slide, store=store)
+spec = wsi.tile_spec("tiles")
+assert (spec.height, spec.width, spec.mpp) == (tile_px, tile_px, mpp)
+assert wsi.properties.mpp == mpp0
+assert wsi.fetch.features_anndata(name.removesuffix("_tiles")).shape == features.shape
+image = next(iter(wsi.iter.tile_images("tiles")))
+assert image.image.shape == (tile_px, tile_px, 3)
+print("tissues", len(tissues))
+"""
+
+
+def test_spatialdata_and_wsidata_read_the_store(tiny_bundle: Path, slides_dir: Path, tmp_path: Path) -> None:
+    slide = slides_dir / "CMU-1-Small-Region.svs"
+    done = extract(slide, "--model", tiny_bundle, "--out", tmp_path, "--format", "zarr")
+    assert done.returncode == 0, done.stderr
+    name = slide.stem
+    files = [str(tmp_path / f"{name}.h5"), str(tmp_path / f"{name}.zarr"), str(slide)]
+    read = subprocess.run([sys.executable, "-c", READ, *files], capture_output=True, text=True)
+    assert read.returncode == 0, read.stderr
+    assert read.stdout.splitlines()[-1] == "tissues 1"
+
+
+def test_a_slide_without_tissue_gives_a_store_that_opens(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    done = extract(make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o", "--mpp", 20, "--format", "zarr")
+    assert done.returncode == 0, done.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library about itself
+        import spatialdata
+
+        data = spatialdata.read_zarr(tmp_path / "o" / "slide.zarr")
+    assert not data.tables
+    assert "tiles" not in data.shapes
+
+
+masks = arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+
+
+@given(masks, st.sampled_from([1.0, 16.0, 31.7]), st.integers(-50, 50))
+def test_pieces_are_valid_apart_and_cover_the_mask(mask: NDArray[np.bool_], scale: float, x0: int) -> None:
+    from shapely import Point
+
+    labels, polygons = pieces(PlacedMask(mask, scale, x0, 7))
+    count, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    assert len(polygons) == count - 1 == labels.max()
+    assert all(polygon.is_valid and polygon.geom_type == "Polygon" for polygon in polygons)
+    assert sum(polygon.area for polygon in polygons) == pytest.approx(mask.sum() * scale**2)
+    for (row, column), inside in np.ndenumerate(mask):
+        centre = Point(x0 + (column + 0.5) * scale, 7 + (row + 0.5) * scale)
+        holders = [number for number, polygon in enumerate(polygons) if polygon.contains(centre)]
+        assert holders == ([labels[row, column] - 1] if inside else [])
+
+
+def test_a_tile_belongs_to_the_piece_that_covers_most_of_it() -> None:
+    mask = np.zeros((10, 10), np.bool_)
+    mask[0:2, 0:3] = True
+    mask[5:10, 0:10] = True
+    placed = PlacedMask(mask, 10.0, 100, 200)
+    labels, _ = pieces(placed)
+    coords = np.array([[100, 200], [100, 210], [140, 200]], np.int64)
+    assert piece_of_tiles(labels, placed, coords, 40).tolist() == [0, 0, -1]
+    assert piece_of_tiles(labels, placed, coords, 60).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("bad", ["nan", "drop"])
+def test_the_mask_is_stored_with_its_place(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, bad: str
+) -> None:
+    done = extract(make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o", "--on-bad-tile", bad)
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "o" / "slide.h5") as file:
+        mask, at = file["tissue_mask"], file["tissue_mask"].attrs
+        assert mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {0, 1}
+        height, width = mask.shape
+        assert (width * at["scale"], height * at["scale"]) == pytest.approx((1024, 768), abs=at["scale"])
+        assert at["scale"] * file.attrs["mpp_level0"] == pytest.approx(at["mpp"])
+        assert mask[:].sum() * at["mpp"] ** 2 / 1e6 == pytest.approx(file.attrs["tissue_mm2"])
+        side = file["coords"].attrs["patch_size_level0"] / at["scale"]
+        for (x, y), fraction in zip(file["coords"][:20] / at["scale"], file["tissue_fraction"][:20], strict=True):
+            inside = mask[round(y) : round(y + side), round(x) : round(x + side)]
+            assert inside.mean() == pytest.approx(fraction, abs=0.02)
