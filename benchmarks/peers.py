@@ -4,9 +4,10 @@
 
 `--install` makes the missing environments, DIR/NAME, from PyPI. The network is a ResNet-50 of random weights. The tiles
 are those that mtdp-extract keeps; each peer gets them as its own tiling step would leave them, and its own feature
-extraction is timed: reading, inference and storing, not imports and not the search for tissue. Ours is timed as a
-command, with all of that in it, and once more as the others are. Features are compared at equal coordinates, after
-subtracting the mean tile: a network of random weights makes all tiles look alike.
+extraction is timed: reading, inference and storing, not imports and not the search for tissue. Ours is timed for a
+slide, search for tissue included, and as a whole command; in the precision that `auto` takes, and in fp32, as the
+others compute. Features are compared with ours in fp32 at equal coordinates, after subtracting the mean tile: a network
+of random weights makes all tiles look alike.
 """
 
 from __future__ import annotations
@@ -87,9 +88,10 @@ def prepare(folder: Path, threads: int, slide: Path | None, side: int) -> dict[s
     backbone.fc = torch.nn.Identity()
     torch.save(backbone.state_dict(), folder / "backbone.pth")
     command("export", "resnet50", "--weights", str(folder / "backbone.pth"), "--out", str(folder / "bundle"))
-    ours(folder, given, threads, 16)
+    ours(folder, given, threads, "auto")
+    ours(folder, given, threads, "fp32")
     manifest = load_bundle(folder / "bundle").manifest
-    with h5py.File(folder / "ours" / f"{given.stem}.h5") as file:
+    with h5py.File(folder / "ours-auto" / f"{given.stem}.h5") as file:
         np.save(folder / "coords.npy", file["coords"][:])
         scale = float(json.loads(file.attrs["grid"])["scale"])
         job = {"slide": str(given), "threads": threads, "tile_px": manifest.tile_px, "mpp": manifest.mpp}
@@ -107,11 +109,13 @@ def command(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def ours(folder: Path, slide: Path, threads: int, batch: int) -> tuple[float, float, int]:
+def ours(folder: Path, slide: Path, threads: int, precision: str) -> tuple[float, float, int]:
     """Return the seconds that mtdp-extract took for the slide, those of the whole command, and the number of tiles."""
-    options = ("--out", str(folder / "ours"), "--model", str(folder / "bundle"), "--threads", str(threads))
+    out = folder / f"ours-{precision}"
+    shutil.rmtree(out, ignore_errors=True)
+    options = ("--out", str(out), "--model", str(folder / "bundle"), "--threads", str(threads), "--no-report", "--json")
     start = time.perf_counter()
-    said = command("extract", str(slide), *options, "--batch", str(batch), "--no-report", "--overwrite", "--json")
+    said = command("extract", str(slide), *options, "--precision", precision)
     whole_s = time.perf_counter() - start
     line = json.loads(said.splitlines()[-1])
     return line["seconds"], whole_s, line["tiles"]
@@ -131,12 +135,20 @@ def theirs(folder: Path, python: Path, peer: str, threads: int) -> tuple[float, 
     return said["extract_s"], said["version"]
 
 
-def agreement(folder: Path, slide: Path, peer: str) -> tuple[float, float]:
-    """Return the smallest and the mean cosine between a peer's features and ours, tile by tile at equal coordinates."""
-    with h5py.File(folder / "ours" / f"{slide.stem}.h5") as file:
-        mine = dict(zip(map(tuple, file["coords"][:].tolist()), file["features"][:], strict=True))
+def of_ours(folder: Path, slide: Path, precision: str) -> dict[tuple[int, int], NDArray[np.floating]]:
+    with h5py.File(folder / f"ours-{precision}" / f"{slide.stem}.h5") as file:
+        return dict(zip(map(tuple, file["coords"][:].tolist()), file["features"][:], strict=True))
+
+
+def of_peer(folder: Path, peer: str) -> dict[tuple[int, int], NDArray[np.floating]]:
     with np.load(folder / f"{peer}.npz") as file:
-        other = dict(zip(map(tuple, file["coords"].astype(int).tolist()), file["features"], strict=True))
+        return dict(zip(map(tuple, file["coords"].astype(int).tolist()), file["features"], strict=True))
+
+
+def agreement(
+    peer: str, mine: dict[tuple[int, int], NDArray[np.floating]], other: dict[tuple[int, int], NDArray[np.floating]]
+) -> tuple[float, float]:
+    """Return the smallest and the mean cosine between features, tile by tile at equal coordinates."""
     if mine.keys() != other.keys():
         sys.exit(f"{peer}: {len(mine.keys() ^ other.keys())} tiles at other places than ours")
     a, b = (centred(np.stack([features[at] for at in mine])) for features in (mine, other))
@@ -167,23 +179,27 @@ def main() -> None:
         folder = Path(name)
         job = prepare(folder, options.threads, options.slide, options.side)
         slide = Path(str(job["slide"]))
-        seconds: dict[str, list[float]] = {"slide": [], "command": []} | {peer: [] for peer in pythons}
+        seconds: dict[str, list[float]] = {"slide": [], "command": [], "fp32": []} | {peer: [] for peer in pythons}
         versions: dict[str, str] = {}
         for _ in range(options.repeats):
-            slide_s, whole_s, tiles = ours(folder, slide, options.threads, 16)
+            slide_s, whole_s, tiles = ours(folder, slide, options.threads, "auto")
             seconds["slide"].append(slide_s)
             seconds["command"].append(whole_s)
+            seconds["fp32"].append(ours(folder, slide, options.threads, "fp32")[0])
             for peer, python in pythons.items():
                 took, versions[peer] = theirs(folder, python, peer, options.threads)
                 seconds[peer].append(took)
         rates = {key: tiles / statistics.median(values) for key, values in seconds.items()}
-        here = str(job["precision"])
-        rows = [Row("mtdp-extract, slide", here, rates["slide"], 1.0)]
-        rows.append(Row("mtdp-extract, command", here, rates["command"], rates["slide"] / rates["command"]))
-        for peer in pythons:
-            rows.append(
-                Row(peer, versions[peer], rates[peer], rates["slide"] / rates[peer], *agreement(folder, slide, peer))
-            )
+        here, plain = str(job["precision"]), of_ours(folder, slide, "fp32")
+
+        def row(tool: str, version: str, key: str, *cosines: float) -> Row:
+            return Row(tool, version, rates[key], rates["slide"] / rates[key], *cosines)
+
+        rows = [row("mtdp-extract, slide", here, "slide", *agreement("auto", plain, of_ours(folder, slide, "auto")))]
+        rows.append(row("mtdp-extract, command", here, "command"))
+        rows.append(row("mtdp-extract, slide", "fp32", "fp32"))
+        for peer, version in versions.items():
+            rows.append(row(peer, version, peer, *agreement(peer, plain, of_peer(folder, peer))))
     if options.json:
         print(json.dumps({"tiles": tiles, "threads": options.threads, "rows": [asdict(row) for row in rows]}))
         return

@@ -1,9 +1,10 @@
 """Everything that benchmarks/RESULTS.md says of the runtime, by one command, into one folder of JSON files.
 
-    python benchmarks/run_all.py --slide SLIDE.svs [--out benchmarks/results/run] [--quick]
+    python benchmarks/run_all.py [--slide SLIDE.svs] [--envs DIR] [--out benchmarks/results/run] [--quick]
 
-Run it on a machine that does nothing else. Steps whose packages are missing are named, and the others go on. The last
-step is a projection: how many host cores feed a GPU engine of so many tiles/s, if reading scales with the cores.
+Run it on a machine that does nothing else. A step that fails is named, and the others go on. `--envs` adds the
+comparison with LazySlide, TIAToolbox and WSInfer, whose environments it makes there from PyPI. projection.json is no
+measurement: how many host cores feed a GPU engine of so many tiles/s, if reading scales with the cores.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import distributions
 from pathlib import Path
@@ -51,6 +53,7 @@ def projection(reading: str) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slide", type=Path, help="a real slide; steps that need one are left out without it")
+    parser.add_argument("--envs", type=Path, help="folder for the environments of the peers (several GB each)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "run")
     parser.add_argument("--quick", action="store_true", help="smaller slides, one repeat: to see that it works")
     options = parser.parse_args()
@@ -72,9 +75,22 @@ def main() -> None:
     )
     if reading is not None:
         (options.out / "projection.json").write_text(json.dumps(projection(reading), indent=1))
-    run("uint8_graph.txt", [python, f"{HERE}/uint8_graph.py", "--repeats", repeats], options.out)
+    for precision in ("f32", "bf16"):
+        steps = [python, f"{HERE}/uint8_graph.py", "--precision", precision]
+        run(f"uint8_graph_{precision}.txt", steps, options.out)
+    archs = ["resnet18"] if options.quick else ["resnet50", "densenet121"]
+    run("infer.json", [python, f"{HERE}/infer.py", "--arch", *archs, "--json"], options.out)
     run("sparse.json", [python, f"{HERE}/sparse.py", *(["--side", "20000"] if options.quick else [])], options.out)
     run("extract_demo.json", [*bench, "extract", "--repeats", repeats, "--json"], options.out)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = f"{folder}/resnet50"
+        export = [python, "-c", "from mtdp_export.cli import main; main()", "resnet50", "--weights", "random"]
+        if run("export_resnet50.txt", [*export, "--out", bundle], options.out) is not None:
+            steps = [*bench, "extract", "--model", bundle, "--repeats", repeats, "--json"]
+            run("extract_demo_resnet50.json", steps, options.out)
+    if options.envs is not None:
+        steps = [python, f"{HERE}/peers.py", "--envs", str(options.envs), "--install", "--json"]
+        run("peers.json", steps + (["--side", "2048", "--repeats", "1"] if options.quick else []), options.out)
     if options.slide is not None:
         slide = str(options.slide)
         run("reduced.json", [python, f"{HERE}/reduced.py", slide, "--json"], options.out)

@@ -58,7 +58,7 @@ def pretrain(
     image_px: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="Of the heads, the samples and their augmentation.")] = 0,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the GPU, or the CPU's AMX, has it.")
+        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it.")
     ] = "auto",
     splits: Annotated[str, typer.Option(help="Splits of each task to train on, with commas.")] = "train,val",
     adaptation_batches: Annotated[
@@ -111,7 +111,7 @@ def finetune(
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the GPU, or the CPU's AMX, has it.")
+        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it.")
     ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in --out.")] = False,
 ) -> None:

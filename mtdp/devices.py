@@ -22,17 +22,14 @@ def best_device() -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """fp32 or bf16; `auto` takes bf16 where the device has matrix units for it.
-
-    Vector instructions alone (avx512_bf16) are slower than fp32 in PyTorch, so a CPU counts only with AMX.
-    """
+    """fp32 or bf16; `auto` takes bf16 where the device computes faster in it."""
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown", f"one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if _has_amx() else "fp32"
+    return "bf16" if has_fast_bf16(_cpuinfo()) else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -56,8 +53,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TOP_PAD, 2**28)
 
 
-def _has_amx() -> bool:
+def has_fast_bf16(cpuinfo: str) -> bool:
+    """Say whether a CPU trains faster in bf16: with AMX, or with AMD's vector instructions (Zen 4 and 5).
+
+    Intel's vector instructions alone (avx512_bf16) were slower than fp32. Measured: benchmarks/RESULTS.md.
+    """
+    words = set(cpuinfo.split())
+    return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words
+
+
+def _cpuinfo() -> str:
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
+        return ""

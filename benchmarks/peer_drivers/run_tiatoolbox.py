@@ -51,7 +51,7 @@ written = engine.run(
     output_type="zarr",
 )
 extract_s = time.perf_counter() - start
-store = zarr.open(str(next(iter(written.values()))), mode="r")
-assert len(store["probabilities"]) == len(coords), len(store["probabilities"])
-np.savez(folder / "tiatoolbox.npz", coords=coords, features=store["probabilities"][:])
+features = zarr.open(str(next(iter(written.values()))), mode="r")["features"][:]
+assert len(features) == len(coords), len(features)
+np.savez(folder / "tiatoolbox.npz", coords=coords, features=features)
 print(json.dumps({"version": version("tiatoolbox"), "torch": torch.__version__, "extract_s": extract_s}))

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import mtdp_runtime
+from mtdp.devices import has_fast_bf16
 from mtdp_runtime.backends import BACKENDS, Probe, backend_class, choose, load, probe_all, variant_precision
 from mtdp_runtime.backends.onnxruntime import strict_session
+from mtdp_runtime.backends.openvino import fast_bf16_units
 from mtdp_runtime.bundle import Bundle, load_bundle
 from mtdp_runtime.doctor import conflicts
 from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
@@ -52,6 +54,21 @@ class TestAuto:
         with pytest.raises(BackendUnavailable, match="absent not usable: not installed") as caught:
             load("auto", bundle, "auto", 1, 1, ladder("Absent"))
         assert caught.value.hint.startswith("pip install")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "units"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n", "AMX matrix units"),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16\n", ""),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512_bf16\n", "AMD's vector units"),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2\n", ""),
+        ("", ""),
+    ],
+)
+def test_bf16_is_the_default_where_it_was_measured_to_be_faster(cpuinfo: str, units: str) -> None:
+    assert fast_bf16_units(cpuinfo) == units
+    assert has_fast_bf16(cpuinfo) == bool(units), "training decides alike"
 
 
 class TestByName:

@@ -1,8 +1,8 @@
-"""OpenVINO on the CPU: bf16 where the CPU has matrix units for it (AMX), fp32 otherwise.
+"""OpenVINO on the CPU: bf16 where that is fast (AMX, or AMD's vector units), fp32 otherwise.
 
-A bundle's own fp16, bf16 and int8 variants run as they are typed, layer by layer: each value is rounded where the graph
-says so, and the products are fp32 (int8 for int8). On AMX, bf16 is OpenVINO's own bf16 execution of every layer: that
-makes bf16 fast there, and it overrides the fp32 layers of a typed graph.
+A bundle's own fp16, bf16 and int8 variants run as they are typed, layer by layer: each value is rounded where the
+graph says so, and the products are fp32 (int8 for int8). Where bf16 is fast, it is OpenVINO's own, of every layer, and
+overrides the fp32 layers of a typed graph.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class OpenVINO:
         reason = f"OpenVINO {_version()} on {device}"
         if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return Probe("openvino", True, f"{reason}, fp32 (the CPU has no bf16)", precisions=("fp32", "fp16", "int8"))
-        if _has_amx_bf16():
-            return Probe("openvino", True, f"{reason}, bf16 on AMX matrix units", "", _FAST_BF16, ("bf16",))
-        # Vector instructions alone (avx512_bf16) were no faster than fp32 where we measured: benchmarks/RESULTS.md.
-        return Probe("openvino", True, f"{reason}, fp32 (bf16 only by vector units, no AMX)", "", _SLOW_BF16, ("bf16",))
+        units = fast_bf16_units(cpuinfo())
+        if units:
+            return Probe("openvino", True, f"{reason}, bf16 on {units}", "", _FAST_BF16, ("bf16",))
+        return Probe("openvino", True, f"{reason}, fp32 (this CPU's bf16 is no faster)", "", _SLOW_BF16, ("bf16",))
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
@@ -142,11 +142,24 @@ class OpenVINO:
         self.close()
 
 
-def _has_amx_bf16() -> bool:
+def fast_bf16_units(cpuinfo: str) -> str:
+    """Name what makes bf16 faster than fp32 on this CPU; empty where nothing does.
+
+    Vector instructions (avx512_bf16) double the rate on AMD's CPUs. On Intel's they were slower than fp32, without AMX.
+    Measured: benchmarks/RESULTS.md.
+    """
+    words = set(cpuinfo.split())
+    if "amx_bf16" in words:
+        return "AMX matrix units"
+    return "AMD's vector units" if {"avx512_bf16", "AuthenticAMD"} <= words else ""
+
+
+def cpuinfo() -> str:
+    """Return what Linux says of the CPUs; empty elsewhere."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
+        return ""
 
 
 def _version() -> str:
