@@ -23,9 +23,9 @@ from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Probe
 from mtdp_runtime.backends.openvino import OpenVINO
-from mtdp_runtime.bundle import Parity, file_ref, load_bundle
+from mtdp_runtime.bundle import Bundle, Parity, file_ref, load_bundle
 from mtdp_runtime.errors import BundleDigestMismatch
-from mtdp_runtime.proof import load_golden
+from mtdp_runtime.proof import load_golden, smallest_cosine
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -82,6 +82,31 @@ def test_auto_takes_bf16_only_where_the_model_proves_itself_in_it(resnet18_bundl
     with OpenVINOWithAMX.load(load_bundle(other), "auto", 8, 2) as engine:
         assert engine.precision == "fp32"
         assert "this model in bf16 has a cosine of 0.99" in engine.note
+
+
+@pytest.mark.skipif("bf16" not in OpenVINO.probe().precisions, reason="needs a CPU that computes in bf16")
+def test_the_proof_in_bf16_is_done_once(resnet18_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTDP_CACHE", str(tmp_path / "cache"))
+    bundle, replayed = load_bundle(resnet18_bundle), []
+
+    def replay(engine: OpenVINO, bundle: Bundle) -> float:
+        replayed.append(engine.precision)
+        return smallest_cosine(engine, bundle)
+
+    monkeypatch.setattr("mtdp_runtime.proof.smallest_cosine", replay)
+    for _ in range(3):
+        with OpenVINOWithAMX.load(bundle, "auto", 8, 2) as engine:
+            assert engine.precision == "bf16"
+    assert replayed == ["bf16"]
+    OpenVINOWithAMX.load(bundle, "auto", 4, 2).close()
+    assert len(replayed) == 2, "another batch size is another engine"
+    for file in (tmp_path / "cache" / "proofs").iterdir():
+        file.write_bytes(file.read_bytes().replace(b"0.9", b"0.1"))
+    OpenVINOWithAMX.load(bundle, "auto", 8, 2).close()
+    assert len(replayed) == 3, "a file that was changed is not relied on"
+    (tmp_path / "cache" / "proofs").chmod(0o777)
+    OpenVINOWithAMX.load(bundle, "auto", 8, 2).close()
+    assert len(replayed) == 4, "nothing is relied on where others may write"
 
 
 def resign_golden(bundle: Path, tiles: NDArray[np.uint8], outputs: dict[str, NDArray[np.float32]]) -> None:

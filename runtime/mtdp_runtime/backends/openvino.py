@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe
+from mtdp_runtime.backends.remembered import recall, remember
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, UsageError
 
@@ -76,11 +77,16 @@ class OpenVINO:
         """Load in bf16 if this model, in bf16, on this machine, repeats its golden features; in fp32 otherwise."""
         from mtdp_runtime.proof import MIN_COSINE, smallest_cosine
 
-        engine = cls._compile(bundle, "bf16", batch, threads)
-        cosine = smallest_cosine(engine, bundle)
-        if cosine >= MIN_COSINE["bf16"]:
-            return engine
-        engine.close()
+        facts = (bundle.digest, "bf16", batch, threads, cls.probe().reason)
+        cosine = recall(facts)
+        if cosine is None or cosine >= MIN_COSINE["bf16"]:
+            engine = cls._compile(bundle, "bf16", batch, threads)
+            if cosine is None:
+                cosine = smallest_cosine(engine, bundle)
+                remember(facts, cosine)
+            if cosine >= MIN_COSINE["bf16"]:
+                return engine
+            engine.close()
         engine = cls._compile(bundle, "fp32", batch, threads)
         engine.note = (
             f"not bf16: this model in bf16 has a cosine of {cosine:.5f} to its golden features here "
