@@ -5,7 +5,7 @@
 Every other tile of the slide's tissue calibrates; those between them judge. Each int8 graph runs on each CPU engine
 that takes it; its features are compared with those of fp32 on ONNX Runtime. Times are medians of batches of 8, all ways
 in turns. `--arch` has random weights: it says what the graphs cost, and little of what real features lose.
-An engine that crashes on a graph ends the script: leave that graph out by --quantisers.
+Each graph is made, and tried on each engine, in a process of its own first; one that crashes there is a row of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from mtdp_export.errors import ExportError
 from mtdp_export.golden import calibration_tiles
 from mtdp_export.int8 import CALIBRATION_TILES, kept_wide, write_int8
+from mtdp_export.isolated import isolated
 from mtdp_export.parity import compare
 from mtdp_export.source import open_source
 from mtdp_export.write import ExportSettings, write_bundle
@@ -120,6 +121,12 @@ def with_int8(bundle: Bundle, folder: Path, method: str, base: Path, tiles: NDAr
     return load_bundle(folder)
 
 
+def survives(path: Path, engine: str, precision: str, threads: int, tiles: NDArray[np.uint8]) -> None:
+    """Run one batch; a crash ends this process alone."""
+    with backend_class(engine).load(load_bundle(path), precision, BATCH, threads) as backend:
+        run_backend(backend, tiles[:BATCH])
+
+
 def measure(bundle: Bundle, options: argparse.Namespace, scratch: Path) -> list[Row]:
     manifest = bundle.manifest
     tiles = calibration_tiles(options.calibration, manifest.tile_px, manifest.mpp, 2 * options.tiles)
@@ -136,6 +143,7 @@ def measure(bundle: Bundle, options: argparse.Namespace, scratch: Path) -> list[
         def load(graph: str, engine: str, of: Bundle, precision: str) -> None:
             rows.append(row := Row(graph, engine))
             try:
+                isolated("one batch", survives, of.path, engine, precision, options.threads, judging)
                 backend = stack.enter_context(backend_class(engine).load(of, precision, BATCH, options.threads))
                 row.parity = compare(backend, judging, expected).parity
             except (ExportError, RuntimeFailure) as error:
@@ -149,7 +157,8 @@ def measure(bundle: Bundle, options: argparse.Namespace, scratch: Path) -> list[
         for method in options.quantisers:
             start = time.perf_counter()
             try:
-                quantised = with_int8(bundle, scratch / method, method, base, calibrating)
+                isolated("quantising", with_int8, bundle, scratch / method, method, base, calibrating)
+                quantised = load_bundle(scratch / method)
             except Exception as error:  # either quantiser raises whatever it meets
                 rows.append(Row(method, "-", failed=f"not made: {' '.join(str(error).split())[:200]}"))
                 continue

@@ -1,4 +1,4 @@
-"""The zarr output, as the libraries that others use read it: spatialdata, and wsidata, which is LazySlide's reader."""
+"""Our files, as the libraries that others use read them: spatialdata, wsidata (LazySlide), geopandas."""
 
 from __future__ import annotations
 
@@ -62,6 +62,21 @@ def test_spatialdata_and_wsidata_read_the_store(tiny_bundle: Path, slides_dir: P
     read = subprocess.run([sys.executable, "-c", READ, *files], capture_output=True, text=True)
     assert read.returncode == 0, read.stderr
     assert read.stdout.splitlines()[-1] == "tissues 1"
+
+
+def test_geopandas_reads_the_geojson_as_the_tiles(tiny_bundle: Path, slides_dir: Path, tmp_path: Path) -> None:
+    import geopandas
+
+    slide = slides_dir / "CMU-1-Small-Region.svs"
+    done = extract(slide, "--model", tiny_bundle, "--out", tmp_path, "--format", "geojson")
+    assert done.returncode == 0, done.stderr
+    frame = geopandas.read_file(tmp_path / "model-outputs-geojson" / f"{slide.stem}.geojson")
+    frame = frame.set_crs(None, allow_override=True)  # pixels; GeoJSON means degrees
+    assert frame.geometry.is_valid.all()
+    assert (frame.objectType == "tile").all(), "what QuPath makes of them"
+    with h5py.File(tmp_path / f"{slide.stem}.h5") as file:
+        np.testing.assert_array_equal(frame.geometry.bounds[["minx", "miny"]].to_numpy(), file["coords"][:])
+        np.testing.assert_array_equal(frame.geometry.area, file["coords"].attrs["patch_size_level0"] ** 2)
 
 
 def test_a_slide_without_tissue_gives_a_store_that_opens(
