@@ -420,7 +420,7 @@ def _dry_run(
         size = sum(estimate.output_bytes(outcome.tiles, bundle.manifest, settings.heads) for bundle in bundles)
         costs: dict[str, Any] = {"bytes": size} if plan is not None else {}
         if plan is not None and speeds:
-            costs["estimated_s"] = round(estimate.seconds(plan, speeds, read_s, threads), 1)
+            costs["estimated_s"] = float(f"{estimate.seconds(plan, speeds, read_s, threads):.3g}")
             rates = "; ".join(f"{s.tiles_per_s:.1f} tiles/s of {s.engine} over {s.tiles} tiles" for s in speeds)
             costs["estimate_from"] = (
                 f"{rates}, measured now; "

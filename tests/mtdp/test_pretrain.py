@@ -52,8 +52,13 @@ def tasks(pool_file: Path) -> tuple[Task, ...]:
     return load_pool(pool_file)
 
 
-def reference(tasks: Sequence[Task], config: PretrainConfig, iterations: int) -> dict[str, torch.Tensor]:
-    """The paper's algorithm, head by head and sample by sample, with SGD written out."""
+RULES = ("rescaled heads", "idle heads rest", "momentum", "fresh momentum", "head multiplier", "frozen statistics")
+
+
+def reference(
+    tasks: Sequence[Task], config: PretrainConfig, iterations: int, without: str = ""
+) -> dict[str, torch.Tensor]:
+    """The paper's algorithm, head by head and sample by sample, with SGD written out; one of RULES may be left out."""
     backbone = build_backbone(config.arch)
     torch.manual_seed(config.seed)
     net = MultiTaskNet(backbone, {task.name: task.classes for task in tasks})
@@ -68,11 +73,11 @@ def reference(tasks: Sequence[Task], config: PretrainConfig, iterations: int) ->
         batch = load_batch(data, choice, cache)
         x = (batch.images.permute(0, 3, 1, 2) / 255 - mean) / std
         warming = iteration < config.warmup
-        if iteration == config.warmup:
+        if iteration == config.warmup and without != "fresh momentum":
             velocity = {}
         net.train()
         if warming:
-            net.backbone.eval()
+            net.backbone.train(without == "frozen statistics")
             with torch.no_grad():
                 features = net.backbone(x)
         else:
@@ -90,29 +95,57 @@ def reference(tasks: Sequence[Task], config: PretrainConfig, iterations: int) ->
                 head = name.split(".")[1] if name.startswith("heads.") else None
                 if parameter.grad is None:
                     assert warming or (head is not None and counts[head] == 0)
-                    continue
-                gradient = parameter.grad
+                    if without != "idle heads rest" or head is None:
+                        continue
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 rate = config.lr
                 if head is not None:
-                    gradient = gradient * config.batch_size / counts[head]
-                    rate = config.warmup_lr if warming else config.lr * config.head_lr_multiplier
-                velocity[name] = gradient + config.momentum * velocity.get(name, torch.zeros_like(gradient))
+                    if without != "rescaled heads" and counts[head]:
+                        gradient = gradient * config.batch_size / counts[head]
+                    multiplier = 1.0 if without == "head multiplier" else config.head_lr_multiplier
+                    rate = config.warmup_lr if warming else config.lr * multiplier
+                momentum = 0.0 if without == "momentum" else config.momentum
+                velocity[name] = gradient + momentum * velocity.get(name, torch.zeros_like(gradient))
                 parameter.sub_(rate * velocity[name])
     return dict(net.state_dict())
 
 
+# Low rates: a network of ReLUs and small-batch norms turns rounding into differences within a few large steps.
+SPELT_OUT = replace(TINY, iterations=3, batch_size=4, image_px=64, lr=1e-4, warmup_lr=1e-3, seed=4)
+# One ReLU that rounding turns over moves a layer by thousandths: seen on one of three kinds of CPU.
+TOLERANCE = 1e-2
+
+
+def furthest(
+    found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], begin: dict[str, torch.Tensor]
+) -> tuple[float, str]:
+    """The largest difference of a tensor as a part of the way that it should have moved, and its name."""
+    ways = {}
+    for name, tensor in wanted.items():
+        way = float((tensor - begin[name]).float().norm())
+        assert way > 0 or name.endswith("num_batches_tracked"), name
+        off = float((found[name] - tensor).float().norm())
+        ways[name] = off / way if way else off
+    name = max(ways, key=lambda name: ways[name])
+    return ways[name], name
+
+
 def test_it_is_the_algorithm_of_the_paper(tasks: tuple[Task, ...], tmp_path: Path) -> None:
-    # Low rates: a network of ReLUs and small-batch norms turns rounding into differences within a few large steps.
-    config = replace(TINY, iterations=3, batch_size=4, image_px=64, lr=1e-4, seed=4)
+    config = SPELT_OUT
     drawn = [set(draw(config.seed, TRAINING, i, (8, 12), config.batch_size).tasks.tolist()) for i in range(3)]
     assert drawn == [{1}, {0, 1}, {0}], "the case has inactive heads, in the warm-up and after it"
     net, info = load_checkpoint(pretrain(tasks, config, tmp_path / "run", quiet=True))
-    begin, wanted = (reference(tasks, config, iterations) for iterations in (0, 3))
     assert info.iteration == 3
-    for name, tensor in net.state_dict().items():
-        moved = (wanted[name] - begin[name]).float().norm()
-        assert moved > 0 or name.endswith("num_batches_tracked"), name
-        assert (tensor - wanted[name]).float().norm() <= 1e-3 * moved, name
+    begin, wanted = (reference(tasks, config, iterations) for iterations in (0, 3))
+    off, name = furthest(dict(net.state_dict()), wanted, begin)
+    assert off <= TOLERANCE, name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_of_the_paper_left_out_would_be_seen(rule: str, tasks: tuple[Task, ...]) -> None:
+    begin, wanted = (reference(tasks, SPELT_OUT, iterations) for iterations in (0, 3))
+    off, name = furthest(reference(tasks, SPELT_OUT, 3, without=rule), wanted, begin)
+    assert off > 5 * TOLERANCE, name
 
 
 def test_the_warm_up_moves_only_the_heads(tasks: tuple[Task, ...], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_check_is_printed_stored_and_would_fail(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
     slide, out = make_slide(lossy=True), tmp_path / "o"
-    result = extract(slide, "--model", tiny_bundle, "--out", out, "--check", 20, "--json")
+    result = extract(slide, "--model", tiny_bundle, "--out", out, "--precision", "fp32", "--check", 20, "--json")
     assert result.returncode == 0, result.stderr
     line = json.loads(result.stdout)["check"]
     assert line["tiles"] == 20
