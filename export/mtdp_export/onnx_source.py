@@ -27,6 +27,7 @@ from mtdp.preprocess import Preprocessing
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import INPUT, finish_graph
+from mtdp_export.typed import name_nodes, nested_nodes
 from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
 
 MIN_OPSET: Final = 13  # the first in which Cast, Softmax and the quantisers mean what they mean today
@@ -147,13 +148,13 @@ def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, 
 
 
 def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Return the bundle's graph: the preprocessing, then the file's own nodes."""
+    """Return the bundle's graph: the preprocessing, then the file's own nodes; each node has a name of its own."""
     model = onnx.compose.add_prefix(copy.deepcopy(source.model), _PREFIX)
     inner, rank4 = model.graph.input[0].name, len(model.graph.output[0].type.tensor_type.shape.dim) == 4
     side, nchw = source.preprocessing.image_px, source.layout == "nchw"
     before: list[onnx.NodeProto] = []
     if source.takes_uint8:
-        before.append(_transpose(INPUT, inner) if nchw else helper.make_node("Identity", [INPUT], [inner]))
+        before += _from_uint8(model.graph, inner, nchw)
     else:
         scale, shift = _scale_and_shift(source)
         for name, values in (("scale", scale), ("shift", shift)):
@@ -171,6 +172,7 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     nodes = [*before, *model.graph.node, after]
     del model.graph.node[:], model.graph.input[:], model.graph.output[:]
     model.graph.node.extend(nodes)
+    name_nodes(model)
     model.graph.name = "mtdp"
     model.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", side, side, 3]))
     model.graph.output.append(
@@ -230,9 +232,7 @@ def _check_operations(model: onnx.ModelProto, path: Path) -> None:
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
+        yield from nested_nodes(node)
 
 
 def _input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
@@ -347,6 +347,24 @@ def _run(session: Any, pixels: NDArray[Any], name: str) -> NDArray[np.float32]:
     return values.reshape(len(values), -1)
 
 
+def _from_uint8(graph: onnx.GraphProto, inner: str, nchw: bool) -> list[onnx.NodeProto]:
+    """Return what brings the tiles to the input of a file that takes uint8.
+
+    TensorRT takes no operation but a Cast on uint8. So where the file casts its input to float first, that Cast comes
+    before the Transpose, and its own become Identity.
+    """
+    consumers = [node for node in graph.node if inner in node.input]
+    nested = any(inner in deep.input for node in graph.node for deep in nested_nodes(node))
+    casts = [node for node in consumers if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT]
+    if nested or len(casts) != len(consumers):
+        return [_transpose(INPUT, inner) if nchw else helper.make_node("Identity", [INPUT], [inner])]
+    for node in casts:
+        node.op_type = "Identity"
+        del node.attribute[:]
+    cast = helper.make_node("Cast", [INPUT], ["pixels" if nchw else inner], to=TensorProto.FLOAT)
+    return [cast, *([_transpose("pixels", inner)] if nchw else [])]
+
+
 def _transpose(source: str, target: str) -> onnx.NodeProto:
     return helper.make_node("Transpose", [source], [target], perm=[0, 3, 1, 2])
 
@@ -354,11 +372,23 @@ def _transpose(source: str, target: str) -> onnx.NodeProto:
 def _digest(model: onnx.ModelProto) -> str:
     """SHA-256 over all constants in the order of their names: name, dtype, shape, bytes."""
     digest = hashlib.sha256()
-    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
-        array = numpy_helper.to_array(tensor)
-        digest.update(f"{tensor.name} {array.dtype} {list(array.shape)}\n".encode())
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    constants |= _constant_nodes(model.graph)
+    for name, array in sorted(constants.items()):
+        digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _constant_nodes(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
+    """Return the tensors of Constant nodes, where some exporters put the weights, by the names of the values."""
+    return {
+        node.output[0]: numpy_helper.to_array(attribute.t)
+        for node in _nodes(graph)
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
 
 
 def _first_line(error: BaseException) -> str:

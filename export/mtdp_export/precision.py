@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mtdp_export.errors import ParityFailure
+from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.typed import KERNELS, LowType, kernel_names, to_low_type
 from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
@@ -48,10 +48,15 @@ def write_typed(
 
     Raises:
         ParityFailure: even with half of the kernels in fp32 it is too far from torch.
-        ExportError: a weight does not fit into the type.
+        ExportError: a weight does not fit into the type, or nothing in the graph would compute in it.
     """
     model = onnx.load(model_file)
     kernels = kernel_names(model)
+    if not kernels:
+        raise ExportError(
+            f"--precision {low}: no convolution and no matrix product of this graph can compute in {low}",
+            f"Export without --precision {low}.",
+        )
     allowed = _SHARE * (1 - MIN_COSINE[low])
     tried: list[str] = []
     wide = 0

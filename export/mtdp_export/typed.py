@@ -8,7 +8,7 @@ caller names, because a measurement says so (`precision`). Inputs and outputs ke
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final, Literal
 
 import numpy as np
@@ -60,15 +60,39 @@ def to_low_type(model: onnx.ModelProto, low: LowType, fp32_nodes: Collection[str
         fp32_nodes: names of kernels and sums that stay in fp32 all the same.
 
     Raises:
-        ExportError: a weight does not fit into fp16.
+        ExportError: a weight does not fit into fp16, or a graph inside a node (If, Loop) reads a low value.
     """
     typed = onnx.ModelProto()
     typed.CopyFrom(_with_bf16_operators(model) if low == "bf16" else model)
+    name_nodes(typed)  # the conversion adds nodes without names
     types = low_types(typed, low, fp32_nodes)
     _Rewriter(typed, low, types).rewrite()
     del typed.graph.value_info[:]
     onnx.checker.check_model(typed, full_check=True)
     return typed
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node without a name, or with another one's, a name of its own, in place."""
+    given = {node.name for node in model.graph.node}
+    seen: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            name = f"{number}:{node.name or node.op_type}"
+            while name in given:
+                name += "+"
+            node.name = name
+            given.add(name)
+        seen.add(node.name)
+
+
+def nested_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of the graphs inside a node (If, Loop), at any depth."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield inner
+                yield from nested_nodes(inner)
 
 
 def kernel_names(model: onnx.ModelProto) -> list[str]:
@@ -78,8 +102,10 @@ def kernel_names(model: onnx.ModelProto) -> list[str]:
 
 
 def low_types(model: onnx.ModelProto, low: LowType, fp32_nodes: Collection[str]) -> dict[str, str]:
-    """Return, by node name, the type in which it computes: `low` or fp32."""
+    """Return, by node name, the type in which it computes: `low` or fp32. Each node has a name of its own."""
     graph = model.graph
+    # Types are kept by name: two nodes of one name would share a type, and the second kernel's would be lost.
+    assert len({node.name for node in graph.node}) == len(graph.node), "nodes without names of their own"
     floats = float_values(model)
     producer = {name: node for node in graph.node for name in node.output}
     after_kernel: set[str] = set()
@@ -159,12 +185,27 @@ class _Rewriter:
                     self._nodes.append(helper.make_node("Cast", [f"{name}.{wanted}"], [name], f"{name}/Cast", to=1))
                 elif name in made:
                     self._has[name] = wanted
-        used = {name for node in self._nodes for name in node.input} | outputs
+        used = {name for node in self._nodes for name in node.input} | outputs | self._captured()
         kept = [t for t in self._graph.initializer if t.name in used]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
+
+    def _captured(self) -> set[str]:
+        """What the graphs inside nodes read: they are left as they are, so it must still be fp32."""
+        captured: set[str] = set()
+        for node in self._nodes:
+            read = {name for inner in nested_nodes(node) for name in inner.input}
+            low = sorted(name for name in read if self._has.get(name, "fp32") != "fp32")
+            if low:
+                raise ExportError(
+                    f"--precision {self._low}: the {node.op_type} {node.name} has a graph inside that reads {low[0]}, "
+                    f"which would be {self._low}",
+                    f"Export without --precision {self._low}.",
+                )
+            captured |= read
+        return captured
 
     def _in_type(self, name: str, wanted: str) -> str:
         if (name, wanted) in self._made:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtdp_export.cli import main
 from mtdp_export.errors import ExportError, ExportUsageError
-from mtdp_export.onnx_source import Declared, open_onnx
+from mtdp_export.onnx_source import Declared, open_onnx, wrap_onnx
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.bundle import load_bundle
@@ -164,6 +164,80 @@ def test_layout_and_range_are_as_declared(make_onnx: Make, tmp_path: Path, layou
     # What bundle.json states is the same arithmetic, on the scale 0..1.
     stated = (tiles / 255 - np.array(bundle.manifest.mean)) / np.array(bundle.manifest.std)
     np.testing.assert_allclose(stated, pixels, rtol=1e-5, atol=1e-4)
+
+
+def test_nodes_without_names_are_typed_like_others(make_onnx: Make, tmp_path: Path) -> None:
+    settings = ExportSettings("b", 0.5, precisions=("fp32", "fp16"))
+    bundle, report = write_bundle(open_onnx(make_onnx(), DECLARED), tmp_path / "b", settings)
+    assert "fp16: 1 of 1 kernels in fp16" in report.notes
+    model = onnx.load(bundle.path / "model.fp16.onnx")
+    assert TensorProto.FLOAT16 in {tensor.data_type for tensor in model.graph.initializer}
+    names = [node.name for node in onnx.load(bundle.path / "model.fp32.onnx").graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_uint8_reaches_nothing_but_a_cast(make_onnx: Make, layout: str) -> None:
+    """TensorRT takes no other operation on it."""
+    source = open_onnx(make_onnx(layout=layout, kind=TensorProto.UINT8), Declared(output="feat"))
+    graph = wrap_onnx(source, {}).graph
+    assert [node.op_type for node in graph.node if "tiles" in node.input] == ["Cast"]
+    assert sum(node.op_type == "Cast" for node in graph.node) == 1
+    trt = pytest.importorskip("tensorrt_rtx")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR)).parse(wrap_onnx(source, {}).SerializeToString())
+
+
+def test_uint8_that_is_not_cast_first_keeps_its_type(make_onnx: Make) -> None:
+    file = make_onnx(kind=TensorProto.UINT8)
+    model = onnx.load(file)
+    model.graph.node.insert(0, helper.make_node("Max", ["x"], ["most"]))
+    model.graph.node[1].input[0] = "most"
+    onnx.save(model, file)
+    graph = wrap_onnx(open_onnx(file, Declared(output="feat")), {}).graph
+    assert graph.node[0].op_type == "Transpose"
+
+
+def test_weights_in_constant_nodes_are_part_of_the_digest(make_onnx: Make) -> None:
+    def with_constants(factor: float) -> str:
+        file = make_onnx()
+        model = onnx.load(file)
+        nodes = list(model.graph.node)
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            scaled = numpy_helper.from_array(array * factor if array.dtype == np.float32 else array)
+            nodes.insert(0, helper.make_node("Constant", [], [tensor.name], value=scaled))
+        del model.graph.initializer[:], model.graph.node[:]
+        model.graph.node.extend(nodes)
+        onnx.save(model, file)
+        return open_onnx(file, DECLARED).digest
+
+    assert with_constants(1.0) == with_constants(1.0) != with_constants(2.0)
+
+
+def test_a_graph_inside_a_node_that_reads_a_low_value_is_said(make_onnx: Make, tmp_path: Path) -> None:
+    file = make_onnx()
+    model = onnx.load(file)
+    branches = [
+        helper.make_graph(
+            [helper.make_node(op, ["relu"], [f"{op}_out"])],
+            op,
+            [],
+            [helper.make_tensor_value_info(f"{op}_out", TensorProto.FLOAT, None)],
+        )
+        for op in ("Identity", "Abs")
+    ]
+    switch = helper.make_node("If", ["yes"], ["chosen"], then_branch=branches[0], else_branch=branches[1])
+    position = next(i for i, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool")
+    model.graph.node[position].input[0] = "chosen"
+    model.graph.node.insert(position, switch)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    onnx.save(model, file)
+    settings = ExportSettings("b", 0.5, precisions=("fp32", "bf16"))
+    with pytest.raises(ExportError, match=r"--precision bf16: the If .* reads net/relu, which would be bf16"):
+        write_bundle(open_onnx(file, DECLARED), tmp_path / "b", settings)
 
 
 def test_a_bundles_own_graph_may_be_brought_back(resnet18_bundle: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from mtdp_export.parity import knn_agreement
 from mtdp_export.precision import write_typed
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.source import Source
-from mtdp_export.typed import KERNELS, kernel_names, low_types, round_to_bf16, to_low_type
+from mtdp_export.typed import KERNELS, kernel_names, low_types, name_nodes, round_to_bf16, to_low_type
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, _calibration, golden_tiles, write_bundle
 from mtdp_runtime.backends import backend_class
@@ -145,6 +145,18 @@ class TestTypedGraph:
         assert {name for name, kind in types.items() if kind == "fp16"} == {"q", "scores", "mix", "residual", "last"}
         to_low_type(model, "fp16")  # a valid graph
 
+    def test_types_are_not_kept_for_nodes_that_share_a_name(self) -> None:
+        model = cancelling(2)
+        for node in model.graph.node:
+            node.name = ""
+        with pytest.raises(AssertionError, match="without names"):
+            low_types(model, "fp16", ())
+        name_nodes(model)
+        assert len(kernel_names(model)) == 2
+        model.graph.node[1].name = model.graph.node[0].name = "2:Mul"
+        name_nodes(model)
+        assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+
     def test_a_weight_that_fp16_cannot_hold_is_an_error(self) -> None:
         model = cancelling(2)
         model.graph.initializer[1].CopyFrom(
@@ -186,6 +198,13 @@ class TestWhatStaysInFp32:
         with pytest.raises(ParityFailure, match=r"bf16: too far .* leaves the path is Conv conv0 \(conv\.0\.weight"):
             write_typed(tmp_path / "fp32.onnx", "bf16", tmp_path / "bf16.onnx", tiles, run(cancelling(1), tiles))
         assert not (tmp_path / "bf16.onnx").exists()
+
+    def test_a_graph_with_nothing_to_type_is_refused(self, tmp_path: Path) -> None:
+        model = cancelling(0)
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+        onnx.save(model, tmp_path / "fp32.onnx")
+        with pytest.raises(ExportError, match="--precision fp16: no convolution and no matrix product"):
+            write_typed(tmp_path / "fp32.onnx", "fp16", tmp_path / "fp16.onnx", nearly_grey(), {})
 
 
 class TestBundle:
