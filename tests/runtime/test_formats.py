@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable, UsageError
 from mtdp_runtime.formats import FORMATS, check_formats, derive, derived_path
+from mtdp_runtime.mask import check_fits, coverage, load_mask
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus
+from support import info_of
 
 HERE = ("pt", "npy", "csv", "geojson")  # zarr needs spatialdata: tests/conformance
 ROWS, DIM = 6, 5
 
 
-def make(folder: Path, rows: int = ROWS, heads: bool = True) -> tuple[Path, NDArray[np.float32]]:
+def make(
+    folder: Path, rows: int = ROWS, heads: bool = True, corner: tuple[int, int] = (0, 0)
+) -> tuple[Path, NDArray[np.float32]]:
     """A finished feature file whose third tile could not be read."""
-    coords = np.array([[448 * i, 100 + i] for i in range(rows)], np.int64).reshape(rows, 2)
+    coords = np.array([[448 * i, 100 + i] for i in range(rows)], np.int64).reshape(rows, 2) + corner
     outputs = {"features": DIM} | ({"probabilities_blood": 2} if heads else {})
     attrs = {"patch_size": 224, "patch_size_level0": 448, "level0_width": 5000, "level0_height": 4000}
     layout = Layout(
@@ -31,7 +35,7 @@ def make(folder: Path, rows: int = ROWS, heads: bool = True) -> tuple[Path, NDAr
         np.full(rows, 0.5, np.float32),
         outputs,
         attrs,
-        {"model": "tiny"},
+        {"model": "tiny", "grid": {"x0": corner[0], "y0": corner[1]}},
         {"model": "m"},
         "r",
         {"probabilities_blood": {"class_names": ["rbc", "wbc"]}} if heads else {},
@@ -110,6 +114,22 @@ def test_geojson_is_wsinfers_and_qupaths(tmp_path: Path) -> None:
     assert bad["properties"]["measurements"] == {}
     assert bad["properties"]["name"] == "unreadable"
     assert len({tile["id"] for tile in document["features"]}) == ROWS
+
+
+def test_geojson_counts_from_the_scanned_corner_as_qupath_and_a_given_mask_do(tmp_path: Path) -> None:
+    h5, _ = make(tmp_path, corner=(2000, 1000))
+    derive(h5, tmp_path, ["geojson", "csv"])
+    path = tmp_path / "model-outputs-geojson/slide.geojson"
+    ring = json.loads(path.read_text())["features"][0]["geometry"]["coordinates"][0]
+    assert ring == [[448, 100], [448, 548], [0, 548], [0, 100], [448, 100]]
+    with (tmp_path / "model-outputs-csv/slide.csv").open(newline="") as stream:
+        assert list(csv.reader(stream))[1][:2] == ["2000", "1100"], "WSInfer's own code counts from level 0"
+    info, mask = info_of(9000, 9000, 0.5, bounds=(2000, 1000, 4480, 4480)), load_mask(path)
+    check_fits(mask, info)
+    covered = coverage(mask, info, 16.0, 280, 280)
+    assert covered[10:30, 1:27].min() == 1, "given back as a mask, the tiles lie where they were"
+    assert covered[:6].max() == 0
+    assert covered[40:].max() == 0
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -3,6 +3,10 @@
 Columns `minx,miny,width,height` are level-0 pixels, then `prob_<class>` for each class of each head. A model without
 heads gives `feature_<i>` columns in the CSV, and tiles with the fraction of tissue in the GeoJSON. A tile that could
 not be read has empty values in the CSV, and the name of its status in the GeoJSON.
+
+The CSV counts from the corner of level 0, as WSInfer does. The GeoJSON counts from the corner of what was scanned
+(`openslide.bounds-x`, `-y`), since QuPath shows a slide so, and as a mask that is given is read. For most formats the
+two are one.
 """
 
 from __future__ import annotations
@@ -40,14 +44,19 @@ def write_csv(h5: Path, target: Path) -> None:
 
 
 def write_geojson(h5: Path, target: Path) -> None:
-    """Write a FeatureCollection of tiles, level-0 pixels, ring order as WSInfer's; no coordinate system is named."""
+    """Write a FeatureCollection of tiles, ring order as WSInfer's; no coordinate system is named.
+
+    Coordinates are level-0 pixels from the corner of what was scanned, where the grid begins.
+    """
     with h5py.File(h5, "r", locking=False) as file, target.open("w", encoding="utf-8") as stream:
         names, datasets = _columns(file)
         side = int(file["coords"].attrs["patch_size_level0"])
+        grid = json.loads(file.attrs["grid"])
+        corner = np.array([grid["x0"], grid["y0"]], np.int64)
         stream.write('{"type": "FeatureCollection", "features": [')
         comma = ""
         for coords, values, status, fractions in _rows(file, datasets):
-            rows = zip(coords.tolist(), values.tolist(), status.tolist(), fractions.tolist(), strict=True)
+            rows = zip((coords - corner).tolist(), values.tolist(), status.tolist(), fractions.tolist(), strict=True)
             for (x, y), row, code, fraction in rows:
                 measured = dict(zip(names, row, strict=True)) if names else {"tissue_fraction": round(fraction, 4)}
                 feature = _tile(h5.stem, x, y, side, measured if code == TileStatus.GOOD else {})
