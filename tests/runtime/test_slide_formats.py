@@ -116,6 +116,62 @@ def test_other_pixels_are_refused(tmp_path: Path, pixels: NDArray[Any], options:
         open_slide(path)
 
 
+@pytest.mark.parametrize("ome", [True, False])
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified", "opaque data"])
+def test_a_fourth_channel_is_what_the_tiff_says(tmp_path: Path, kind: str, tiled: bool, ome: bool) -> None:
+    """Transparency, plain or multiplied in, or data of somebody's own, which must never hide the picture."""
+    path, pixels = tmp_path / "image.tif", np.zeros((128, 128, 4), np.uint8)
+    pixels[:, 64:] = (50, 25, 0, 128)
+    pixels[:, :32] = (100, 50, 0, 255)
+    says = kind if kind.endswith("alpha") else "unspecified"
+    if kind == "opaque data":
+        pixels[..., 3] = 255
+    options: dict[str, Any] = {"tile": (64, 64)} if tiled else {}
+    metadata = {"axes": "YXS"} if ome else None
+    tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=[says], ome=ome, metadata=metadata, **options)
+    if says == "unspecified":
+        with pytest.raises(SlideUnreadable, match="does not say what its fourth channel is"):
+            open_slide(path)
+        return
+    half = (153, 140, 127) if kind == "unassalpha" else (177, 152, 127)
+    with open_slide(path) as slide:
+        assert slide.info.reader.startswith("openslide" if tiled and not ome else "tifffile")
+        seen = read_square(slide, 0, 0, 128, 1.0).astype(int)
+    assert (seen[:, :32] == (100, 50, 0)).all()
+    assert (seen[:, 32:64] == 255).all()
+    assert np.abs(seen[:, 64:] - half).max() <= 1
+
+
+def test_an_ome_tiff_whose_pixels_lie_in_another_file_is_refused(tmp_path: Path) -> None:
+    """Two images, a file each, and both files describe both: the second's first image is not its own."""
+    image = (
+        '<Image ID="Image:{0}"><Pixels ID="Pixels:{0}" DimensionOrder="XYCZT" Type="uint8" SizeX="256" SizeY="256" '
+        'SizeC="3" SizeZ="1" SizeT="1"><Channel ID="Channel:{0}:0" SamplesPerPixel="3"/><TiffData IFD="0" '
+        'PlaneCount="1"><UUID FileName="{0}.ome.tif">urn:uuid:0000000{0}-0000-0000-0000-000000000000</UUID></TiffData>'
+        "</Pixels></Image>"
+    )
+    root = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        'UUID="urn:uuid:0000000{0}-0000-0000-0000-000000000000">'
+    )
+    pixels = [stained(256, 256, seed) for seed in range(2)]
+    for number in range(2):
+        xml = f"{root.format(number)}{image.format(0)}{image.format(1)}</OME>"
+        path = tmp_path / f"{number}.ome.tif"
+        options: dict[str, Any] = {"tile": (64 << number, 128), "photometric": "rgb", "metadata": None}
+        tifffile.imwrite(path, pixels[number], description=xml, **options)
+    with open_slide(tmp_path / "0.ome.tif") as slide:
+        np.testing.assert_array_equal(read_square(slide, 0, 0, 256, 1.0), pixels[0])
+    with pytest.raises(
+        SlideUnreadable, match=r"1\.ome\.tif: its pixels lie in another file: name that one, 0\.ome\.tif"
+    ):
+        open_slide(tmp_path / "1.ome.tif")
+    (tmp_path / "0.ome.tif").unlink()  # without it, the image that is there is the only one
+    with open_slide(tmp_path / "1.ome.tif") as slide:
+        np.testing.assert_array_equal(read_square(slide, 0, 0, 256, 1.0), pixels[1])
+
+
 def test_a_damaged_strip_is_a_bad_tile_and_no_other_is(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, image, rowsperstrip=100, compression="zlib", photometric="rgb")

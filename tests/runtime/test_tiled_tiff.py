@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,21 @@ def test_what_it_does_not_understand_goes_to_openslide_with_the_reason(
     with open_slide(slides_dir / name) as slide:
         assert isinstance(slide, OpenSlideReader)
         assert reason in slide.info.reader_reason
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack"), TypeError("NoneType"), ZeroDivisionError("by zero")])
+def test_a_structure_that_tifffile_stumbles_over_goes_to_openslide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = pyramid(stained(256, 256), tmp_path / "odd.tiff", 0.5, lossy=True)
+
+    def stumble(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mtdp_runtime.slide.tiled_tiff._level_of", stumble)
+    with open_slide(path) as slide:
+        assert isinstance(slide, OpenSlideReader)
+        assert f"its TIFF structure: {error}" in slide.info.reader_reason
 
 
 def test_a_damaged_tile_is_judged_by_openslide(tmp_path: Path) -> None:

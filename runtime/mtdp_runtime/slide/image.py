@@ -34,6 +34,9 @@ PLAIN_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg"})
 _CACHE_BYTES: Final = 256 << 20
 _MOST_SEGMENT_BYTES: Final = 1 << 30  # what is decoded in one piece
 _WHITE: Final = (255, 255, 255)
+_RGB: Final = (2, 6)  # photometric interpretations: RGB, YCbCr
+_PREMULTIPLIED: Final = (1,)  # values of ExtraSamples
+_ALPHAS: Final = (_PREMULTIPLIED, (2,))
 _UNITS: Final = {2: "inch", 3: "centimeter"}  # TIFF 6.0, ResolutionUnit
 
 
@@ -146,12 +149,25 @@ class ImageReader:
             ) from error
 
 
-def on_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return uint8[H, W, 3] of RGB or RGBA (not premultiplied): what is transparent becomes white."""
+def on_white(pixels: NDArray[np.uint8], premultiplied: bool = False) -> NDArray[np.uint8]:
+    """Return uint8[H, W, 3] of RGB or RGBA: what is transparent becomes white."""
     if pixels.shape[2] == 3:
         return pixels
     weight = pixels[..., 3:].astype(np.float32) / 255
-    return np.asarray(np.rint(pixels[..., :3] * weight + 255 * (1 - weight)), np.uint8)
+    seen = pixels[..., :3] if premultiplied else pixels[..., :3] * weight
+    return np.asarray(np.rint(np.minimum(seen + 255 * (1 - weight), 255)), np.uint8)
+
+
+def odd_channel(page: Any) -> str:
+    """Say what is wrong with a TIFF page's fourth channel; nothing where it has none, or it is transparency.
+
+    TIFF 6.0, ExtraSamples: 1 is alpha with which the colours are multiplied, 2 is alpha alone. Anything else is data of
+    somebody's own, which must neither hide the colours nor be thrown away unasked.
+    """
+    if page.samplesperpixel != 4 or int(page.photometric) not in _RGB:
+        return ""
+    extra = tuple(int(value) for value in page.extrasamples)
+    return "" if extra in _ALPHAS else f"it does not say what its fourth channel is (ExtraSamples {extra or 'missing'})"
 
 
 def _quickhash(path: Path) -> str:
@@ -184,16 +200,26 @@ def _tiff(path: Path, file: int) -> tuple[tuple[_Pieces, ...], Scale, str]:
         with tifffile.TiffFile(path) as tiff:
             description = tiff.pages[0].description or ""
             scale = ome_scale(path, description) or _tags(path, tiff.pages[0])
-            pages = [level.keyframe for level in tiff.series[0].levels]
             for level in tiff.series[0].levels:
                 if len(level.pages) != 1:
                     raise NotAnImage(f"an image of {len(level.pages)} planes (channels, depths or times), not RGB")
-            levels = tuple(_pieces(page, file) for page in pages)
+            pages = [level.pages[0] for level in tiff.series[0].levels]
+            for page in pages:
+                _check_is_here(page, tiff)
+            levels = tuple(_pieces(page.aspage(), file) for page in pages)
             return levels, scale, "ome-tiff" if tiff.is_ome else "tiff"
     except (NotAnImage, SlideUnreadable):
         raise
     except Exception as error:  # a damaged structure finds many ways
         raise NotAnImage(f"tifffile refuses it: {error}") from error
+
+
+def _check_is_here(page: Any, tiff: Any) -> None:
+    """Raise NotAnImage where a page of a multi-file OME-TIFF lies in another file than the one that is open."""
+    if page is None:
+        raise NotAnImage("its pixels lie in another file, which is not there")
+    if page.parent.filehandle.path != tiff.filehandle.path:
+        raise NotAnImage(f"its pixels lie in another file: name that one, {page.parent.filename}")
 
 
 def _tags(path: Path, page: Any) -> Scale:
@@ -208,8 +234,10 @@ def _tags(path: Path, page: Any) -> Scale:
 def _pieces(page: Any, file: int) -> _Pieces:
     if page.dtype != np.uint8 or page.samplesperpixel not in (3, 4) or page.imagedepth != 1:
         raise NotAnImage(f"its pixels are {page.samplesperpixel} x {page.dtype}, not 8-bit RGB")
-    if int(page.photometric) not in (2, 6):
+    if int(page.photometric) not in _RGB:
         raise NotAnImage(f"its colours are {page.photometric.name}, not RGB")
+    if odd_channel(page):
+        raise NotAnImage(odd_channel(page))
     if int(page.planarconfig) != 1:
         raise NotAnImage("its colours lie in separate planes")
     if page.compression not in tifffile.TIFF.DECOMPRESSORS:
@@ -222,6 +250,7 @@ def _pieces(page: Any, file: int) -> _Pieces:
     if len(page.dataoffsets) != (-(-width // wide)) * (-(-height // high)):
         raise NotAnImage(f"{len(page.dataoffsets)} segments do not make {width} x {height} px")
     offsets, sizes, tables = tuple(page.dataoffsets), tuple(page.databytecounts), page.jpegtables
+    premultiplied = tuple(page.extrasamples) == _PREMULTIPLIED
     decode = page.decode  # knows the page's compression, predictor and colours, and holds no file
 
     def one(number: int) -> NDArray[np.uint8]:
@@ -236,6 +265,6 @@ def _pieces(page: Any, file: int) -> _Pieces:
         rows, columns = min(high, height - number // (-(-width // wide)) * high), wide
         if pixels.shape[1] < rows or pixels.shape[2] < min(columns, shape[2]):
             raise ValueError(f"{pixels.shape[2]} x {pixels.shape[1]} px where {columns} x {rows} were expected")
-        return on_white(np.ascontiguousarray(pixels[0]))
+        return on_white(np.ascontiguousarray(pixels[0]), premultiplied)
 
     return _Pieces(width, height, wide, high, one)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import tifffile
 
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.dicom import the_series
-from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage
+from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage, odd_channel
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tiff_check import check_tiff
-from mtdp_runtime.slide.tiled_tiff import NotUnderstood, TiledTiffReader
+from mtdp_runtime.slide.tiled_tiff import BROKEN_TIFF, NotUnderstood, TiledTiffReader
+
+_EXPORT: Final = "Export it as 8-bit RGB."
 
 
 def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str = "the caller") -> Slide:
@@ -45,13 +48,18 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
             return ImageReader(file, slide_mpp, given_by, "OpenSlide does not read this file")
         except NotAnImage as reason:
             raise SlideUnreadable(f"{refusal}; and {reason}", hint=refusal.hint) from refusal
-    if kind in TIFF_SUFFIXES and reference.info.vendor == "generic-tiff" and _is_ome(file):
-        # OpenSlide takes its channels for levels, and does not see the levels that lie in SubIFDs.
-        reference.close()
-        try:
-            return ImageReader(file, slide_mpp, given_by, "OpenSlide does not know an OME-TIFF's levels and channels")
-        except NotAnImage as reason:
-            raise SlideUnreadable(f"{file}: {reason}", hint="Export it as 8-bit RGB.") from reason
+    if kind in TIFF_SUFFIXES and reference.info.vendor == "generic-tiff":
+        is_ome, odd = _hidden_from_openslide(file)
+        if is_ome or odd:
+            reference.close()
+        if is_ome:
+            reason = "OpenSlide does not know an OME-TIFF's levels and channels"
+            try:
+                return ImageReader(file, slide_mpp, given_by, reason)
+            except NotAnImage as why:
+                raise SlideUnreadable(f"{file}: {why}", hint=_EXPORT) from why
+        if odd:
+            raise SlideUnreadable(f"{file}: {odd}", hint=_EXPORT)
     try:
         return TiledTiffReader(reference)
     except NotUnderstood as reason:
@@ -59,9 +67,14 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         return reference
 
 
-def _is_ome(path: Path) -> bool:
+def _hidden_from_openslide(path: Path) -> tuple[bool, str]:
+    """Say whether a TIFF is an OME-TIFF, and what is wrong with a fourth channel.
+
+    Of the first, OpenSlide takes channels for levels, and does not see the levels that lie in SubIFDs; the second it
+    takes for transparency, whatever it is.
+    """
     try:
         with tifffile.TiffFile(path) as tiff:
-            return bool(tiff.is_ome)
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, AttributeError):
-        return False
+            return bool(tiff.is_ome), next((odd_channel(page.aspage()) for page in tiff.pages if page.is_tiled), "")
+    except BROKEN_TIFF:
+        return False, ""

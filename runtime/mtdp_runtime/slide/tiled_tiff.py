@@ -9,6 +9,7 @@ nothing was scanned nothing is read.
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
@@ -31,6 +32,18 @@ _VENDORS: Final = frozenset({"aperio", "generic-tiff"})
 _JPEG: Final = 7
 _JPEG_2000: Final = {33003: "YCBCR", 33005: "RGB"}  # Aperio's compressions say how the colours are held
 _COLOUR_SPACES: Final = {2: "RGB", 6: "YCBCR"}  # TIFF's photometric interpretation: how the JPEG holds its colours
+# What tifffile raises on a structure that is damaged, or that it does not know.
+BROKEN_TIFF: Final = (
+    tifffile.TiffFileError,
+    OSError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+)
 _PROBES: Final = 16  # tiles that may be damaged before a level's first whole header is found
 
 
@@ -215,7 +228,7 @@ def _levels_of(info: SlideInfo) -> tuple[_TiledLevel, ...]:
         with tifffile.TiffFile(info.path) as tiff:
             pages: list[Any] = [page.aspage() for page in tiff.pages if page.is_tiled]
             levels = tuple(_level_of(pages, level.width, level.height) for level in info.levels)
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except BROKEN_TIFF as error:
         raise NotUnderstood(f"its TIFF structure: {error}") from error
     for level in levels:
         if level.jpeg_2000:
