@@ -177,7 +177,7 @@ class FakeTrt:
     def __init__(self, cudart: FakeCudart, activations_bytes: int = 1000) -> None:
         self.cudart = cudart
         self.activations_bytes = activations_bytes
-        self.kernels_of_this_gpu = b"kernels"
+        self.kernels_of_this_gpu: bytes | None = b"kernels"
 
     def Runtime(self, logger: Any) -> Any:
         def deserialize(plan: bytes) -> Any:
@@ -187,6 +187,12 @@ class FakeTrt:
             return None
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+    @staticmethod
+    def Runtime_without_cuda(logger: Any) -> Any:
+        """As the bindings behave where CUDA does not start."""
+        logger.log(SimpleNamespace(value=1), "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
 
 
 class FakeEngine:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_cuda import FakeCudart, FakeTrt
-from mtdp_runtime.errors import DeviceOutOfMemory, EngineRejected
+from mtdp_runtime.errors import BackendError, DeviceOutOfMemory, EngineRejected
 from mtdp_runtime.trt.cuda import CudaDevice, Gpu
 from mtdp_runtime.trt.files import read_with_digest, save_with_digest
 from mtdp_runtime.trt.obtain import Plan
@@ -101,6 +101,23 @@ def test_an_engine_that_the_library_refuses_is_rejected_in_its_words() -> None:
     with pytest.raises(EngineRejected, match="it takes no batch of 128 tiles"):
         device(cudart, batch=128)
     assert not cudart.memory
+
+
+def test_a_runtime_that_cannot_start_cuda_is_an_error_of_ours() -> None:
+    cudart = FakeCudart()
+    trt = FakeTrt(cudart)
+    trt.Runtime = FakeTrt.Runtime_without_cuda  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match="tensorrt-rtx cannot start its runtime: CUDA initialization failure"):
+        CudaDevice("tensorrt-rtx", GPU, GOOD, BATCH, TILE_PX, None, cudart, trt)
+    assert not cudart.memory
+
+
+def test_kernels_that_the_library_does_not_give_are_not_kept(tmp_path: Path) -> None:
+    cudart = FakeCudart()
+    trt = FakeTrt(cudart)
+    trt.kernels_of_this_gpu = None
+    CudaDevice("tensorrt-rtx", GPU, GOOD, BATCH, TILE_PX, tmp_path / "x.jit", cudart, trt).close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,10 @@ from hypothesis import strategies as st
 
 from mtdp_runtime.bundle import Bundle, Engine, FileRef, Manifest, file_ref, load_bundle, write_manifest
 from mtdp_runtime.errors import BackendError, BundleInvalid, DeviceOutOfMemory, EngineRejected
-from mtdp_runtime.trt.build import Built, attach_timing_cache
+from mtdp_runtime.trt.build import BuildOptions, Built, _keep_timing_cache, attach_timing_cache, build_engine
 from mtdp_runtime.trt.files import private_folder, read_with_digest, save_with_digest
 from mtdp_runtime.trt.key import EngineKey, Wanted, misfit
+from mtdp_runtime.trt.library import says_out_of_memory
 from mtdp_runtime.trt.obtain import EngineCache, Plan, obtain
 
 WANTED = Wanted("tensorrt-rtx", "1.7.1", "a" * 64, "fp16", 64, 16, "RTX 4090", "8.9")
@@ -43,6 +47,7 @@ class TestKey:
             ({"capabilities": ("12.0+",)}, "built for compute capability 12.0+, RTX 4090 has 8.9"),
             ({"gpu": "RTX 6000 Ada"}, "built for RTX 6000 Ada, this is RTX 4090"),
             ({"system": "windows-amd64"}, "built for system windows-amd64"),
+            ({"recipe": 2}, "built for recipe 2, here it is 1"),
         ],
     )
     def test_each_field_can_forbid_it(self, change: dict[str, object], why: str) -> None:
@@ -72,9 +77,16 @@ class TestKey:
     @pytest.mark.parametrize("name", [field.name for field in fields(EngineKey)])
     def test_json_of_another_shape_is_refused(self, name: str) -> None:
         document = AOT.to_json()
-        for wrong in ({**document, name: None}, {k: v for k, v in document.items() if k != name}):
+        without = {k: v for k, v in document.items() if k != name}
+        for wrong in ({**document, name: None}, *([without] if name != "recipe" else [])):
             with pytest.raises(ValueError):
                 EngineKey.from_json(wrong)
+
+    def test_fields_of_later_versions_are_ignored_and_the_first_keys_have_no_recipe(self) -> None:
+        document = {**AOT.to_json(), "tiling": {"level": 3}}
+        assert EngineKey.from_json(document) == AOT
+        del document["recipe"]
+        assert EngineKey.from_json(document).recipe == 1
 
     def test_two_keys_never_share_a_file(self) -> None:
         keys = [AOT, WANTED.own_key(), replace(AOT, version="1.7.2"), replace(AOT, capabilities=("8.9",))]
@@ -194,6 +206,38 @@ class TestObtain:
         assert engine == b"built"
         assert "its key is another one's" in notes[0]
 
+    def test_on_a_full_disk_the_engine_runs_and_nothing_half_written_stays(
+        self, tiny_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(path: Path, target: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "replace", full)
+        engine, notes = obtain(load_bundle(tiny_bundle), WANTED, cache, build, refuses())
+        assert engine == b"built"
+        assert notes[-1] == f"the engine is not kept: {cache}: No space left on device"
+        assert not list(cache.iterdir())
+
+    def test_who_waits_for_a_build_is_told_before_it(
+        self, bundle: Bundle, cache: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        told: list[str] = []
+
+        def building() -> Built:
+            told.append(capsys.readouterr().err)
+            return build()
+
+        obtain(bundle, WANTED, cache, must_not_build, refuses())
+        assert capsys.readouterr().err == ""
+        obtain(replace(bundle, trust_engines=False), WANTED, cache, building, refuses())
+        assert told == ["building an engine for RTX 4090, batch 16, once; this takes minutes\n"]
+
+    def test_an_engine_of_an_earlier_recipe_goes_with_its_files(self, tiny_bundle: Path, cache: Path) -> None:
+        old = replace(WANTED.own_key(), recipe=0)
+        EngineCache(private_folder(cache)).store(old, Built(b"old", ""))
+        assert obtain(load_bundle(tiny_bundle), WANTED, cache, build, refuses())[0] == b"built"
+        assert not list(cache.glob(f"{old.stem}*"))
+
     def test_an_engine_that_is_refused_though_just_built_is_an_error(self, tiny_bundle: Path, cache: Path) -> None:
         with pytest.raises(EngineRejected):
             obtain(load_bundle(tiny_bundle), WANTED, cache, build, refuses(b"built"))
@@ -216,6 +260,14 @@ class TestObtain:
         with pytest.raises(BackendError, match="not yours alone, and engines are code") as caught:
             obtain(load_bundle(tiny_bundle), WANTED, cache, must_not_build, refuses())
         assert f"chmod 700 {cache}" in caught.value.hint
+
+    def test_the_folder_is_checked_and_made_for_an_engine_of_the_bundle_too(self, bundle: Bundle, cache: Path) -> None:
+        """Kernels that the library compiles for it are kept there, and they are code as well."""
+        obtain(bundle, WANTED, cache, must_not_build, refuses())
+        assert cache.is_dir()
+        cache.chmod(0o777)
+        with pytest.raises(BackendError, match="not yours alone"):
+            obtain(bundle, WANTED, cache, must_not_build, refuses())
 
 
 class TestBundle:
@@ -280,6 +332,66 @@ def test_a_timing_cache_is_used_or_begun_anew(
     assert config.attached == attached
     assert "".join(notes).endswith(note)
     assert bool(notes) == bool(note)
+
+
+class TestBuilder:
+    """What the real libraries do only on machines that are broken, or of another version."""
+
+    def fake(self, monkeypatch: pytest.MonkeyPatch, **members: object) -> None:
+        trt = SimpleNamespace(ILogger=type("ILogger", (), {}), **members)
+        monkeypatch.setattr("mtdp_runtime.trt.build.LIBRARY", {"tensorrt": SimpleNamespace(load=lambda: trt)})
+
+    def test_a_builder_that_cannot_start_cuda_is_an_error_of_ours(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def builder(logger: Any) -> None:
+            logger.log(SimpleNamespace(value=1), "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+        self.fake(monkeypatch, Builder=builder)
+        with pytest.raises(BackendError, match="tensorrt cannot start a builder: CUDA initialization failure"):
+            build_engine("tensorrt", tmp_path / "m.onnx", 64, BuildOptions((1, 1, 1)))
+
+    @pytest.mark.parametrize(("members", "flags"), [({"STRONGLY_TYPED": 1}, 2), ({}, 0)])
+    def test_networks_are_strongly_typed_where_they_could_be_others(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, members: dict[str, int], flags: int
+    ) -> None:
+        class Stop(Exception):
+            pass
+
+        given = []
+
+        def create_network(value: int) -> None:
+            given.append(value)
+            raise Stop
+
+        flag = SimpleNamespace(**members)
+        builder = SimpleNamespace(create_network=create_network)
+        self.fake(monkeypatch, Builder=lambda logger: builder, NetworkDefinitionCreationFlag=flag)
+        with pytest.raises(Stop):
+            build_engine("tensorrt", tmp_path / "m.onnx", 64, BuildOptions((1, 1, 1)))
+        assert given == [flags]
+
+    def test_a_timing_cache_that_cannot_be_kept_is_a_note(self, tmp_path: Path) -> None:
+        config = SimpleNamespace(get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"kernels"))
+        (note,) = _keep_timing_cache(config, tmp_path / "none" / "x.timing")
+        assert note.startswith("the timing cache is not kept: ")
+        assert _keep_timing_cache(config, tmp_path / "x.timing") == ()
+        assert read_with_digest(tmp_path / "x.timing") == (b"kernels", "")
+
+    @pytest.mark.parametrize(
+        ("message", "memory"),
+        [
+            ("Requested amount of GPU memory (17 bytes) could not be allocated", True),
+            ("Error Code 2: OutOfMemory (no further information)", True),
+            ("CUDA error 2: out of memory", True),
+            ("an illegal memory access was encountered", False),
+            ("memory map of the engine is malformed", False),
+            ("", False),
+        ],
+    )
+    def test_want_of_memory_is_told_from_other_words_of_memory(self, message: str, memory: bool) -> None:
+        assert says_out_of_memory(message) == memory
 
 
 @given(st.binary(max_size=200), st.integers(0, 2**31), st.integers(0, 7))

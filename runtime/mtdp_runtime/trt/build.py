@@ -5,6 +5,7 @@ TensorRT tunes on the GPU and needs one; TensorRT-RTX compiles for given compute
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory
 from mtdp_runtime.trt.files import read_with_digest, save_with_digest
 from mtdp_runtime.trt.key import TENSORRT_RTX
-from mtdp_runtime.trt.library import LIBRARY, Log
+from mtdp_runtime.trt.library import LIBRARY, Log, says_out_of_memory
 
 INPUT: Final = "tiles"
 
@@ -59,10 +60,8 @@ def build_engine(library: str, onnx: Path, tile_px: int, options: BuildOptions, 
 
         select_gpu(gpu)
     # Each of these must outlive what it made: network and config die with the builder.
-    builder = trt.Builder(log.logger)
-    if builder is None:
-        raise BackendError(f"{library} cannot start a builder: {log.last_error}", "mtdp-doctor says what is missing.")
-    network = builder.create_network(0)
+    builder = started(lambda: trt.Builder(log.logger), f"{library} cannot start a builder", log)
+    network = builder.create_network(_network_flags(trt))
     _parse(trt, network, onnx, library, log)
     config = builder.create_builder_config()
     _check_input(trt, network, onnx, tile_px, options)
@@ -78,14 +77,44 @@ def build_engine(library: str, onnx: Path, tile_px: int, options: BuildOptions, 
         notes = attach_timing_cache(config, cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        if "memory" in log.last_error.lower():
+        if says_out_of_memory(log.last_error):
             raise DeviceOutOfMemory(f"{library} cannot build {onnx}: {log.last_error}", "Use a smaller --batch.")
         raise BackendError(
             f"{library} cannot build {onnx}: {log.last_error or 'it does not say why'}", _hint(library, log.last_error)
         )
     if cache is not None:
-        save_with_digest(cache, bytes(config.get_timing_cache().serialize()))
+        notes += _keep_timing_cache(config, cache)
     return Built(bytes(plan), log.text, notes)
+
+
+def started(make: Callable[[], Any], failure: str, log: Log) -> Any:
+    """Return what the library's constructor makes.
+
+    Raises:
+        BackendError: it makes nothing. Where CUDA does not start, its bindings raise a TypeError.
+    """
+    try:
+        made = make()
+    except TypeError as error:
+        reason = log.last_error or " ".join(str(error).split())
+        raise BackendError(f"{failure}: {reason}", "mtdp-doctor says what is missing.") from error
+    if made is None:
+        raise BackendError(f"{failure}: {log.last_error}", "mtdp-doctor says what is missing.")
+    return made
+
+
+def _network_flags(trt: Any) -> int:
+    """TensorRT 11 knows strongly typed networks alone; 10 must be told, or it picks types of its own."""
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if typed is None else 1 << int(typed)
+
+
+def _keep_timing_cache(config: Any, path: Path) -> tuple[str, ...]:
+    try:
+        save_with_digest(path, bytes(config.get_timing_cache().serialize()))
+    except OSError as error:
+        return (f"the timing cache is not kept: {path}: {error.strerror}",)
+    return ()
 
 
 def _parse(trt: Any, network: Any, onnx: Path, library: str, log: Log) -> None:

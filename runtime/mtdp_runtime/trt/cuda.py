@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, EngineRejected
-from mtdp_runtime.trt.build import INPUT
+from mtdp_runtime.trt.build import INPUT, started
 from mtdp_runtime.trt.files import read_with_digest, save_with_digest
 from mtdp_runtime.trt.key import TENSORRT_RTX
-from mtdp_runtime.trt.library import Log
+from mtdp_runtime.trt.library import Log, says_out_of_memory
 from mtdp_runtime.trt.obtain import Plan
 
 _SLOTS: Final = 2
@@ -204,7 +204,9 @@ class CudaDevice:
     def _open(self, plan: Plan, batch: int, tile_px: int) -> None:
         trt, cudart = self._trt, self._cudart
         self._call(cudart.cudaSetDevice(self._gpu.index))
-        self._runtime = trt.Runtime(self._log.logger)
+        self._runtime = started(
+            lambda: trt.Runtime(self._log.logger), f"{self._library} cannot start its runtime", self._log
+        )
         if plan.host_code:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan.engine)
@@ -304,21 +306,23 @@ class CudaDevice:
         addresses = {INPUT: slot.device_tiles, **slot.device_results}
         fine = all(self._context.set_tensor_address(name, address) for name, address in addresses.items())
         if not fine or not self._context.execute_async_v3(int(self._compute)):
-            if "memory" in self._log.last_error.lower():
+            if says_out_of_memory(self._log.last_error):
                 raise DeviceOutOfMemory(self._log.last_error, "Use a smaller --batch.")
             raise BackendError(f"{self._library}: {self._log.last_error or 'a batch was refused'}")
 
     def _refused(self, what: str) -> BackendError:
         error = self._log.last_error
-        if "memory" in error.lower() and "malformed" not in error.lower():
+        if says_out_of_memory(error):
             return DeviceOutOfMemory(error, "Use a smaller --batch.")
         return EngineRejected(f"it cannot be {what}: {error or 'the library does not say why'}")
 
     def _save_kernels(self) -> None:
         if self._kernels is None or self._kernel_cache is None or not self._slots:
             return
-        with suppress(OSError):  # the next run compiles again
-            save_with_digest(self._kernels, bytes(self._kernel_cache.serialize()))
+        kernels = self._kernel_cache.serialize()
+        if kernels is not None:
+            with suppress(OSError):  # the next run compiles again
+                save_with_digest(self._kernels, bytes(kernels))
 
     def _call(self, answer: tuple[Any, ...]) -> Any:
         return call(self._cudart, answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mtdp_runtime.errors import BackendError
@@ -40,12 +41,21 @@ def private_folder(folder: Path) -> Path:
 
 
 def save_with_digest(path: Path, content: bytes) -> None:
-    """Write the content with its SHA-256 before it, at once: a reader sees the old file, the new one, or none."""
+    """Write the content with its SHA-256 before it, at once: a reader sees the old file, the new one, or none.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with scratch.open("wb") as stream:
-        stream.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
-        stream.write(content)
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as stream:
+            stream.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
+            stream.write(content)
+        scratch.replace(path)
+    except OSError:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
 
 
 def read_with_digest(path: Path) -> tuple[bytes, str]:

@@ -19,6 +19,8 @@ LIBRARIES: Final = (TENSORRT, TENSORRT_RTX)
 HARDWARE: Final = ("none", "same-compute-capability", "ampere-plus")
 # TensorRT-RTX builds for 8.0 and everything later unless it is told otherwise (its guide, "CPU-Only AOT").
 RTX_DEFAULT: Final = ("8.0+",)
+# Counts up when build.py sets other flags: an engine of an earlier recipe is another engine.
+RECIPE: Final = 1
 _CAPABILITY: Final = re.compile(r"\d{1,2}\.\d\+?")
 
 
@@ -37,20 +39,23 @@ class EngineKey:
     hardware: str = "none"  # one of HARDWARE: what other GPUs it may run on
     version_compatible: bool = False  # may run on a later release of the same major version
     system: str = f"{platform.system()}-{platform.machine()}".lower()
+    recipe: int = RECIPE  # by which flags of ours it was built
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: Any) -> EngineKey:
-        """Parse a key.
+        """Parse a key. Fields that are not known here are ignored, as everywhere in bundle.json.
 
         Raises:
             ValueError: it is none; the text says what was expected.
         """
-        if not isinstance(document, Mapping) or set(document) != {f.name for f in fields(cls)}:
-            raise ValueError(f"an object with the fields {', '.join(f.name for f in fields(cls))}")
-        values = dict(document)
+        names = [f.name for f in fields(cls)]
+        if not isinstance(document, Mapping) or not {"recipe", *document} >= set(names):
+            raise ValueError(f"an object with the fields {', '.join(names)}")
+        # The first keys do not say their recipe: it is the first one.
+        values = {"recipe": 1, **{name: document[name] for name in names if name in document}}
         batch, capabilities = values.pop("batch"), values.pop("capabilities")
         if not isinstance(batch, list | tuple) or len(batch) != 3 or not all(type(n) is int and n > 0 for n in batch):
             raise ValueError("batch: three positive integers")
@@ -59,8 +64,8 @@ class EngineKey:
         ):
             raise ValueError('capabilities: a list like ["8.6", "8.9"]')
         key = cls(batch=(batch[0], batch[1], batch[2]), capabilities=tuple(capabilities), **values)
-        if type(key.tile_px) is not int or type(key.version_compatible) is not bool:
-            raise ValueError("tile_px: an integer; version_compatible: true or false")
+        if {type(key.tile_px), type(key.recipe)} != {int} or type(key.version_compatible) is not bool:
+            raise ValueError("tile_px, recipe: integers; version_compatible: true or false")
         if not all(
             isinstance(text, str)
             for text in (key.library, key.version, key.model_sha256, key.precision, key.gpu, key.hardware, key.system)
@@ -118,6 +123,7 @@ def misfit(key: EngineKey, wanted: Wanted) -> str:
         ("precision", key.precision, wanted.precision),
         ("tile_px", key.tile_px, wanted.tile_px),
         ("system", key.system, system),
+        ("recipe", key.recipe, RECIPE),
     )
     for name, built_for, here in pairs:
         if built_for != here:

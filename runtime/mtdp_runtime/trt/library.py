@@ -71,6 +71,13 @@ LIBRARY: Final = {
 }
 
 
+def says_out_of_memory(message: str) -> bool:
+    """Whether an error is for want of memory; "illegal memory access" and the like are not."""
+    text = message.lower()
+    wants = ("out of memory", "outofmemory", "alloc", "insufficient memory", "memory is insufficient")
+    return "illegal" not in text and any(words in text for words in wants)
+
+
 class Log:
     """What the library says, from information upwards. `logger` is what it wants to be given."""
 

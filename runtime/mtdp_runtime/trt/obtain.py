@@ -7,7 +7,9 @@ is noted. What was built here is kept under its key.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -52,14 +54,25 @@ class EngineCache:
         return engine, ""
 
     def store(self, key: EngineKey, built: Built) -> None:
-        """Keep an engine with its key and log; engines of the same thing from other library versions go."""
+        """Keep an engine with its key and log; engines of the same thing from other library versions go.
+
+        Raises:
+            OSError: it cannot be written; nothing of it is left.
+        """
         for old in self.folder.glob("*.json"):
             if self._replaced_by(old, key):
                 for name in (old, old.with_suffix(".engine"), old.with_suffix(".log"), old.with_suffix(".jit")):
                     name.unlink(missing_ok=True)
-        self._key(key).write_text(json.dumps(key.to_json(), indent=1), encoding="utf-8")
-        self._engine(key).with_suffix(".log").write_text(built.log, encoding="utf-8")
-        save_with_digest(self._engine(key), built.engine)
+        log = self._engine(key).with_suffix(".log")
+        try:
+            self._key(key).write_text(json.dumps(key.to_json(), indent=1), encoding="utf-8")
+            log.write_text(built.log, encoding="utf-8")
+            save_with_digest(self._engine(key), built.engine)
+        except OSError:
+            for name in (self._key(key), log, self._engine(key)):
+                with suppress(OSError):
+                    name.unlink(missing_ok=True)
+            raise
 
     def drop(self, key: EngineKey) -> None:
         self._engine(key).unlink(missing_ok=True)
@@ -70,7 +83,8 @@ class EngineCache:
             other = EngineKey.from_json(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return False
-        return other.version != key.version and replace(other, version=key.version) == key
+        ours = replace(other, version=key.version, recipe=key.recipe) == key
+        return ours and (other.version, other.recipe) != (key.version, key.recipe)
 
     def _engine(self, key: EngineKey) -> Path:
         return self.folder / f"{key.stem}.engine"
@@ -79,8 +93,17 @@ class EngineCache:
         return self.folder / f"{key.stem}.json"
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def obtain(
-    bundle: Bundle, wanted: Wanted, folder: Path, build: Callable[[], Built], open_plan: Callable[[Plan], D]
+    bundle: Bundle,
+    wanted: Wanted,
+    folder: Path,
+    build: Callable[[], Built],
+    open_plan: Callable[[Plan], D],
+    tell: Callable[[str], None] = _tell,
 ) -> tuple[D, list[str]]:
     """Return the first engine that opens, and what a person should know of the choice.
 
@@ -90,6 +113,7 @@ def obtain(
         folder: of the cache.
         build: makes an engine for `wanted`.
         open_plan: hands an engine to its library; raises EngineRejected where that one does not take it.
+        tell: takes what a person who waits should know now.
 
     Raises:
         EngineRejected: even an engine that was just built is refused.
@@ -97,6 +121,8 @@ def obtain(
         DeviceOutOfMemory: from `open_plan`; nothing is thrown away.
     """
     notes: list[str] = []
+    # First of all: whatever engine is taken, the kernels that its library compiles are kept there, and read from there.
+    cache, key = EngineCache(private_folder(folder)), wanted.own_key()
     for plan in _of_the_bundle(bundle, wanted, notes):
         try:
             opened = open_plan(plan)
@@ -104,7 +130,6 @@ def obtain(
             notes.append(f"{plan.origin} is not used: {error}")
             continue
         return opened, [*notes, f"{plan.origin}"]
-    cache, key = EngineCache(private_folder(folder)), wanted.own_key()
     engine, why = cache.find(key)
     if why:
         notes.append(why)
@@ -114,10 +139,14 @@ def obtain(
         except EngineRejected as error:
             cache.drop(key)
             notes.append(f"the cached engine was thrown away: {error}")
+    tell(f"building an engine for {wanted.gpu}, batch {wanted.batch}, once; this takes minutes")
     built = build()
     notes += [*built.notes, f"engine built now for {wanted.gpu}, batch {wanted.batch}"]
     opened = open_plan(Plan(built.engine, "engine built now"))
-    cache.store(key, built)
+    try:
+        cache.store(key, built)
+    except OSError as error:  # it runs all the same, and is built again next time
+        notes.append(f"the engine is not kept: {folder}: {error.strerror}")
     return opened, notes
 
 
