@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from mtdp_runtime.formats import derive
 from mtdp_runtime.formats.pieces import PlacedMask, piece_of_tiles, pieces
+from mtdp_runtime.formats.spatial import table_name
+from mtdp_runtime.store import FeatureStore, Layout
 from support import extract
 
 READ = """
@@ -91,6 +94,32 @@ def test_a_slide_without_tissue_gives_a_store_that_opens(
         data = spatialdata.read_zarr(tmp_path / "o" / "slide.zarr")
     assert not data.tables
     assert "tiles" not in data.shapes
+
+
+@pytest.mark.parametrize("model", ["UNI 2: h+", "__x", "resnet50"])
+def test_a_model_of_any_name_and_more_rows_than_are_held_at_once(tmp_path: Path, model: str) -> None:
+    rows, rng = 9000, np.random.default_rng(0)
+    grid = {"x0": 0, "y0": 0, "step0": 64.0, "scale": 1.0}
+    root = {"model": model, "grid": grid, "mpp": 0.5, "mpp_level0": 0.5, "scale": 1.0, "level": 0}
+    tile = {"patch_size": 64, "patch_size_level0": 64, "level0_width": 6400, "level0_height": 5760}
+    coords = np.stack([np.tile(np.arange(100), 90), np.repeat(np.arange(90), 100)], axis=1) * 64
+    features = rng.random((rows, 300), np.float32)
+    fractions = np.ones(rows, np.float32)
+    layout = Layout(coords, fractions, {"features": 300}, tile, root | {"level_downsample": 1.0}, {}, "r")
+    with FeatureStore(tmp_path / "slide.h5", layout) as store:
+        store.append({"features": features}, np.zeros(rows, np.uint8))
+        store.finish({})
+    derive(tmp_path / "slide.h5", tmp_path, ["zarr"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library about itself
+        import spatialdata
+
+        data = spatialdata.read_zarr(tmp_path / "slide.zarr")
+    ((name, table),) = data.tables.items()
+    assert name == table_name(model)
+    assert data.attrs["mtdp"]["model"] == model
+    np.testing.assert_array_equal(np.asarray(table.X), features)
+    assert not list(tmp_path.glob(".*"))
 
 
 masks = arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import h5py
 import numpy as np
@@ -17,58 +17,72 @@ import numpy as np
 from mtdp_runtime.formats.pieces import PlacedMask, piece_of_tiles, pieces
 from mtdp_runtime.store import MASK
 
+_ROWS: Final = 4096
+
 
 def write_zarr(h5: Path, target: Path) -> None:
     """Write the store; `spatialdata` must be installed (the extra `spatial`)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries about themselves
+        import dask
         import geopandas
         import pandas
         import spatialdata
         from anndata import AnnData
+        from dask.array import from_array
         from shapely.geometry import box
         from spatialdata.models import ShapesModel, TableModel
 
         with h5py.File(h5, "r", locking=False) as file:
-            coords, features = file["coords"][:], file["features"][:]
-            status, fraction = file["status"][:], file["tissue_fraction"][:]
+            coords, status, fraction = file["coords"][:], file["status"][:], file["tissue_fraction"][:]
             attrs = {key: _plain(value) for key, value in file.attrs.items()}
             tile = {key: _plain(value) for key, value in file["coords"].attrs.items()}
+            side = int(tile["patch_size_level0"])
+            number = np.arange(len(coords))
             tissue = _tissue(file)
-        side = int(tile["patch_size_level0"])
-        number = np.arange(len(coords))
-        labels, outlines = pieces(tissue)
-        numbers = piece_of_tiles(labels, tissue, coords, side)
-        frame = geopandas.GeoDataFrame(
-            {
-                "tile_id": number,
-                "x": coords[:, 0],
-                "y": coords[:, 1],
-                "tissue_id": numbers,
-                "tissue_fraction": fraction,
-            },
-            geometry=[box(x, y, x + side, y + side) for x, y in coords.tolist()],
-        )
-        shapes = {"tiles": ShapesModel.parse(frame)} if len(coords) else {}
-        if outlines:
-            found = geopandas.GeoDataFrame({"tissue_id": np.arange(len(outlines))}, geometry=outlines)
-            shapes["tissues"] = ShapesModel.parse(found)
-        tables = {}
-        if len(coords):
-            observed = pandas.DataFrame(
-                {
-                    "tile_id": number,
-                    "library_id": pandas.Categorical(["tiles"] * len(coords)),
-                    "status": status,
-                },
-                index=[str(i) for i in number],
-            )
-            table = AnnData(X=features, obs=observed)
-            tables[f"{attrs['model']}_tiles"] = TableModel.parse(
-                table, region="tiles", region_key="library_id", instance_key="tile_id"
-            )
-        data = spatialdata.SpatialData(shapes=shapes, tables=tables, attrs=_attrs(attrs, tile))
-        data.write(target)
+            labels, outlines = pieces(tissue)
+            shapes, tables = {}, {}
+            if len(coords):
+                frame = geopandas.GeoDataFrame(
+                    {
+                        "tile_id": number,
+                        "x": coords[:, 0],
+                        "y": coords[:, 1],
+                        "tissue_id": piece_of_tiles(labels, tissue, coords, side),
+                        "tissue_fraction": fraction,
+                    },
+                    geometry=[box(x, y, x + side, y + side) for x, y in coords.tolist()],
+                )
+                shapes["tiles"] = ShapesModel.parse(frame)
+                observed = pandas.DataFrame(
+                    {
+                        "tile_id": number,
+                        "library_id": pandas.Categorical(["tiles"] * len(coords)),
+                        "status": status,
+                    },
+                    index=[str(i) for i in number],
+                )
+                # Read while it is written, a part at a time: the features of a large slide have a gigabyte.
+                features = from_array(file["features"], chunks=(_ROWS, -1), lock=True)
+                tables[table_name(attrs["model"])] = TableModel.parse(
+                    AnnData(X=features, obs=observed), region="tiles", region_key="library_id", instance_key="tile_id"
+                )
+            if outlines:
+                found = geopandas.GeoDataFrame({"tissue_id": np.arange(len(outlines))}, geometry=outlines)
+                shapes["tissues"] = ShapesModel.parse(found)
+            data = spatialdata.SpatialData(shapes=shapes, tables=tables, attrs=_attrs(attrs, tile))
+            with dask.config.set(num_workers=1):  # two parts share a chunk of the store, which has no lock
+                data.write(target)
+
+
+def table_name(model: str) -> str:
+    """Return the name of a model's table; SpatialData allows letters, digits, `_`, `.` and `-`, and no leading `__`.
+
+    >>> table_name("UNI 2: h+")
+    'UNI_2__h__tiles'
+    """
+    name = "".join(letter if letter.isalnum() or letter in "_.-" else "_" for letter in model)
+    return f"{name.lstrip('_') if name.startswith('__') else name}_tiles"
 
 
 def _tissue(file: h5py.File) -> PlacedMask:
