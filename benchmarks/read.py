@@ -10,11 +10,13 @@ RGB, PIL's box filter where the scale asks for it, and a NumPy array.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -152,10 +154,44 @@ def vips(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, 
     in_threads(threads, coords, work)
 
 
-# Each is measured where its packages are installed: --ways plain dataloader vips ...
+def fast_slide(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
+    import fastslide
+
+    slide = fastslide.FastSlide.from_file_path(str(path))
+    side = round(tile_px * scale)
+
+    def work(part: Iterator[tuple[int, int]]) -> None:
+        for x0, y0 in part:
+            tile = np.asarray(slide.read_region(location=(x0, y0), level=0, size=(side, side)))
+            if side != tile_px:
+                np.asarray(Image.fromarray(tile).resize((tile_px, tile_px), Image.Resampling.BOX))
+
+    in_threads(threads, coords, work)
+    slide.close()
+
+
+def cu_cim(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: float, threads: int) -> None:
+    """cuCIM's reader on the CPU."""
+    import cucim
+
+    slide = cucim.CuImage(str(path))
+    side = round(tile_px * scale)
+
+    def work(part: Iterator[tuple[int, int]]) -> None:
+        for x0, y0 in part:
+            tile = np.asarray(slide.read_region((x0, y0), (side, side), 0))
+            if side != tile_px:
+                np.asarray(Image.fromarray(tile).resize((tile_px, tile_px), Image.Resampling.BOX))
+
+    in_threads(threads, coords, work)
+
+
+# Each is measured where its package is installed and loads.
 OPTIONAL: dict[str, tuple[str, Reader]] = {
     "dataloader": ("torchvision", dataloader),
     "vips": ("pyvips", vips),
+    "fastslide": ("fastslide", fast_slide),
+    "cucim": ("cucim", cu_cim),
 }
 WAYS: dict[str, Reader] = {
     "plain": plain,
@@ -170,6 +206,18 @@ CASES = {
     "0.25 -> 0.5 mpp, no such level": (224, 2.0, 448, 0),
     "scale 1.979": (224, 1.979, 443, 5),
 }
+
+
+def loads(module: str) -> bool:
+    """Say whether a package is here and can be imported; one that is here and cannot says why on stderr."""
+    if importlib.util.find_spec(module) is None:
+        return False
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(f"{module}: left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def tiles_of(side: int, tile_px: int, scale: float, stride: int, first: int, most: int) -> list[tuple[int, int]]:
@@ -188,13 +236,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--peers", action="store_true", help="the DataLoader and pyvips, too, where they are installed")
+    parser.add_argument("--peers", action="store_true", help="other readers, too, where they are installed")
     parser.add_argument("--cpu-time", action="store_true", help="tiles a second of CPU time: for a busy machine")
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
     ways = dict(WAYS)
     if options.peers:
-        ways |= {name: way for name, (module, way) in OPTIONAL.items() if importlib.util.find_spec(module)}
+        ways |= {name: way for name, (module, way) in OPTIONAL.items() if loads(module)}
     results = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slide.tiff"
