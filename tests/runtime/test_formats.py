@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -168,6 +170,23 @@ def test_a_full_disk_leaves_the_features_and_no_half_file(tmp_path: Path, monkey
         derive(h5, tmp_path, ["pt"])
     assert not derived_path(tmp_path, "slide", "pt").exists()
     assert h5.exists()
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    h5, _ = make(tmp_path)
+    folder = tmp_path / "pt_files"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, living = folder / f".slide.{dead.pid}.partial.pt", folder / f".slide.{os.getppid()}.partial.pt"
+    another, odd = folder / f".slide.5.{dead.pid}.partial.pt", folder / ".slide.x.partial.pt"
+    for path in (left, living, another, odd):
+        path.mkdir(parents=True)
+        (path / "part").touch()
+    derive(h5, tmp_path, ["pt"])
+    assert not left.exists()
+    assert living.exists()
+    assert another.exists(), "of the slide slide.5"
+    assert odd.exists()
 
 
 def test_unknown_and_uninstalled_formats_are_refused_before_work() -> None:

@@ -6,6 +6,7 @@ its final name, and moved there at the end. So a format that is asked for later 
 
 from __future__ import annotations
 
+import glob
 import importlib
 import importlib.util
 import os
@@ -80,6 +81,7 @@ def derive(h5: Path, out: Path, names: Sequence[str]) -> list[Path]:
         partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_dead(path)
             write(h5, partial)
             if path.is_dir():
                 shutil.rmtree(path)
@@ -91,9 +93,32 @@ def derive(h5: Path, out: Path, names: Sequence[str]) -> list[Path]:
                 hint=f"{h5} is complete: free space, and run the same command again.",
             ) from error
         finally:
-            if partial.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink(missing_ok=True)
+            _remove(partial)
         written.append(path)
     return written
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove what processes that were killed left of a file: no process of another machine has the slide's claim."""
+    start, end = f".{path.stem}.", f".partial{path.suffix}"
+    for partial in path.parent.glob(f"{glob.escape(start)}*{glob.escape(end)}"):
+        owner = partial.name.removeprefix(start).removesuffix(end)
+        if owner.isascii() and owner.isdigit() and not _lives(int(owner)):
+            _remove(partial)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink(missing_ok=True)
