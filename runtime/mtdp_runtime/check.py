@@ -77,6 +77,7 @@ def check_rows(
 
 def _reference(info: SlideInfo) -> Slide:
     """Open the slide with OpenSlide where that reads it; else with a fresh reader of its own."""
+    path = info.read_from or info.path
     if "openslide" in info.reader:
-        return OpenSlideReader(info.path, info.mpp, info.mpp_source)
-    return open_slide(info.path, info.mpp, info.mpp_source)
+        return OpenSlideReader(path, info.mpp, info.mpp_source)
+    return open_slide(path, info.mpp, info.mpp_source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mtdp_runtime.bundle import Head, load_bundle, write_manifest
 from mtdp_runtime.check import Check, check_rows
 from mtdp_runtime.estimate import engine_speed, output_bytes
 from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.watched import WatchedSlide
 from support import TILE_PX, extract, write_tiny_bundle
 
 
@@ -39,6 +41,24 @@ def test_a_check_is_printed_stored_and_would_fail(
         found = check_rows(features, opened.info, 1.0, TILE_PX, Check(20, engine))
     assert found is not None
     assert found.min_cosine < 0.99, "features of another model are found out"
+
+
+def test_a_check_reads_what_the_run_read(tiny_bundle: Path, slides_dir: Path, tmp_path: Path) -> None:
+    """A file of a DICOM folder, which is none itself; the local copy of a slide on slow storage."""
+    case, slow = tmp_path / "case-7", tmp_path / "slow"
+    case.mkdir()
+    shutil.copyfile(slides_dir / "multi_frame_jpeg_camelyon_challenge_image.dcm", case / "a.dcm")
+    result = extract(
+        case / "a.dcm", "--slide-mpp", 0.5, "--model", tiny_bundle, "--out", tmp_path, "--precision", "fp32"
+    )
+    assert result.returncode == 0, result.stderr
+    with OnnxRuntime.load(load_bundle(tiny_bundle), "fp32", 16, 1) as engine:
+        for path in (case, slow):
+            with WatchedSlide(open_slide(case, 0.5), lambda: None, path) as slide:
+                assert slide.info.path == path
+                found = check_rows(tmp_path / "a.h5", slide.info, 1.0, TILE_PX, Check(5, engine))
+            assert found is not None
+            assert found.min_cosine > 0.999999
 
 
 def test_no_tile_no_check(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:

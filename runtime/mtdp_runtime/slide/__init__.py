@@ -35,6 +35,7 @@ class SlideInfo:
     reader: str  # which reader, with its version
     reader_reason: str  # why this one
     reductions: tuple[int, ...] = ()  # factors by which the reader's decoder may itself reduce a level; () where never
+    read_from: Path | None = None  # the file that is read, where `path` is not it: a copy, or one of a DICOM folder
 
     @property
     def width(self) -> int:

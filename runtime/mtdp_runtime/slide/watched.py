@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from mtdp_runtime.slide import Slide, SlideInfo
 
 
+def _named(info: SlideInfo, path: Path) -> SlideInfo:
+    return replace(info, path=path, read_from=info.read_from or info.path)
+
+
 class WatchedSlide:
     """Another slide; `beat` is called after each read. `path` is its name where it is read from a copy."""
 
     def __init__(self, slide: Slide, beat: Callable[[], None], path: Path | None = None) -> None:
         self._slide = slide
-        self._info = slide.info if path is None else replace(slide.info, path=path)
+        self._info = slide.info if path is None else _named(slide.info, path)
         self._beat = beat
 
     @property
