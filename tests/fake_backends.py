@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from mtdp_runtime.backends import Probe
+from mtdp_runtime.backends import Probe, first_that_loads, variant_precisions
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, UsageError
 
@@ -55,6 +55,30 @@ class Picky(Fine):
     @classmethod
     def load(cls, *arguments: Any) -> Self:
         raise UsageError("it has no such precision")
+
+
+class Choosy(Fine):
+    """Offers three precisions and proves itself in the last alone."""
+
+    name = "choosy"
+
+    @classmethod
+    def probe(cls) -> Probe:
+        return Probe(cls.name, True, "choosy 1.0", precisions=("fp16", "bf16", "fp32"))
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.note = "engine built now"
+        self.precision = precision
+
+    @classmethod
+    def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
+        return first_that_loads(variant_precisions(bundle, precision, cls.probe()), cls.at)
+
+    @classmethod
+    def at(cls, precision: str) -> Self:
+        if precision != "fp32":
+            raise BackendError(f"it does not compute this model in {precision}")
+        return cls(precision)
 
 
 class NeverAsked(Fine):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.isolated import isolated
 from mtdp_runtime.bundle import ENGINES, Engine, FileRef, Manifest, Variant, file_ref
 from mtdp_runtime.errors import BackendError
 from mtdp_runtime.trt.build import BuildOptions, build_engine, rtx_capabilities
@@ -54,10 +55,7 @@ class EngineSettings:
             if given and library not in self.libraries:
                 raise ExportUsageError(f"{option} is an option of --engine {library}", f"add --engine {library}")
         for name in self.libraries:
-            trt = LIBRARY[name].load()
-            if name == TENSORRT:
-                _gpu()
-            known = rtx_capabilities(trt) if name == TENSORRT_RTX else []
+            known = isolated(f"loading {name}", require_library, name)
             unknown = [c for c in self.capabilities if name == TENSORRT_RTX and c not in known]
             if unknown:
                 raise ExportUsageError(
@@ -66,10 +64,26 @@ class EngineSettings:
                 )
 
 
+def require_library(name: str) -> list[str]:
+    """Load an engine library, and see that there is a GPU where it needs one.
+
+    Returns:
+        The compute capabilities that TensorRT-RTX compiles for; of TensorRT, nothing.
+
+    Raises:
+        BackendUnavailable: the library, or the GPU, is not here.
+    """
+    trt = LIBRARY[name].load()
+    if name == TENSORRT:
+        tuning_gpu()
+        return []
+    return rtx_capabilities(trt)
+
+
 def build_engines(
     folder: Path, manifest: Manifest, settings: EngineSettings, say: Callable[[str], None] = lambda note: None
 ) -> tuple[Engine, ...]:
-    """Build each engine into folder/engines and describe it.
+    """Build each engine into folder/engines and describe it. Of int8 there is none: TensorRT refuses its zero points.
 
     Args:
         folder: holds the bundle's variants.
@@ -78,11 +92,14 @@ def build_engines(
         say: takes what a person should know, such as a timing cache that was begun anew.
 
     Raises:
-        ExportError: a library cannot build a variant; its log's last error is in the message.
+        ExportError: a library cannot build a variant; its log's last error is in the message. Or it crashed.
     """
     engines = []
     for library in settings.libraries:
         for variant in manifest.variants:
+            if variant.precision == "int8":
+                say(f"no {library} engine of the int8 variant: it is one for CPUs")
+                continue
             engines.append(_build(folder, manifest, variant, library, settings, say))
     return tuple(engines)
 
@@ -98,7 +115,7 @@ def _build(
     version = LIBRARY[library].version
     capabilities, gpu, cache = settings.capabilities or RTX_DEFAULT, "", None
     if library == TENSORRT:
-        gpu, own = _gpu()
+        gpu, own = isolated("looking for a GPU", tuning_gpu)
         capabilities = (own,)
         cache = private_folder(cache_folder()) / f"{library}-{version}-{gpu.replace(' ', '-')}.timing"
     of_tensorrt = library == TENSORRT
@@ -116,7 +133,15 @@ def _build(
     )
     options = BuildOptions(settings.batch, settings.capabilities, key.hardware, key.version_compatible, cache)
     try:
-        built = build_engine(library, folder / variant.file.file, manifest.tile_px, options, 0 if of_tensorrt else None)
+        built = isolated(
+            f"building the {library} engine of the {variant.precision} variant",
+            build_engine,
+            library,
+            folder / variant.file.file,
+            manifest.tile_px,
+            options,
+            0 if of_tensorrt else None,
+        )
     except BackendError as error:
         raise ExportError(f"no {library} engine of the {variant.precision} variant: {error}", error.hint) from error
     for note in built.notes:
@@ -130,7 +155,7 @@ def _build(
     return Engine(FileRef(f"{ENGINES}/{ref.file}", ref.sha256, ref.size_bytes), key)
 
 
-def _gpu() -> tuple[str, str]:
+def tuning_gpu() -> tuple[str, str]:
     """Return name and compute capability of the GPU that TensorRT tunes on."""
     from mtdp_runtime.trt.cuda import gpus
 

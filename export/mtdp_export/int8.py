@@ -25,6 +25,7 @@ from mtdp_export.typed import KERNELS, low_types
 from mtdp_runtime.backends import Backend, backend_class, probe_all
 from mtdp_runtime.bundle import PRECISIONS, Bundle, load_bundle
 from mtdp_runtime.cores import usable_cores
+from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.proof import FEATURES, load_golden
 
 if TYPE_CHECKING:
@@ -114,10 +115,10 @@ def kept_wide(model: onnx.ModelProto) -> list[str]:
 
 
 def time_int8(path: Path) -> Speed:
-    """Time int8 against every other precision of a bundle, on every engine here.
+    """Time int8 against every other precision of a bundle, on every engine here that takes it.
 
     Raises:
-        ExportError: no engine here runs int8.
+        ExportError: no engine here runs int8, or none runs anything else.
     """
     bundle = load_bundle(path)
     tiles, _ = load_golden(path / bundle.manifest.golden.file)
@@ -127,8 +128,9 @@ def time_int8(path: Path) -> Speed:
         for probe in probe_all():
             for precision in PRECISIONS:
                 if precision in probe.precisions and (bundle.holds(precision) or precision in probe.converts):
-                    engine = backend_class(probe.name).load(bundle, precision, _BATCH, _threads())
-                    engines[probe.name, precision] = loaded.enter_context(engine)
+                    with contextlib.suppress(BackendError, UsageError):  # its refusal is a row of the parity check
+                        engine = backend_class(probe.name).load(bundle, precision, _BATCH, _threads())
+                        engines[probe.name, precision] = loaded.enter_context(engine)
         seconds: dict[tuple[str, str], list[float]] = {key: [] for key in engines}
         for _ in range(_ROUNDS + 1):
             for key, engine in engines.items():
@@ -139,7 +141,9 @@ def time_int8(path: Path) -> Speed:
     ours = min((key for key in medians if key[1] == "int8"), key=medians.__getitem__, default=None)
     if ours is None:
         raise ExportError("int8: no engine here runs it", "pip install 'mtdp[cpu]'")
-    other = min((key for key in medians if key[1] != "int8"), key=medians.__getitem__)
+    other = min((key for key in medians if key[1] != "int8"), key=medians.__getitem__, default=None)
+    if other is None:
+        raise ExportError("int8: no engine here runs another precision to time it against", "mtdp-doctor shows why.")
     pairs = [theirs / mine for mine, theirs in zip(seconds[ours][1:], seconds[other][1:], strict=True)]
     return Speed(ours[0], medians[ours], f"{other[1]} on {other[0]}", medians[other], statistics.median(pairs))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, ParamSpec, TypeVar
 
 from mtdp_export.errors import ExportError
@@ -57,9 +59,20 @@ def _call(answer: Connection, function: Callable[..., Any], args: tuple[Any, ...
     try:
         result = (function(*args, **kwargs), None)
     except Exception as error:
-        result = (None, error)
+        result = (None, _portable(error))
     answer.send(result)
     answer.close()
+
+
+def _portable(error: Exception) -> Exception:
+    """Return the error; one that the other process could not make again becomes one that says the same."""
+    try:
+        copy.copy(error)  # by the same protocol
+        ForkingPickler.dumps(error)
+    except Exception:  # whatever its class does in between
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return ExportError(f"{type(error).__name__}: {first}" if first else type(error).__name__)
+    return error
 
 
 def _death(exit_code: int | None) -> str:

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Parity
-from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines, run_backend
+from mtdp_runtime.proof import FEATURES, MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, run_backend
 
 NEIGHBOURS: Final = 5
-# The largest difference that a probability may have. A cosine says little of two or three numbers that sum to 1.
-MAX_PROBABILITY_ERROR: Final = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +26,7 @@ class Comparison:
     parity: Parity
     heads_max_abs_error: float | None  # of the probabilities; None without heads
     required: bool = True  # whether this machine would use it without being told to
+    note: str = ""  # how the engine was loaded, such as why a bundle's own was not
 
     @property
     def passed(self) -> bool:
@@ -38,7 +37,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class CannotRun:
-    """A variant that an engine does not run here."""
+    """A variant that an engine does not run here; required where it should have."""
 
     backend: str
     precision: str
@@ -151,6 +150,9 @@ def table(rows: Sequence[Row]) -> str:
             f"{start}{p.cosine_min:<12.8f}{p.cosine_mean:<12.8f}{p.max_abs_error:<11.1e}{agreement:<7}{heads:<9}"
             f"{_verdict(row)}"
         )
+    for row in rows:
+        if isinstance(row, Comparison) and row.note:
+            lines.append(f"{row.backend} {row.precision}: {row.note}")
     return "\n".join(line.rstrip() for line in lines)
 
 

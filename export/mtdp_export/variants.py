@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.int8 import LARGEST_PROBE_LOSS, Probe, probe_int8, time_int8, write_int8
-from mtdp_export.parity import Comparison, Row, require
+from mtdp_export.parity import CannotRun, Comparison, Row, require
 from mtdp_export.precision import first_divergence, write_typed
 from mtdp_export.rounding import in_fp32
 from mtdp_export.verify import AS_TYPED, replay
@@ -76,8 +76,10 @@ def make_variant(
 def prove(folder: Path, probe_task: Path | None) -> Proof:
     """Run every variant on every engine here, and say which pass.
 
+    An engine that refuses a variant proves nothing either way: that is a row, and the others decide.
+
     Raises:
-        ParityFailure: the fp32 graph does not pass: nothing of this bundle can be trusted.
+        ExportError: the fp32 graph does not pass, or nothing runs it: nothing of this bundle can be trusted.
     """
     rows = replay(folder, ())
     proof = Proof(rows, {}, [], [])
@@ -86,6 +88,9 @@ def prove(folder: Path, probe_task: Path | None) -> Proof:
         ran = [row for row in rows if row.precision == precision and isinstance(row, Comparison)]
         wanted = [row for row in ran if row.required]
         try:
+            if not wanted:
+                what = f"{precision}: no engine here runs it{_refusals(rows, precision)}"
+                raise ExportError(what, "mtdp-doctor says what is missing.")
             for row in wanted:
                 require(row)
             probe = _judge_int8(folder, probe_task, proof.notes) if precision == "int8" and probe_task else None
@@ -104,6 +109,12 @@ def prove(folder: Path, probe_task: Path | None) -> Proof:
             reference = replace(reference, probe_score=probe.int8, probe_score_fp32=probe.fp32)
         proof.parities[precision] = (reference, engines)
     return proof
+
+
+def _refusals(rows: Sequence[Row], precision: str) -> str:
+    here = [row for row in rows if isinstance(row, CannotRun) and row.precision == precision]
+    reasons = [f"{row.backend}: {row.reason}" for row in here]
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def _judge_int8(folder: Path, task: Path, notes: list[str]) -> Probe:

@@ -17,7 +17,8 @@ from mtdp_export.rounding import in_fp32, run
 from mtdp_runtime.backends import AUTO, Backend, backend_class, choose, probe_all
 from mtdp_runtime.bundle import PRECISIONS, Bundle, load_bundle
 from mtdp_runtime.cores import usable_cores
-from mtdp_runtime.proof import load_golden
+from mtdp_runtime.errors import BackendError, UsageError
+from mtdp_runtime.proof import golden_of
 
 # Fp16 and bf16 as typed, whatever the engines here make of them. Its name, by which the row is found again.
 AS_TYPED: Final = "as typed"
@@ -27,7 +28,8 @@ _LOW: Final = ("fp16", "bf16")
 def verify_bundle(path: Path, backends: Sequence[str] = (), trust_engines: bool = False) -> list[Row]:
     """Check every digest, then compare each engine at each precision that it offers.
 
-    A precision that this machine offers but does not take by itself is shown, and not required to pass.
+    A precision that this machine offers but does not take by itself is shown, and not required to pass. An engine that
+    refuses a variant is a row as well: it is required to run what it offers.
 
     Args:
         path: the bundle.
@@ -56,7 +58,7 @@ def replay(path: Path, backends: Sequence[str], trust_engines: bool = False) -> 
     bundle = load_bundle(path, trust_engines)
     for file in (part.file for parts in (bundle.manifest.variants, bundle.manifest.engines) for part in parts):
         bundle.checked(file)
-    tiles, expected = load_golden(bundle.checked(bundle.manifest.golden))
+    tiles, expected = golden_of(bundle)
     for name in backends or (AUTO,):
         choose(name)
     names = list(backends) or [probe.name for probe in probe_all() if probe.usable]
@@ -85,12 +87,15 @@ def _on_engine(
     if not held and precision not in probe.converts:
         return []
     batch, threads = min(8, len(tiles)), usable_cores()
-    with backend.load(bundle, precision, batch, threads) as engine:
-        comparison = compare(engine, tiles, expected)
     # An engine that converts by itself, and prefers it, overrides the types of the graph; `auto` proves it before use.
     overridden = precision in probe.converts and precision == probe.precisions[0]
     required = held and not overridden
-    return [replace(comparison, required=required)]
+    try:
+        with backend.load(bundle, precision, batch, threads) as engine:
+            comparison = compare(engine, tiles, expected)
+            return [replace(comparison, required=required, note=engine.note)]
+    except (BackendError, UsageError) as error:  # of this engine alone: the others are to be seen
+        return [CannotRun(name, precision, str(error), required)]
 
 
 def _as_typed(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +18,8 @@ from mtdp_runtime.errors import BundleInvalid
 
 # The smallest cosine between an engine's features and torch's that a precision may have, over all golden tiles.
 MIN_COSINE: Final = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.9999, "int8": 0.99}
+# The largest difference that a probability may have. A cosine says little of two or three numbers that sum to 1.
+MAX_PROBABILITY_ERROR: Final = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.1}
 _MOST_GOLDEN_BYTES: Final = 1 << 30
 TILES: Final = "tiles"
 FEATURES: Final = "features"
@@ -38,9 +42,48 @@ def load_golden(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.flo
         tiles = arrays.pop(TILES)
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         raise BundleInvalid(f"{path}: not golden tiles: {error}", "Copy or export the bundle again.") from error
-    if FEATURES not in arrays or len(arrays[FEATURES]) != len(tiles) or not len(tiles):
-        raise BundleInvalid(f"{path}: golden tiles without their features", "Copy or export the bundle again.")
+    wrong = _wrong_arrays(tiles, arrays)
+    if wrong:
+        raise BundleInvalid(f"{path}: not golden tiles: {wrong}", "Copy or export the bundle again.")
     return tiles, arrays
+
+
+def _wrong_arrays(tiles: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> str:
+    """Say what is wrong with the arrays of a golden.npz; empty if nothing is."""
+    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or not tiles.size:
+        return f"{TILES} is {_shown(tiles)}, not uint8[N, P, P, 3]"
+    if FEATURES not in outputs:
+        return f"it holds no {FEATURES}"
+    for name, values in outputs.items():
+        if values.dtype != np.float32 or values.ndim != 2 or len(values) != len(tiles) or not values.size:
+            return f"{name} is {_shown(values)}, not float32[{len(tiles)}, ...]"
+    return ""
+
+
+def _shown(array: NDArray[Any]) -> str:
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+
+
+def golden_of(bundle: Bundle) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
+    """Read a bundle's golden tiles and what the reference gave for them, of the sizes that bundle.json states.
+
+    Raises:
+        BundleError: golden.npz is not what was exported, or not of this model.
+    """
+    manifest = bundle.manifest
+    path = bundle.checked(manifest.golden)
+    tiles, outputs = load_golden(path)
+    side = (manifest.tile_px, manifest.tile_px, 3)
+    wanted = {FEATURES: manifest.features_dim, **{head.output: len(head.class_names) for head in manifest.heads}}
+    stored = {name: values.shape[1] for name, values in outputs.items()}
+    if tiles.shape[1:] != side or not stored.items() <= wanted.items():
+        what = ", ".join(f"{name} of {width}" for name, width in stored.items())
+        raise BundleInvalid(
+            f"{path}: tiles of {' x '.join(map(str, tiles.shape[1:]))}, {what}; bundle.json states "
+            f"{' x '.join(map(str, side))}, {', '.join(f'{name} of {width}' for name, width in wanted.items())}",
+            "Copy or export the bundle again.",
+        )
+    return tiles, outputs
 
 
 def run_backend(backend: Backend, tiles: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -66,11 +109,39 @@ def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float6
     return result
 
 
-def smallest_cosine(backend: Backend, bundle: Bundle) -> float:
-    """Replay the bundle's golden tiles.
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How an engine repeats the golden outputs here."""
+
+    cosine: float  # the smallest of the features, over all tiles; NaN where one is not finite
+    probability_error: float = 0.0  # the largest; 0 without heads
+
+    def shortfall(self, precision: str) -> str:
+        """What this precision lacks, to follow the engine's name; empty where it passes."""
+        if not self.cosine >= MIN_COSINE[precision]:
+            return f"has a cosine of {self.cosine:.6f} to its golden features here, {MIN_COSINE[precision]} is required"
+        if not self.probability_error <= MAX_PROBABILITY_ERROR[precision]:
+            return (
+                f"is off by {self.probability_error:.3g} in a probability of its golden tiles here, "
+                f"{MAX_PROBABILITY_ERROR[precision]:g} is allowed"
+            )
+        return ""
+
+
+def replay(backend: Backend, bundle: Bundle) -> Replayed:
+    """Run the bundle's golden tiles and compare every output.
 
     Raises:
-        BundleError: golden.npz is not what was exported.
+        BundleError: golden.npz is not what was exported, or the model lacks an output that bundle.json states.
     """
-    tiles, expected = load_golden(bundle.checked(bundle.manifest.golden))
-    return float(cosines(run_backend(backend, tiles)[FEATURES], expected[FEATURES]).min())
+    tiles, expected = golden_of(bundle)
+    outputs = run_backend(backend, tiles)
+    for name, wanted in expected.items():
+        if name not in outputs or outputs[name].shape != wanted.shape:
+            got = _shown(outputs[name]) if name in outputs else "nothing"
+            raise BundleInvalid(
+                f"{bundle.path}: the model gives {got} as {name}, {_shown(wanted)} is stated", "Export it again."
+            )
+    errors = [float(np.abs(outputs[name] - wanted).max()) for name, wanted in expected.items() if name != FEATURES]
+    # NumPy's max keeps a NaN, Python's may lose it.
+    return Replayed(float(cosines(outputs[FEATURES], expected[FEATURES]).min()), float(np.max([0.0, *errors])))

@@ -25,7 +25,7 @@ from mtdp_runtime.backends import Probe
 from mtdp_runtime.backends.openvino import OpenVINO
 from mtdp_runtime.bundle import Bundle, Parity, file_ref, load_bundle
 from mtdp_runtime.errors import BundleDigestMismatch
-from mtdp_runtime.proof import load_golden, smallest_cosine
+from mtdp_runtime.proof import Replayed, load_golden, replay
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -89,11 +89,11 @@ def test_the_proof_in_bf16_is_done_once(resnet18_bundle: Path, tmp_path: Path, m
     monkeypatch.setenv("MTDP_CACHE", str(tmp_path / "cache"))
     bundle, replayed = load_bundle(resnet18_bundle), []
 
-    def replay(engine: OpenVINO, bundle: Bundle) -> float:
+    def replayed_once(engine: OpenVINO, bundle: Bundle) -> Replayed:
         replayed.append(engine.precision)
-        return smallest_cosine(engine, bundle)
+        return replay(engine, bundle)
 
-    monkeypatch.setattr("mtdp_runtime.proof.smallest_cosine", replay)
+    monkeypatch.setattr("mtdp_runtime.proof.replay", replayed_once)
     for _ in range(3):
         with OpenVINOWithAMX.load(bundle, "auto", 8, 2) as engine:
             assert engine.precision == "bf16"

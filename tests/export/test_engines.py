@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mtdp_export import engines
 from mtdp_export.engines import EngineSettings, build_engines
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.verify import engines_not_run, verify_bundle
@@ -85,6 +87,10 @@ def typed_graph(
     opset = helper.make_opsetid("", 20)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
     return path
+
+
+def _abort(*arguments: object) -> None:
+    os.abort()
 
 
 class TestInABundle:
@@ -180,6 +186,30 @@ class TestBuilder:
         (folder / "model.fp32.onnx").write_bytes(b"not a model")
         with pytest.raises(ExportError, match="no tensorrt-rtx engine of the fp32 variant"):
             build_engines(folder, load_bundle(folder).manifest, EngineSettings((RTX,), BATCH))
+
+
+class TestACrash:
+    """Of a builder, or of its library's import: a line, not the end of the process."""
+
+    def test_of_the_builder(self, resnet18_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = tmp_path / "b"
+        shutil.copytree(resnet18_bundle, folder)
+        monkeypatch.setattr(engines, "build_engine", _abort)
+        with pytest.raises(ExportError, match="building the tensorrt-rtx engine of the fp32 variant crashed: killed"):
+            build_engines(folder, load_bundle(folder).manifest, EngineSettings((RTX,), BATCH))
+
+    def test_of_the_import(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "require_library", _abort)
+        with pytest.raises(ExportError, match="loading tensorrt-rtx crashed: killed by SIGABRT"):
+            EngineSettings((RTX,), BATCH).check()
+
+
+def test_int8_gets_no_engine(resnet18_bundle: Path, tmp_path: Path) -> None:
+    manifest = load_bundle(resnet18_bundle).manifest
+    int8 = replace(manifest, variants=(replace(manifest.variants[0], precision="int8"),))
+    said: list[str] = []
+    assert build_engines(tmp_path, int8, EngineSettings((RTX,), BATCH), said.append) == ()
+    assert said == ["no tensorrt-rtx engine of the int8 variant: it is one for CPUs"]
 
 
 class TestWrongUsage:

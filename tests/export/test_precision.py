@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -21,22 +23,24 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mtdp.errors import MtdpError, TaskError
-from mtdp_export import variants
+from mtdp_export import variants, verify
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import synthetic_tiles
-from mtdp_export.int8 import Probe, Speed, write_int8
+from mtdp_export.int8 import Probe as ProbeScore
+from mtdp_export.int8 import Speed, time_int8, write_int8
 from mtdp_export.isolated import isolated
-from mtdp_export.parity import knn_agreement
+from mtdp_export.parity import Comparison, knn_agreement, table
 from mtdp_export.precision import write_typed
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.source import Source
 from mtdp_export.typed import KERNELS, kernel_names, low_types, name_nodes, round_to_bf16, to_low_type
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, _calibration, golden_tiles, write_bundle
-from mtdp_runtime.backends import backend_class
+from mtdp_runtime.backends import Probe, backend_class
+from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import Manifest, load_bundle
-from mtdp_runtime.errors import UsageError
-from mtdp_runtime.proof import FEATURES, cosines, load_golden, smallest_cosine
+from mtdp_runtime.errors import BackendError, UsageError
+from mtdp_runtime.proof import FEATURES, cosines, load_golden, replay
 
 PX = 32
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -239,7 +243,7 @@ class TestBundle:
         bundle = load_bundle(typed_bundle)
         with backend_class(engine).load(bundle, precision, 8, 1) as loaded:
             assert loaded.precision == precision
-            assert 0.9999 <= smallest_cosine(loaded, bundle) < 1
+            assert 0.9999 <= replay(loaded, bundle).cosine < 1
         with backend_class(engine).load(bundle, "auto", 8, 1) as loaded:
             assert loaded.precision in ("fp32", "bf16")
         with pytest.raises(UsageError, match="no fp16 variant in this bundle"):
@@ -252,6 +256,53 @@ class TestBundle:
         assert knn_agreement(rows, 3 * rows) == 1
         assert knn_agreement(rows[::-1], rows) < 0.9  # type: ignore[operator]
         assert knn_agreement(rows[:2], rows[:2]) is None
+
+
+class Refusing(OnnxRuntime):
+    """An engine that seems usable and then takes nothing."""
+
+    @classmethod
+    def probe(cls) -> Probe:
+        return Probe("refusing", True, "", precisions=("fp32", "fp16", "bf16", "int8"))
+
+    @classmethod
+    def load(cls, *arguments: Any) -> Any:
+        raise BackendError("its GPU is in a broken state")
+
+
+class TestAnEngineThatRefuses:
+    @pytest.fixture(params=["beside", "alone"])
+    def names(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        classes: dict[str, type[OnnxRuntime]] = {"refusing": Refusing}
+        if request.param == "beside":
+            classes["onnxruntime"] = OnnxRuntime
+        monkeypatch.setattr(verify, "probe_all", lambda: [one.probe() for one in classes.values()])
+        monkeypatch.setattr(verify, "backend_class", classes.__getitem__)
+        return list(classes)
+
+    def test_is_a_row_that_fails_and_the_others_are_seen(self, typed_bundle: Path, names: list[str]) -> None:
+        rows = verify.replay(typed_bundle, ())
+        refused = [row for row in rows if row.backend == "refusing"]
+        assert [row.precision for row in refused] == ["fp32", "fp16", "bf16"]
+        assert all(row.required and not row.passed for row in refused)
+        assert "refusing  fp32       not run: its GPU is in a broken state" in table(refused)
+        assert ("onnxruntime" in names) == any(isinstance(row, Comparison) for row in rows)
+
+    def test_does_not_decide_an_export(self, typed_bundle: Path, names: list[str]) -> None:
+        if "onnxruntime" not in names:
+            with pytest.raises(ExportError, match=r"fp32: no engine here runs it \(refusing: its GPU is in a broken"):
+                variants.prove(typed_bundle, None)
+            return
+        assert variants.prove(typed_bundle, None).parities.keys() == {"fp32", "fp16", "bf16"}
+
+    def test_a_note_of_an_engine_is_under_the_table(self, typed_bundle: Path, names: list[str]) -> None:
+        """Such as that the bundle's own engine does not fit and another was built."""
+        if "onnxruntime" not in names:
+            pytest.skip("there is no other row")
+        rows = verify.replay(typed_bundle, ())
+        (row,) = [row for row in rows if row.backend.startswith("onnxruntime") and row.precision == "fp16"]
+        assert table(rows).splitlines()[-1] == f"{row.backend} fp16: {asdict(row)['note']}"
+        assert asdict(row)["note"].startswith("ONNX Runtime's CPU provider computes")
 
 
 class TestInt8:
@@ -274,7 +325,7 @@ class TestInt8:
         # The figures are given: a clock or a task of our own would make the rule's test a test of this machine.
         speed = Speed("openvino", 0.1, "fp32 on openvino", 0.1 * times, times)
         monkeypatch.setattr(variants, "time_int8", lambda _: speed)
-        monkeypatch.setattr(variants, "probe_int8", lambda *_: Probe("lung", "accuracy", 500, score, 0.8))
+        monkeypatch.setattr(variants, "probe_int8", lambda *_: ProbeScore("lung", "accuracy", 500, score, 0.8))
         notes: list[str] = []
         if message is None:
             assert variants._judge_int8(Path(), Path(), notes).int8 == score
@@ -282,6 +333,12 @@ class TestInt8:
             return
         with pytest.raises(ExportError, match=message):
             variants._judge_int8(Path(), Path(), notes)
+
+    def test_an_engine_that_refuses_is_not_timed(self, typed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mtdp_export.int8.probe_all", lambda: [OnnxRuntime.probe(), Refusing.probe()])
+        monkeypatch.setattr("mtdp_export.int8.backend_class", {"onnxruntime": OnnxRuntime, "refusing": Refusing}.get)
+        with pytest.raises(ExportError, match="no engine here runs it"):  # there is no int8 in this bundle
+            time_int8(typed_bundle)
 
     def test_it_needs_tissue_and_a_task(self, tmp_path: Path) -> None:
         result = export("resnet18", "--weights", "random", "--precision", "int8", "--out", tmp_path / "b")
@@ -322,6 +379,27 @@ def _refuse(message: str, hint: str) -> None:
     raise ExportUsageError(message, hint)
 
 
+class Picky(Exception):
+    """Made again from its message alone, as pickle does, it fails."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+class Held(Exception):
+    def __init__(self) -> None:
+        super().__init__("it keeps a lock")
+        self.lock = threading.Lock()
+
+
+def _raise_picky() -> None:
+    raise Picky("it wants", "two")
+
+
+def _raise_held() -> None:
+    raise Held
+
+
 class TestACrash:
     def test_of_a_process_of_its_own_is_an_error(self) -> None:
         with pytest.raises(ExportError, match="the work crashed: killed by SIGABRT"):
@@ -334,6 +412,11 @@ class TestACrash:
         with pytest.raises(ExportUsageError, match="wrong") as caught:
             isolated("the work", _refuse, "wrong", "so do it right")
         assert caught.value.hint == "so do it right"
+
+    @pytest.mark.parametrize("fails", [_raise_picky, _raise_held])
+    def test_an_error_that_cannot_be_sent_is_said_all_the_same(self, fails: Callable[[], None]) -> None:
+        with pytest.raises(ExportError, match=r"Picky: it wants two|Held: it keeps a lock"):
+            isolated("the work", fails)
 
     def test_of_an_engine_is_one_line(self, resnet18_bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "openvino.py").write_text("import os\nos.abort()\n")

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import mtdp_runtime
 from mtdp.devices import has_fast_bf16
-from mtdp_runtime.backends import BACKENDS, Probe, backend_class, choose, load, probe_all, variant_precision
-from mtdp_runtime.backends.onnxruntime import strict_session
+from mtdp_runtime.backends import (
+    BACKENDS,
+    Backend,
+    Probe,
+    backend_class,
+    choose,
+    first_that_loads,
+    load,
+    probe_all,
+    variant_precisions,
+)
+from mtdp_runtime.backends.onnxruntime import OnnxRuntimeTensorRT, strict_session
 from mtdp_runtime.backends.openvino import fast_bf16_units
 from mtdp_runtime.bundle import Bundle, load_bundle
 from mtdp_runtime.doctor import conflicts
-from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
+from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
+from mtdp_runtime.trt.cuda import Gpu
+from mtdp_runtime.trt.library import LIBRARY, Library
 
 GPU_RUNGS = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda")
 
@@ -104,20 +118,121 @@ class TestPrecision:
         return replace(bundle, manifest=replace(bundle.manifest, variants=variants))
 
     def test_auto_takes_the_best_graph_that_the_bundle_holds(self, bundle: Bundle) -> None:
-        assert variant_precision(self.with_variants(bundle, "fp32", "bf16"), "auto", self.GPU) == "bf16"
-        assert variant_precision(self.with_variants(bundle, "int8", "fp32"), "auto", self.GPU) == "fp32"
+        assert variant_precisions(self.with_variants(bundle, "fp32", "bf16"), "auto", self.GPU) == ["bf16", "fp32"]
+        assert variant_precisions(self.with_variants(bundle, "int8", "fp32"), "auto", self.GPU) == ["fp32"]
 
     @pytest.mark.parametrize(("asked", "why"), [("fp16", "no fp16 variant"), ("fp8", "--precision fp8")])
     def test_what_was_asked_for_is_had_or_refused(self, bundle: Bundle, asked: str, why: str) -> None:
         with pytest.raises(UsageError, match=why):
-            variant_precision(bundle, asked, self.GPU)
-        assert variant_precision(bundle, "fp32", self.GPU) == "fp32"
+            variant_precisions(bundle, asked, self.GPU)
+        assert variant_precisions(bundle, "fp32", self.GPU) == ["fp32"]
 
     def test_int8_alone_is_not_taken_unasked(self, bundle: Bundle) -> None:
         only = self.with_variants(bundle, "int8")
         with pytest.raises(UsageError, match="this bundle has int8"):
-            variant_precision(only, "auto", self.GPU)
-        assert variant_precision(only, "int8", self.GPU) == "int8"
+            variant_precisions(only, "auto", self.GPU)
+        assert variant_precisions(only, "int8", self.GPU) == ["int8"]
+
+    def test_int8_is_hinted_at_only_where_it_runs(self, bundle: Bundle) -> None:
+        for precisions, hinted in ((("fp16", "int8"), True), (("fp16",), False)):
+            with pytest.raises(UsageError) as caught:
+                variant_precisions(self.with_variants(bundle, "int8"), "auto", replace(self.GPU, precisions=precisions))
+            assert ("int8" in caught.value.hint) == hinted
+
+    def test_auto_climbs_down_the_precisions_before_the_rung_is_left(self, bundle: Bundle) -> None:
+        every = self.with_variants(bundle, "fp32", "bf16", "fp16", "int8")
+        engine, _ = load("auto", every, "auto", 1, 1, {"choosy": "fake_backends:Choosy", **ladder("NeverAsked")})
+        assert engine.precision == "fp32"
+        assert engine.note == (
+            "not fp16: it does not compute this model in fp16; not bf16: it does not compute this model in bf16"
+            "; engine built now"
+        )
+
+    def test_a_precision_that_was_asked_for_is_not_exchanged(self, bundle: Bundle) -> None:
+        every = self.with_variants(bundle, "fp32", "bf16", "fp16")
+        with pytest.raises(BackendError, match="does not compute this model in bf16"):
+            load("choosy", every, "bf16", 1, 1, {"choosy": "fake_backends:Choosy"})
+
+    def test_a_lack_of_memory_is_no_matter_of_precision(self) -> None:
+        def load_at(precision: str) -> Backend:
+            raise DeviceOutOfMemory(precision)
+
+        with pytest.raises(DeviceOutOfMemory, match="fp16"):
+            first_that_loads(["fp16", "fp32"], load_at)
+
+
+class TestProbesNeverRaise:
+    """What an incomplete removal leaves behind, and what a broken GPU says."""
+
+    GPU = Gpu(0, "RTX of the test", "8.9")
+
+    @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+    def test_of_a_module_that_is_a_shell(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        probe = backend_class(name).probe()
+        assert not probe.usable
+        assert "has no attribute" in probe.reason
+
+    @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+    def test_of_a_shell_beside_a_gpu(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+        monkeypatch.setattr("mtdp_runtime.backends.onnxruntime._installed", lambda package: True)
+        monkeypatch.setattr("mtdp_runtime.trt.cuda.gpus", lambda: [self.GPU])
+        assert "onnxruntime-gpu cannot be loaded" in backend_class(name).probe().reason
+
+    @pytest.mark.parametrize("name", GPU_RUNGS)
+    def test_of_a_gpu_in_a_broken_state(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken() -> list[Gpu]:
+            raise BackendError("CUDA: cudaErrorDevicesUnavailable", "Run mtdp-doctor.")
+
+        monkeypatch.setattr("mtdp_runtime.trt.cuda.gpus", broken)
+        monkeypatch.setattr("mtdp_runtime.backends.tensorrt.gpus", broken)
+        probe = backend_class(name).probe()
+        assert not probe.usable
+        assert "cudaErrorDevicesUnavailable" in probe.reason
+
+    @pytest.mark.parametrize("rung", ["tensorrt", "tensorrt-rtx"])
+    def test_of_an_engine_library_that_is_a_shell(self, rung: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        library = Library(rung, "json", ("no-such-distribution",), "pip install it")
+        monkeypatch.setattr("mtdp_runtime.backends.tensorrt.gpus", lambda: [self.GPU])
+        monkeypatch.setitem(LIBRARY, rung, library)
+        monkeypatch.setattr("json.__version__", "", raising=False)
+        monkeypatch.delattr("json.__version__")
+        probe = backend_class(rung).probe()
+        assert not probe.usable
+        assert "cannot be loaded" in probe.reason
+
+
+@pytest.mark.parametrize("name", GPU_RUNGS)
+def test_no_gpu_rung_offers_int8(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT refuses its zero points, and CUDA would compute it in fp32."""
+    gpu = [Gpu(0, "RTX of the test", "8.9")]
+    monkeypatch.setattr("mtdp_runtime.trt.cuda.gpus", lambda: gpu)
+    monkeypatch.setattr("mtdp_runtime.backends.tensorrt.gpus", lambda: gpu)
+    monkeypatch.setattr("mtdp_runtime.backends.onnxruntime._installed", lambda package: True)
+    providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    monkeypatch.setitem(LIBRARY, name, Library(name, "json", ("pytest",), ""))
+    probe = backend_class(name).probe()
+    assert probe.usable, probe.reason
+    assert set(probe.precisions) <= {"fp32", "fp16", "bf16"}
+
+
+def test_fp32_on_onnxruntimes_tensorrt_is_not_tf32(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def session(file: Path, providers: object) -> None:
+        seen.append(os.environ.get("NVIDIA_TF32_OVERRIDE"))
+        raise BackendError("no GPU")
+
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # what is there now comes back after the test
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr("mtdp_runtime.backends.onnxruntime.strict_session", session)
+    monkeypatch.setattr(OnnxRuntimeTensorRT, "probe", lambda: Probe("x", True, "", precisions=("fp32",)))
+    with pytest.raises(BackendError, match="no GPU"):
+        OnnxRuntimeTensorRT.load(bundle, "fp32", 1, 1)
+    assert seen == ["0"]
 
 
 class TestOnnxRuntimeNeverFallsBack:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
+from mtdp_runtime.errors import BackendError, BackendUnavailable, BundleInvalid, DeviceOutOfMemory, UsageError
 
 # The ladder: `auto` climbs down it.
 BACKENDS: Final = {
@@ -100,6 +100,9 @@ class Backend(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+B = TypeVar("B", bound=Backend)
+
+
 def backend_class(name: str, ladder: Mapping[str, str] = BACKENDS) -> type[Backend]:
     """Import the class behind a name."""
     module, _, attribute = ladder[name].partition(":")
@@ -176,10 +179,10 @@ def _rungs(name: str, ladder: Mapping[str, str]) -> Iterator[tuple[Probe, str]]:
         raise BackendUnavailable(f"no inference engine is usable here{reasons}", hint="pip install 'mtdp[cpu]'")
 
 
-def variant_precision(bundle: Bundle, precision: str, probe: Probe) -> str:
-    """Return the precision to load for a backend whose precisions are those of the bundle's graphs.
+def variant_precisions(bundle: Bundle, precision: str, probe: Probe) -> list[str]:
+    """Return the precisions to try, best first, for a backend whose precisions are those of the bundle's graphs.
 
-    `auto` takes the best of those that the bundle holds, but int8 only where it was asked for by name.
+    `auto` tries those that the bundle holds, but int8 only where it was asked for by name.
 
     Raises:
         UsageError: the backend cannot run it, or the bundle does not hold it.
@@ -190,12 +193,48 @@ def variant_precision(bundle: Bundle, precision: str, probe: Probe) -> str:
                 f"--precision {precision}: {probe.name} on this machine runs {', '.join(probe.precisions)}",
                 hint=f"Use --precision {probe.precisions[0]}, or leave it out.",
             )
-        return bundle.variant(precision).precision
+        return [bundle.variant(precision).precision]
     held = [variant.precision for variant in bundle.manifest.variants]
     usable = [one for one in probe.precisions if one in held and one != "int8"]
     if not usable:
+        by_name = ", or name --precision int8" if "int8" in probe.precisions and "int8" in held else ""
         raise UsageError(
             f"{bundle.path}: {probe.name} runs {', '.join(probe.precisions)}, this bundle has {', '.join(held)}",
-            hint="Export the bundle with --precision fp16, or name --precision int8.",
+            hint=f"Export the bundle with --precision fp16{by_name}.",
         )
-    return usable[0]
+    return usable
+
+
+def first_that_loads(precisions: Sequence[str], load_at: Callable[[str], B]) -> B:
+    """Load at the first precision that the engine takes and proves itself in; its note tells of the others.
+
+    Raises:
+        BackendError: none does; it is the error of the first. A lack of the backend itself, or of memory, is raised at
+            once: another precision does not cure it.
+    """
+    failures: list[tuple[str, BackendError]] = []
+    for precision in precisions:
+        try:
+            engine = load_at(precision)
+        except (BackendUnavailable, DeviceOutOfMemory):
+            raise
+        except BackendError as error:
+            failures.append((precision, error))
+            continue
+        notes = [f"not {failed}: {error}" for failed, error in failures]
+        engine.note = "; ".join([*notes, *([engine.note] if engine.note else [])])
+        return engine
+    raise failures[0][1]
+
+
+def check_outputs(bundle: Bundle, names: Collection[str]) -> None:
+    """Refuse a model file that lacks an output which bundle.json states.
+
+    Raises:
+        BundleInvalid: naming the output.
+    """
+    for wanted in ("features", *(head.output for head in bundle.manifest.heads)):
+        if wanted not in names:
+            raise BundleInvalid(
+                f"{bundle.path}: the model has no output {wanted} (it has {', '.join(names)})", "Export it again."
+            )

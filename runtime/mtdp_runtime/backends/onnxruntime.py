@@ -6,6 +6,7 @@ providers, forbids the CPU for any node, and is asked afterwards what it runs on
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe, lacking, variant_precision
+from mtdp_runtime.backends import Probe, check_outputs, first_that_loads, lacking, variant_precisions
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
 
@@ -25,6 +26,8 @@ _GPU_HINT: Final = "pip uninstall onnxruntime onnxruntime-gpu, pip install 'mtdp
 _INPUT: Final = "tiles"
 # It has no bf16 convolution; fp16 files are computed in fp32.
 _PRECISIONS: Final = ("fp32", "fp16", "int8")
+# With onnxruntime or onnxruntime-gpu uninstalled beside the other, an empty module stays: it has no attributes.
+_NOT_THERE: Final = (ImportError, AttributeError, OSError)
 
 
 class OnnxRuntime:
@@ -48,11 +51,11 @@ class OnnxRuntime:
     def probe(cls) -> Probe:
         try:
             import onnxruntime
-        except ImportError as error:
+
+            version = onnxruntime.__version__
+        except _NOT_THERE as error:
             return Probe("onnxruntime", False, f"not installed ({error})", _HINT)
-        return Probe(
-            "onnxruntime", True, f"ONNX Runtime {onnxruntime.__version__} on the CPU, fp32", precisions=_PRECISIONS
-        )
+        return Probe("onnxruntime", True, f"ONNX Runtime {version} on the CPU, fp32", precisions=_PRECISIONS)
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
@@ -72,6 +75,7 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base class of their own
             raise BackendError(f"ONNX Runtime refuses {file}: {error}", "Try --backend openvino.") from error
+        check_outputs(bundle, [output.name for output in session.get_outputs()])
         engine = cls(session, f"onnxruntime {onnxruntime.__version__}", batch, chosen)
         engine.note = "ONNX Runtime's CPU provider computes an fp16 file in fp32" if chosen == "fp16" else ""
         return engine
@@ -119,17 +123,21 @@ class OnnxRuntimeCuda(OnnxRuntime):
             missing.append(("onnxruntime-gpu is not installed", f"{replaced}pip install 'mtdp[gpu]'"))
         try:
             gpu = gpus()[0]
-        except BackendUnavailable as error:
+        except BackendError as error:  # a GPU in a broken state counts as none
             missing.append((str(error), error.hint))
         if missing:
             return lacking(cls.rung, missing)
-        import onnxruntime
-
         wanted = cls.providers[0][0]
-        if wanted not in onnxruntime.get_available_providers():
-            why = f"ONNX Runtime {onnxruntime.__version__} is installed without its {wanted}"
-            return Probe(cls.rung, False, why, _GPU_HINT)
-        reason = f"ONNX Runtime {onnxruntime.__version__}, {wanted}, on {gpu.name}"
+        try:
+            import onnxruntime
+
+            version, there = onnxruntime.__version__, wanted in onnxruntime.get_available_providers()
+        except _NOT_THERE as error:
+            return Probe(cls.rung, False, f"onnxruntime-gpu cannot be loaded ({error})", _GPU_HINT)
+        if not there:
+            return Probe(cls.rung, False, f"ONNX Runtime {version} is installed without its {wanted}", _GPU_HINT)
+        reason = f"ONNX Runtime {version}, {wanted}, on {gpu.name}"
+        # No int8: it would run in fp32 on CUDA, and TensorRT refuses its zero points (see backends.tensorrt).
         return Probe(cls.rung, True, reason, precisions=("fp16", "fp32"))
 
     @classmethod
@@ -137,24 +145,31 @@ class OnnxRuntimeCuda(OnnxRuntime):
         probe = cls.probe()
         if not probe.usable:
             raise BackendUnavailable(f"backend {cls.rung} is not usable here: {probe.reason}", probe.hint)
+        tried = variant_precisions(bundle, precision, probe)
+        return first_that_loads(tried, lambda one: cls._load_at(bundle, one, batch))
+
+    @classmethod
+    def _load_at(cls, bundle: Bundle, chosen: str, batch: int) -> Self:
+        """Load at one precision and prove it."""
         import onnxruntime
 
-        from mtdp_runtime.proof import MIN_COSINE, smallest_cosine
+        from mtdp_runtime.proof import replay
 
-        chosen = variant_precision(bundle, precision, probe)
         file = bundle.checked(bundle.variant(chosen).file)
         with redirect_stdout(sys.stderr):  # it prints what it does not find, and stdout may be JSON
             onnxruntime.preload_dlls()  # CUDA and cuDNN of the Python packages
         session = strict_session(file, cls.providers)
         engine = cls(session, f"{cls.rung} {onnxruntime.__version__}", batch, chosen)
-        cosine = smallest_cosine(engine, bundle)
-        if not cosine >= MIN_COSINE[chosen]:
+        try:
+            shortfall = replay(engine, bundle).shortfall(chosen)
+            if shortfall:
+                raise BackendError(
+                    f"{engine.name} does not compute this model: it {shortfall} ({chosen})",
+                    "Use another --precision or --backend.",
+                )
+        except BaseException:
             engine.close()
-            raise BackendError(
-                f"{engine.name} in {chosen} does not compute this model: its golden features have a cosine of "
-                f"{cosine:.6f}, {MIN_COSINE[chosen]} is required",
-                "Use another --precision or --backend.",
-            )
+            raise
         return engine
 
 
@@ -166,6 +181,12 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
         ("TensorrtExecutionProvider", {}),
         ("CUDAExecutionProvider", {"use_tf32": "0"}),
     )
+
+    @classmethod
+    def _load_at(cls, bundle: Bundle, chosen: str, batch: int) -> Self:
+        # This provider has no option for it, and TensorRT's own default rounds fp32 products to TF32 from Ampere on.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+        return super()._load_at(bundle, chosen, batch)
 
 
 def _installed(package: str) -> bool:

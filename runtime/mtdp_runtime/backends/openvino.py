@@ -7,15 +7,14 @@ overrides the fp32 layers of a typed graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe
-from mtdp_runtime.backends.remembered import recall, remember
+from mtdp_runtime.backends import Probe, check_outputs
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, UsageError
 
@@ -36,7 +35,7 @@ class OpenVINO:
         self.precision = precision
         self.batch = batch
         self.depth = _DEPTH
-        self._outputs = [(i, next(iter(sorted(port.get_names())))) for i, port in enumerate(compiled.outputs)]
+        self._outputs = [(i, _output_name(port.get_names())) for i, port in enumerate(compiled.outputs)]
         self._requests = [compiled.create_infer_request() for _ in range(_DEPTH)]
         self._tiles: list[NDArray[np.uint8] | None] = [None] * _DEPTH  # kept alive: the request reads them in place
         self._submitted = 0
@@ -45,9 +44,10 @@ class OpenVINO:
     def probe(cls) -> Probe:
         try:
             import openvino
-        except ImportError as error:
+
+            core = openvino.Core()
+        except (ImportError, AttributeError, OSError, RuntimeError) as error:
             return Probe("openvino", False, f"not installed ({error})", _HINT)
-        core = openvino.Core()
         if "CPU" not in core.available_devices:
             return Probe("openvino", False, "it finds no CPU device", _HINT)
         device = core.get_property("CPU", "FULL_DEVICE_NAME")
@@ -75,23 +75,21 @@ class OpenVINO:
     @classmethod
     def _proven_bf16(cls, bundle: Bundle, batch: int, threads: int) -> Self:
         """Load in bf16 if this model, in bf16, on this machine, repeats its golden features; in fp32 otherwise."""
-        from mtdp_runtime.proof import MIN_COSINE, smallest_cosine
+        from mtdp_runtime.backends.remembered import recall, remember
+        from mtdp_runtime.proof import replay
 
         facts = (bundle.digest, "bf16", batch, threads, cls.probe().reason)
-        cosine = recall(facts)
-        if cosine is None or cosine >= MIN_COSINE["bf16"]:
+        found = recall(facts)
+        if found is None or not found.shortfall("bf16"):
             engine = cls._compile(bundle, "bf16", batch, threads)
-            if cosine is None:
-                cosine = smallest_cosine(engine, bundle)
-                remember(facts, cosine)
-            if cosine >= MIN_COSINE["bf16"]:
+            if found is None:
+                found = replay(engine, bundle)
+                remember(facts, found)
+            if not found.shortfall("bf16"):
                 return engine
             engine.close()
         engine = cls._compile(bundle, "fp32", batch, threads)
-        engine.note = (
-            f"not bf16: this model in bf16 has a cosine of {cosine:.5f} to its golden features here "
-            f"({MIN_COSINE['bf16']} is required; --precision bf16 takes it all the same)"
-        )
+        engine.note = f"not bf16: this model in bf16 {found.shortfall('bf16')} (--precision bf16 takes it all the same)"
         return engine
 
     @classmethod
@@ -115,7 +113,9 @@ class OpenVINO:
             compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {file}: {_last_line(error)}", "Try --backend onnxruntime.") from error
-        return cls(compiled, f"openvino {_version()}", precision, batch)
+        engine = cls(compiled, f"openvino {_version()}", precision, batch)
+        check_outputs(bundle, [name for _, name in engine._outputs])
+        return engine
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
         import openvino
@@ -146,6 +146,11 @@ class OpenVINO:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _output_name(names: Collection[str]) -> str:
+    """Of the names that OpenVINO merged into one, the one that a bundle knows."""
+    return min(names, key=lambda name: (name != "features" and not name.startswith("probabilities_"), name))
 
 
 def fast_bf16_units(cpuinfo: str) -> str:

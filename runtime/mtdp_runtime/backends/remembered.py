@@ -7,30 +7,34 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from mtdp_runtime.errors import BackendError
+from mtdp_runtime.proof import Replayed
 from mtdp_runtime.trt.files import cache_folder, private_folder, read_with_digest, save_with_digest
 
 
-def recall(facts: Sequence[str | int]) -> float | None:
-    """Return the smallest cosine that was found under the same facts; None where there is none to rely on."""
+def recall(facts: Sequence[str | int]) -> Replayed | None:
+    """Return what was found under the same facts; None where there is nothing to rely on."""
     path = _path(facts)
     try:
         private_folder(path.parent)  # what others may write decides nothing
         content, _ = read_with_digest(path)
-        cosine = json.loads(content)["cosine"]
+        document = json.loads(content)
+        numbers = document["cosine"], document["probability_error"]
     except (BackendError, ValueError, KeyError, TypeError):
         return None
-    return float(cosine) if isinstance(cosine, float) and math.isfinite(cosine) else None
+    fine = all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+    return Replayed(*numbers) if fine else None
 
 
-def remember(facts: Sequence[str | int], cosine: float) -> None:
+def remember(facts: Sequence[str | int], found: Replayed) -> None:
     """Keep a result; where it cannot be kept, the proof is done again next time."""
     path = _path(facts)
     with contextlib.suppress(BackendError, OSError):
         private_folder(path.parent)
-        save_with_digest(path, json.dumps({"facts": list(facts), "cosine": cosine}).encode())
+        save_with_digest(path, json.dumps({"facts": list(facts), **asdict(found)}).encode())
 
 
 def _path(facts: Sequence[str | int]) -> Path:

@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe, lacking, variant_precision
+from mtdp_runtime.backends import Probe, first_that_loads, lacking, variant_precisions
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, BackendUnavailable
 from mtdp_runtime.trt.build import BuildOptions, build_engine
@@ -48,8 +48,12 @@ class TensorRT:
         found: list[Gpu] = []
         try:
             found = gpus()
-        except BackendUnavailable as error:
+        except BackendError as error:  # a GPU in a broken state counts as none
             missing.append((str(error), error.hint))
+        try:
+            version = library.version if library.installed else ""
+        except (BackendError, AttributeError) as error:  # what an incomplete removal leaves is found, and is empty
+            missing.append((f"{library.name} cannot be loaded: {error}", library.install))
         if missing:
             return lacking(cls.library, missing)
         gpu = found[0]
@@ -57,11 +61,12 @@ class TensorRT:
             why = f"{gpu.name} has compute capability {gpu.capability}, 7.5 is needed"
             return Probe(cls.library, False, why, "Use --backend onnxruntime-cuda.")
         count = f"{len(found)} x " if len(found) > 1 else ""
-        precisions = ("fp16", "bf16", "fp32", "int8") if number(gpu.capability) >= _AMPERE else ("fp16", "fp32", "int8")
+        # No int8: its graphs have zero points other than 0 (a Relu's values fill all of uint8), which the parser refuses.
+        precisions = ("fp16", "bf16", "fp32") if number(gpu.capability) >= _AMPERE else ("fp16", "fp32")
         return Probe(
             cls.library,
             True,
-            f"{library.name} {library.version} on {count}{gpu.name}",
+            f"{library.name} {version} on {count}{gpu.name}",
             precisions=precisions,
         )
 
@@ -70,19 +75,24 @@ class TensorRT:
         probe = cls.probe()
         if not probe.usable:
             raise BackendUnavailable(f"backend {cls.library} is not usable here: {probe.reason}", probe.hint)
-        chosen = variant_precision(bundle, precision, probe)
+        tried = variant_precisions(bundle, precision, probe)
+        return first_that_loads(tried, lambda one: cls._load_at(bundle, one, batch))
+
+    @classmethod
+    def _load_at(cls, bundle: Bundle, precision: str, batch: int) -> Self:
+        """Load at one precision, on all GPUs, and prove it."""
         found = gpus()
         alike = [gpu for gpu in found if (gpu.name, gpu.capability) == (found[0].name, found[0].capability)]
         others = [gpu.name for gpu in found if gpu not in alike]
 
         def at_batch(size: int) -> tuple[list[CudaDevice], list[str]]:
             notes: list[str] = []
-            openers = [lambda gpu=gpu: cls._open(bundle, chosen, size, gpu, notes) for gpu in alike]
+            openers = [lambda gpu=gpu: cls._open(bundle, precision, size, gpu, notes) for gpu in alike]
             return open_all(openers, CudaDevice.close), notes
 
         (devices, notes), size, halved = with_room(at_batch, batch)
         name = f"{cls.library} {LIBRARY[cls.library].version} ({alike[0].name})"
-        engine = cls(Slots(devices), name, chosen, size)
+        engine = cls(Slots(devices), name, precision, size)
         notes += [halved] if halved else []
         notes += [f"not used, as another type of GPU would round differently: {', '.join(others)}"] if others else []
         engine.note = "; ".join(dict.fromkeys(notes))
@@ -131,15 +141,15 @@ class TensorRT:
         Raises:
             BackendError: what comes out is not what the network computes.
         """
-        from mtdp_runtime.proof import MIN_COSINE, smallest_cosine
+        from mtdp_runtime.proof import replay
 
-        cosine = min(smallest_cosine(self, bundle) for _ in range(devices))
-        if not cosine >= MIN_COSINE[self.precision]:
-            raise BackendError(
-                f"{self.name} in {self.precision} does not compute this model: its golden features have a cosine of "
-                f"{cosine:.6f}, {MIN_COSINE[self.precision]} is required",
-                f"Delete {cache_folder()} and try again, or use another --precision or --backend.",
-            )
+        for _ in range(devices):
+            shortfall = replay(self, bundle).shortfall(self.precision)
+            if shortfall:
+                raise BackendError(
+                    f"{self.name} does not compute this model: it {shortfall} ({self.precision})",
+                    f"Delete {cache_folder()} and try again, or use another --precision or --backend.",
+                )
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
         return self._slots.submit(tiles)
