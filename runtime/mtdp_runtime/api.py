@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
-from mtdp_runtime.cohort import Listeners, extract_slides
+from mtdp_runtime.cohort import Listeners, check_masks, extract_slides
 from mtdp_runtime.cores import usable_cores
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.extraction import ExtractSettings, Outcome, writable_folder
+from mtdp_runtime.extraction import ExtractSettings, Outcome, Plan, writable_folder
 from mtdp_runtime.formats import check_formats
+from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slides import list_slides
-from mtdp_runtime.together import folders, load_models
+from mtdp_runtime.staging import Staging
+from mtdp_runtime.together import checked, folders, load_models
+
+OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles
 
 _ON_BAD_TILE = ("nan", "drop", "fail")
 
@@ -28,6 +33,7 @@ def extract(
     stride_px: int | None = None,
     min_tissue: float = 0.25,
     slide_mpp: float | None = None,
+    mask: Path | str | None = None,
     heads: bool = False,
     formats: Sequence[str] = (),
     backend: str = "auto",
@@ -36,22 +42,29 @@ def extract(
     threads: int | None = None,
     on_bad_tile: str = "nan",
     overwrite: bool = False,
+    retry_failed: bool = False,
+    check: int = 0,
+    stage: Path | str | None = None,
     report: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> list[Outcome]:
-    """Extract features as `mtdp-extract` does, in this process; each argument is the option of that name.
+    """Extract features as `mtdp-extract` does; an argument means what the option of its name means.
+
+    All of it happens in this process, so a decoder that crashes ends the process, which the command survives.
 
     Files that are complete are left alone, and what was stopped goes on. A slide that fails does not raise: it is an
     outcome with the status `failed`, a message and a hint, and the others go on.
 
     Args:
-        slides: slides, folders of slides, or CSV manifests.
+        slides: slides, folders of slides, or CSV manifests with the columns `slide[,mpp][,mask][,name]`.
         out: folder for `<slide>.h5`: `features` float32[N, D], `coords` int64[N, 2] (level-0 x, y), `status` uint8[N].
         model: bundle folders; the packaged model where None. Several share one reading of each tile, and their files
             go to `out/<model name>`.
         mpp: micrometres a pixel of the tiles; the model's own where None.
         stride_px: pixels between tiles, at that scale; the tile size where None.
-        min_tissue: part of a tile's area that must be tissue.
+        min_tissue: part of a tile's area that must be tissue, 0 to 1; 0 takes every tile.
         slide_mpp: micrometres a level-0 pixel covers, where the slides do not say it or say it wrongly.
+        mask: where the tissue of one slide is: GeoJSON, or an image whose non-zero pixels are tissue.
         heads: also store the model's task probabilities, `probabilities_<task>` float32[N, C].
         formats: what to derive from each file: pt, npy, csv, geojson, zarr.
         backend: auto, or the name of an engine.
@@ -59,29 +72,71 @@ def extract(
         batch: tiles in a batch; where None 16 on a CPU, 64 on a GPU.
         threads: CPU threads; the cores that this process may use where None.
         on_bad_tile: nan, drop or fail.
-        overwrite: replace files of other settings.
+        overwrite: replace files of other settings and incomplete ones; what is already right is left alone.
+        retry_failed: try slides again that failed in an earlier run, though nothing has changed.
+        check: recompute this many random tiles of each slide with ONNX Runtime in fp32: `Outcome.agreement`, and a
+            `warning` where they are less alike than the precision allows.
+        stage: a folder on a local disk, to which each slide is copied while the one before runs.
         report: also write `out/report/<slide>.html`.
+        on_progress: called as `on_progress(slide, done, tiles)`, from a thread of the run, after each batch.
 
     Raises:
-        UsageError: the arguments are wrong, said before any work.
+        UsageError: the arguments are wrong, or a mask is another slide's; said before any work.
         BundleError, BackendError: the model cannot be trusted, or not be run here.
     """
     bundles = [load_bundle(path) for path in _listed(model)] or [load_bundle(default_bundle_path())]
     derived = check_formats(formats)
-    requests = list_slides([Path(path) for path in _listed(slides)], slide_mpp)
+    requests = list_slides([Path(path) for path in _listed(slides)], slide_mpp, _path(mask), _warn)
     settings = shared_settings(bundles, mpp, stride_px, min_tissue, on_bad_tile, heads)
-    folder = Path(out)
+    folder, cores = Path(out), threads or usable_cores()
     folders(bundles, folder)
+    check_masks(requests)
     writable_folder(folder)
-    cores = threads or usable_cores()
-    quiet = Listeners(lambda plan: None, lambda tiles: None)
     with ExitStack() as loaded:
-        models = load_models(
-            bundles, lambda one, size: loaded.enter_context(load(backend, one, precision, size, cores)[0]), batch
+        models = loaded.enter_context(
+            load_models(bundles, lambda one, size: load(backend, one, precision, size, cores)[0], batch)
         )
-        return list(
-            extract_slides(requests, folder, models, settings, cores, quiet, overwrite, report, formats=derived)
+        outcomes = extract_slides(
+            requests,
+            folder,
+            loaded.enter_context(checked(models, check, cores)),
+            settings,
+            cores,
+            _listeners(on_progress),
+            overwrite,
+            report,
+            retry_failed,
+            formats=derived,
+            staging=None if stage is None else loaded.enter_context(Staging(Path(stage), _warn)),
         )
+        return list(outcomes)
+
+
+def _listeners(on_progress: OnProgress | None) -> Listeners:
+    """Add up what the pipeline reports batch by batch."""
+    if on_progress is None:
+        return Listeners(lambda plan, done: None, lambda tiles: None)
+    slide, done, total = Path(), 0, 0
+
+    def begin(plan: Plan, already: int) -> None:
+        nonlocal slide, done, total
+        slide, done, total = plan.info.path, already, len(plan.kept)
+        on_progress(slide, done, total)
+
+    def advance(tiles: int) -> None:
+        nonlocal done
+        done += tiles
+        on_progress(slide, done, total)
+
+    return Listeners(begin, advance)
+
+
+def _path(given: Path | str | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 def shared_settings(
@@ -99,6 +154,12 @@ def shared_settings(
     """
     if on_bad_tile not in _ON_BAD_TILE:
         raise UsageError(f"--on-bad-tile {on_bad_tile!r}: unknown", hint=f"One of {', '.join(_ON_BAD_TILE)}.")
+    if mpp is not None and not is_scale(mpp):
+        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
+    if stride_px is not None and stride_px < 1:
+        raise UsageError(f"--stride-px {stride_px}: must be at least 1", hint="Leave it out to lay tiles side by side.")
+    if not 0 <= min_tissue <= 1:
+        raise UsageError(f"--min-tissue {min_tissue}: not a part", hint="From 0 (every tile) to 1 (all of it tissue).")
     tiles = {}
     for bundle in bundles:
         manifest = bundle.manifest

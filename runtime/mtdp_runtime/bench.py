@@ -17,12 +17,16 @@ import typer
 
 from mtdp_runtime.console import printable, run_app
 from mtdp_runtime.cores import count_or_auto, usable_cores
+from mtdp_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
     from mtdp_runtime.extraction import ExtractSettings, Plan
     from mtdp_runtime.slide import Slide
+
+_FROM_SHARED = "reading and inferring on the same cores"
+_FROM_APART = "the slower of reading on the cores and inferring on the GPU"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -101,6 +105,11 @@ def measure(
     from mtdp_runtime.extraction import make_plan
 
     plan = make_plan(slide, bundle.manifest.tile_px, settings)
+    if not len(plan.kept):
+        raise UsageError(
+            f"{slide.info.path}: no tile of it has enough tissue: nothing to measure",
+            hint="Name a slide with tissue, or none for a synthetic one.",
+        )
     result: dict[str, Any] = {
         "slide": slide.info.path.name,
         "reader": slide.info.reader,
@@ -126,15 +135,31 @@ def measure(
             stages["extract"] = lambda: _extract_rate(slide, plan, bundle, engine, settings, threads, folder, last)
         result |= _medians(stages, repeats, prepare)
     if what is What.EXTRACT:
-        # Both stages share the cores, so a tile costs what reading and inferring cost together.
-        ceiling = 1 / (1 / result["read_tiles_per_s"] + 1 / result["infer_tiles_per_s"])
+        ceiling = _ceiling(result["read_tiles_per_s"], result["infer_tiles_per_s"], result["engine"])
         result |= {
             "ceiling_tiles_per_s": ceiling,
+            "ceiling_from": _FROM_SHARED if _on_cores(result["engine"]) else _FROM_APART,
             "extract_of_ceiling": result["extract_tiles_per_s"] / ceiling,
             "extract_of_infer": result["extract_tiles_per_s"] / result["infer_tiles_per_s"],
             **last,
         }
     return result
+
+
+def _on_cores(engine: str) -> bool:
+    """Say whether an engine computes on the cores that read, too."""
+    return engine.startswith(("openvino ", "onnxruntime "))  # the GPU ones are called onnxruntime-cuda and so on
+
+
+def _ceiling(read_per_s: float, infer_per_s: float, engine: str) -> float:
+    """Return the tiles/s that no overlap of the two stages can exceed.
+
+    >>> _ceiling(300.0, 100.0, "openvino 2025.0"), _ceiling(300.0, 100.0, "tensorrt 10.9 (H100)")
+    (75.0, 100.0)
+    """
+    if _on_cores(engine):  # a tile costs what reading and inferring cost together
+        return 1 / (1 / read_per_s + 1 / infer_per_s)
+    return min(read_per_s, infer_per_s)
 
 
 def _forget(path: Path) -> None:
@@ -210,8 +235,10 @@ def _extract_rate(
     from mtdp_runtime.extraction import extract_slide
     from mtdp_runtime.slide.open import open_slide
 
+    path = folder / "bench.h5"
+    path.unlink(missing_ok=True)  # a file that is there would be left alone
     with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:
-        outcome, _ = extract_slide(fresh, folder / "bench.h5", bundle, engine, settings, threads, overwrite=True)
+        outcome, _ = extract_slide(fresh, path, bundle, engine, settings, threads)
     assert outcome.times is not None
     last.update(bottleneck=outcome.times.bottleneck, device_idle=round(outcome.times.device_idle, 3))
     return outcome.times.tiles_per_s
@@ -231,7 +258,7 @@ def _print(rates: dict[str, Any]) -> None:
             print(f"{stage:<8} {rates[f'{stage}_tiles_per_s']:9.1f} tiles/s   runs {rates[f'{stage}_runs']}")
     if "ceiling_tiles_per_s" in rates:
         print(
-            f"ceiling  {rates['ceiling_tiles_per_s']:9.1f} tiles/s, reading and inferring on the same cores; "
+            f"ceiling  {rates['ceiling_tiles_per_s']:9.1f} tiles/s, {rates['ceiling_from']}; "
             f"extract is {rates['extract_of_ceiling']:.0%} of it "
             f"and {rates['extract_of_infer']:.0%} of the model alone; bottleneck {rates['bottleneck']}"
         )

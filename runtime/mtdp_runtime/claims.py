@@ -112,6 +112,14 @@ def claim(out: Path, name: str) -> Claim | Held:
             raise _unwritable(out, error) from error
 
 
+def seems_held(out: Path, name: str) -> bool:
+    """Say whether somebody has claimed a slide: at a glance, so it may be a process that is gone."""
+    try:
+        return any(path.name.rpartition(".")[0] == name for path in (out / FOLDER).iterdir())
+    except OSError:
+        return False
+
+
 def _owner_or_gone(path: Path) -> str | None:
     """Return who holds a claim, None where it is dead, and nothing ("") where it was just given back."""
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,6 @@ from mtdp_runtime.formats import check_formats
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.check import Check
     from mtdp_runtime.extraction import ExtractSettings, Outcome, Plan
     from mtdp_runtime.slides import SlideRequest
     from mtdp_runtime.together import Model
@@ -34,7 +33,9 @@ def extract(
     slides: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="SLIDE...", help="Slides, folders of slides, or CSV manifests with the columns slide[,mpp][,mask]."
+            metavar="SLIDE...",
+            help="Slides, folders of slides, or CSV manifests with the columns "
+            "slide[,mpp][,mask][,name]; name is what the output is called.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for <slide>.h5, report/<slide>.html and run.jsonl.")] = Path(
@@ -58,7 +59,10 @@ def extract(
     stride_px: Annotated[
         int | None, typer.Option(help="Pixels between tiles, at that scale; the tile size if left out.")
     ] = None,
-    min_tissue: Annotated[float, typer.Option(help="Part of a tile's area that must be tissue.", min=0, max=1)] = 0.25,
+    min_tissue: Annotated[
+        float,
+        typer.Option(help="Part of a tile's area that must be tissue. 0 takes every tile, glass too.", min=0, max=1),
+    ] = 0.25,
     slide_mpp: Annotated[
         float | None, typer.Option(help="µm per level-0 pixel, for slides that do not say it or say it wrongly.")
     ] = None,
@@ -102,7 +106,14 @@ def extract(
         ),
     ] = None,
     heads: Annotated[bool, typer.Option("--heads", help="Also store the model's task probabilities.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of other settings.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace files of other settings and incomplete ones, and try slides again that failed before. What "
+            "is already as it would be made now is left alone: delete it to have it computed again.",
+        ),
+    ] = False,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -139,8 +150,8 @@ def extract(
     check: Annotated[
         int,
         typer.Option(
-            help="Recompute this many random tiles of each slide with OpenSlide and ONNX Runtime in fp32, and store "
-            "and print the smallest cosine.",
+            help="Recompute this many random tiles of each slide with OpenSlide and ONNX Runtime in fp32, of finished "
+            "files, too; print and record the smallest cosine, and warn where the precision promises more.",
             min=0,
         ),
     ] = 0,
@@ -167,27 +178,25 @@ def extract(
     batch_size = count_or_auto("--batch", batch)
     cores = count_or_auto("--threads", threads) or usable_cores()
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
-    worker = supervise(stall_limit, partial(_lost, out, as_json))
+    planning = dry_run and not demo
+    worker = supervise(stall_limit, partial(_lost, None if planning else out, as_json))
 
     from mtdp_runtime.api import shared_settings
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.cohort import check_masks
     from mtdp_runtime.extraction import writable_folder
     from mtdp_runtime.slides import list_slides, shard_of
-    from mtdp_runtime.together import folders, load_models
+    from mtdp_runtime.together import checked, folders, load_models
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
-    if check and len(bundles) > 1:
-        raise UsageError("--check goes with one model", hint="Check each model in a run of its own.")
-    requests = list_slides(named, slide_mpp, mask)
+    requests = list_slides(named, slide_mpp, mask, _note if not worker.settled else lambda text: None)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
-    check_masks([r for r in requests if str(r.path) not in worker.settled])
     folders(bundles, out)
     settings = shared_settings(bundles, _target(mpp, magnification), stride_px, min_tissue, on_bad_tile, heads)
-    if dry_run and not demo:
-        _dry_run(
-            requests, bundles, settings, as_json, lambda b: _load(b, backend, precision, batch_size, cores, True), cores
-        )
+    check_masks(requests, worker)
+    if planning:
+        quiet = partial(_load, name=backend, precision=precision, batch=batch_size, threads=cores, quiet=True)
+        _dry_run(requests, bundles, settings, as_json, quiet, cores, worker)
         return
     writable_folder(out)
     if demo:
@@ -196,16 +205,13 @@ def extract(
         print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
         return
     with ExitStack() as engines:
-        models = load_models(
-            bundles,
-            lambda one, size: engines.enter_context(_load(one, backend, precision, size, cores, as_json)),
-            batch_size,
+        models = engines.enter_context(
+            load_models(bundles, lambda one, size: _load(one, backend, precision, size, cores, as_json), batch_size)
         )
-        checked = engines.enter_context(_reference(bundles[0], check, cores))
         failures = _run(
             requests,
             out,
-            models,
+            engines.enter_context(checked(models, check, cores)),
             settings,
             cores,
             overwrite,
@@ -214,7 +220,6 @@ def extract(
             retry_failed,
             worker,
             formats,
-            checked,
             stage,
         )
     if failures:
@@ -246,15 +251,22 @@ def _target(mpp: float | None, magnification: float | None) -> float | None:
     return mpp
 
 
-def _lost(out: Path, as_json: bool, line: dict[str, Any]) -> None:
-    """Record and say that a slide ended the process that worked on it. Runs in the parent, which stays small."""
+def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
+    """Say, and record in `out`, that a slide ended its process. Runs in the parent, which stays small."""
     from mtdp_runtime import runlog
 
-    runlog.append(out, line)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # a slide may be lost while masks are looked at, before any work
+        runlog.append(out, line)
     if as_json:
         print(json.dumps(line), flush=True)
     else:
         print(f"failed: {printable(line['message'])}\n  hint: {printable(line['hint'])}", file=sys.stderr)
+
+
+def _note(text: str) -> None:
+    """Say what is not an error, and that one should know."""
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def _load(bundle: Bundle, name: str, precision: str, batch: int | None, threads: int, quiet: bool) -> Backend:
@@ -270,20 +282,6 @@ def _load(bundle: Bundle, name: str, precision: str, batch: int | None, threads:
             + "; ".join(filter(None, (engine.note, reason)))
         )
     return engine
-
-
-@contextmanager
-def _reference(bundle: Bundle, tiles: int, threads: int) -> Iterator[Check | None]:
-    """Load what --check computes with."""
-    if not tiles:
-        yield None
-        return
-    from mtdp_runtime.backends import choose
-    from mtdp_runtime.check import Check
-
-    backend, _ = choose("onnxruntime")
-    with backend.load(bundle, "fp32", min(tiles, 16), threads) as engine:
-        yield Check(tiles, engine)
 
 
 def _demo_slide(out: Path, quiet: bool) -> Path:
@@ -308,25 +306,24 @@ def _run(
     retry_failed: bool,
     worker: Worker,
     formats: tuple[str, ...],
-    check: Check | None,
     stage: Path | None,
 ) -> int:
     """Extract all slides; return how many failed."""
+    from mtdp_runtime import runlog
     from mtdp_runtime.cohort import Listeners, extract_slides
+    from mtdp_runtime.cohort import as_json as to_json
     from mtdp_runtime.console import tile_progress
     from mtdp_runtime.staging import Staging
 
-    before = len(worker.settled)  # by the workers before this one
-    failures = sum(status == "failed" for status in worker.settled.values())
-    elsewhere = 0
+    lines = list(worker.settled.values())  # by the workers before this one
     with ExitStack() as bars, ExitStack() as staged:
         staging = None
         if stage is not None:
-            staging = staged.enter_context(Staging(stage, partial(print, file=sys.stderr)))
+            staging = staged.enter_context(Staging(stage, _note))
         advance = [lambda tiles: None]
 
-        def on_plan(plan: Plan) -> None:
-            advance[0] = bars.enter_context(tile_progress(plan.info.path.name, len(plan.kept), not as_json))
+        def on_plan(plan: Plan, done: int) -> None:
+            advance[0] = bars.enter_context(tile_progress(plan.info.path.name, len(plan.kept), not as_json, done))
 
         listeners = Listeners(on_plan, lambda tiles: advance[0](tiles))
         outcomes = extract_slides(
@@ -341,19 +338,19 @@ def _run(
             retry_failed,
             worker,
             formats,
-            check,
             staging,
         )
-        for number, outcome in enumerate(outcomes, start=before + 1):
+        for outcome in outcomes:
             bars.close()
-            failures += outcome.status == "failed"
-            elsewhere += outcome.status == "claimed"
-            _say(outcome, f"[{number}/{len(requests)}] " if len(requests) > 1 else "", as_json)
+            lines.append(runlog.counts(to_json(outcome)))
+            _say(outcome, f"[{len(lines)}/{len(requests)}] " if len(requests) > 1 else "", as_json)
+    statuses = [str(line["status"]) for line in lines]
+    failures, elsewhere = statuses.count("failed"), statuses.count("claimed")
     if len(requests) > 1 and not as_json:
         others = f", {elsewhere} left to another run" if elsewhere else ""
         print(
             f"{len(requests) - failures - elsewhere} of {len(requests)} slides done, {failures} failed{others}; "
-            f"see {printable(out / 'run.jsonl')}"
+            f"{runlog.totals(lines)}; see {printable(out / 'run.jsonl')}"
         )
     return failures
 
@@ -367,26 +364,36 @@ def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
         print(f"{prefix}failed: {printable(outcome.message)}", file=sys.stderr)
         if outcome.hint:
             print(f"  hint: {printable(outcome.hint)}", file=sys.stderr)
-    elif outcome.status == "done" and outcome.times is not None:
+    else:
+        for line in _said(outcome):
+            print(f"{prefix}{line}", flush=True)
+            prefix = ""
+    if outcome.warning:
+        print(f"warning: {printable(outcome.warning)}", file=sys.stderr)
+
+
+def _said(outcome: Outcome) -> list[str]:
+    """Return the lines for a slide that did not fail."""
+    lines, name = [], printable(outcome.slide.name)
+    if outcome.status == "done" and outcome.times is not None:
         times = outcome.times
         bad = f", {outcome.bad_tiles} bad (NaN, see status)" if outcome.bad_tiles else ""
-        print(
-            f"{prefix}{printable(outcome.slide.name)}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
+        if outcome.left_out:
+            bad = f", {outcome.left_out} bad ones left out"
+        lines.append(
+            f"{name}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
             f"{times.tiles_per_s:.1f} tiles/s, bottleneck {times.bottleneck}, "
-            f"the engine waited {times.device_idle:.0%} of the time -> {_where(outcome)}",
-            flush=True,
+            f"the engine waited {times.device_idle:.0%} of the time -> {_where(outcome)}"
         )
-        if outcome.agreement is not None:
-            found = outcome.agreement
-            print(
-                f"  checked {found.tiles} tiles with {found.reference}: min cosine {found.min_cosine:.8f}", flush=True
-            )
+        if not outcome.reader.startswith("mtdp "):
+            lines.append(f"  read by {printable(outcome.reader)}: {printable(outcome.reader_reason)}")
     else:
         where = f" -> {_where(outcome)}" if outcome.output is not None else ""
-        print(
-            f"{prefix}{printable(outcome.slide.name)}: {outcome.status}: {printable(outcome.message)}{where}",
-            flush=True,
-        )
+        lines.append(f"{name}: {outcome.status}: {printable(outcome.message)}{where}")
+    if outcome.agreement is not None:
+        found = outcome.agreement
+        lines.append(f"  checked {found.tiles} tiles with {found.reference}: min cosine {found.min_cosine:.8f}")
+    return lines
 
 
 def _where(outcome: Outcome) -> str:
@@ -400,8 +407,9 @@ def _dry_run(
     as_json: bool,
     load: Callable[[Bundle], Backend],
     threads: int,
+    worker: Worker,
 ) -> None:
-    from mtdp_runtime import estimate
+    from mtdp_runtime import estimate, runlog
     from mtdp_runtime.cohort import as_json as to_json
     from mtdp_runtime.cohort import plan_slides
     from mtdp_runtime.errors import BackendError
@@ -414,18 +422,23 @@ def _dry_run(
     except BackendError as error:
         speeds = []
         print(f"no estimate of the time: {error}", file=sys.stderr)
-    failures = 0
-    for outcome, plan, read_s, read_tiles in plan_slides(requests, bundles[0].manifest.tile_px, settings):
-        failures += outcome.status == "failed"
-        size = sum(estimate.output_bytes(outcome.tiles, bundle.manifest, settings.heads) for bundle in bundles)
-        costs: dict[str, Any] = {"bytes": size} if plan is not None else {}
-        if plan is not None and speeds:
-            costs["estimated_s"] = float(f"{estimate.seconds(plan, speeds, read_s, threads):.3g}")
-            rates = "; ".join(f"{s.tiles_per_s:.1f} tiles/s of {s.engine} over {s.tiles} tiles" for s in speeds)
-            costs["estimate_from"] = (
-                f"{rates}, measured now; "
-                f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads"
-            )
+
+    def cost(plan: Plan, read_s: float, read_tiles: int) -> dict[str, Any]:
+        manifests = [bundle.manifest for bundle in bundles]
+        size = sum(estimate.output_bytes(len(plan.kept), manifest, settings.heads) for manifest in manifests)
+        if not speeds:
+            return {"bytes": size}
+        rates = "; ".join(f"{s.tiles_per_s:.1f} tiles/s of {s.engine} over {s.tiles} tiles" for s in speeds)
+        return {
+            "bytes": size,
+            "estimated_s": float(f"{estimate.seconds(plan, speeds, read_s, threads):.3g}"),
+            "estimate_from": f"{rates}, measured now; "
+            f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads",
+        }
+
+    lines = list(worker.settled.values())
+    for outcome, plan, costs in plan_slides(requests, bundles[0].manifest.tile_px, settings, cost, worker):
+        lines.append(runlog.counts(to_json(outcome)) | costs)
         if as_json:
             print(json.dumps(to_json(outcome) | costs), flush=True)
         elif plan is None:
@@ -438,10 +451,11 @@ def _dry_run(
                 f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
             )
             if "estimated_s" in costs:
-                print(
-                    f"  about {size / 1e6:.1f} MB and {costs['estimated_s']:g} s ({costs['estimate_from']})", flush=True
-                )
-    if failures:
+                size = costs["bytes"] / 1e6
+                print(f"  about {size:.1f} MB and {costs['estimated_s']:g} s ({costs['estimate_from']})", flush=True)
+    if len(requests) > 1 and not as_json:
+        print(estimate.total(lines))
+    if any(line["status"] == "failed" for line in lines):
         raise typer.Exit(1)
 
 

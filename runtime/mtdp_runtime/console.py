@@ -68,8 +68,11 @@ def run_app(app: Callable[..., Any]) -> None:
 
 
 @contextmanager
-def tile_progress(name: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar with tiles/s and the time left, on a terminal; yields a function that takes the tiles just done."""
+def tile_progress(name: str, total: int, shown: bool, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a bar with tiles/s and the time left, on a terminal; yields a function that takes the tiles just done.
+
+    `done` is how many of them an earlier run did.
+    """
     if not shown or not sys.stderr.isatty() or not total:
         yield lambda tiles: None
         return
@@ -84,7 +87,7 @@ def tile_progress(name: str, total: int, shown: bool) -> Iterator[Callable[[int]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(printable(name), total=total, rate="")
+        task = bar.add_task(printable(name), total=total, completed=done, rate="")
 
         def advance(tiles: int) -> None:
             bar.advance(task, tiles)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -80,3 +80,16 @@ def seconds(plan: Plan, speeds: Sequence[EngineSpeed], read_s: float, threads: i
     """Return the seconds a slide will take with some models, where all share the cores: their times add up."""
     tile_s = sum(1 / speed.tiles_per_s for speed in speeds) + read_s / threads
     return plan.seconds + len(plan.kept) * tile_s
+
+
+def total(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say what a dry run found in all, from the counts of its slides.
+
+    >>> total([{"status": "planned", "tiles": 900, "bytes": 4e9, "estimated_s": 5400.0}, {"status": "failed"}])
+    '2 slides: 900 tiles, 4 GB, about 1.5 h; 1 failed'
+    """
+    tiles, size, took_s = (sum(line.get(name, 0) for line in lines) for name in ("tiles", "bytes", "estimated_s"))
+    known = any("estimated_s" in line for line in lines)
+    failed = sum(line["status"] == "failed" for line in lines)
+    hours = f", about {took_s / 3600:.3g} h" if known else ""
+    return f"{len(lines)} slides: {tiles} tiles, {size / 1e9:.3g} GB{hours}; {failed} failed"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +17,25 @@ from numpy.typing import NDArray
 import mtdp_runtime
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.check import Agreement, Check, check_rows
+from mtdp_runtime.check import Agreement, check_rows
 from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
 from mtdp_runtime.grid import Grid, make_grid
 from mtdp_runtime.mask import GivenMask
 from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
-from mtdp_runtime.slide import Slide, SlideInfo, level_for, resampling_of
+from mtdp_runtime.proof import MIN_COSINE
+from mtdp_runtime.slide import Slide, SlideInfo, level_for, reduction_for, resampling_of
+from mtdp_runtime.slide.dicom import the_series
+from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, remove_leftovers
 from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
 from mtdp_runtime.together import JoinedEngines, JoinedStores, Model, Target
 
 OnBadTile = Literal["nan", "drop", "fail"]
 Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed"]
+OnPlan = Callable[["Plan", int], None]  # what will be computed, and how many of its tiles an earlier run did
+
+# A decoder that reduces gives other pixels than the reference's averaging: 0.9997 was measured (benchmarks/RESULTS.md).
+_MIN_COSINE_REDUCED: Final = 0.999
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ class Outcome:
     slide: Path
     status: Status
     output: Path | None = None
-    tiles: int = 0
+    tiles: int = 0  # rows of the file
     bad_tiles: int = 0
     seconds: float = 0.0
     times: RunTimes | None = None
@@ -80,6 +87,10 @@ class Outcome:
     agreement: Agreement | None = None  # with the reference, where that was asked for
     attempt: str = ""  # of what failed: the same again is not tried again unasked
     outputs: tuple[Path, ...] = ()  # the file of each model; `output` is the first
+    left_out: int = 0  # bad tiles that the file has no row of, where that was asked for
+    reader: str = ""
+    reader_reason: str = ""
+    warning: str = ""  # what is done, and should be looked at
 
 
 def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, mask: GivenMask | None = None) -> Plan:
@@ -92,7 +103,7 @@ def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, mask: Given
     grid = make_grid(slide.info, tile_px, settings.mpp, settings.stride_px)
     tissue = find_tissue(slide, settings.tissue, mask)
     fractions = tissue_fractions(tissue, grid)
-    kept = np.flatnonzero((fractions >= settings.min_tissue) & (fractions > 0))
+    kept = np.flatnonzero(fractions >= settings.min_tissue)
     return Plan(slide.info, grid, tissue, kept, fractions[kept], time.perf_counter() - start)
 
 
@@ -109,6 +120,7 @@ def made_of(
         "tile_px": bundle.manifest.tile_px,
         "resampling": resampling_of(info, settings.mpp / info.mpp) if info.mpp else "unknown",
         **asdict(settings),
+        **({"tiles": "all"} if settings.min_tissue == 0 else {}),
         **({"tissue": json.dumps(asdict(settings.tissue))} if mask is None else {"mask": mask.digest}),
     }
 
@@ -121,23 +133,21 @@ def extract_slide(
     settings: ExtractSettings,
     readers: int,
     overwrite: bool = False,
-    on_plan: Callable[[Plan], None] | None = None,
+    on_plan: OnPlan | None = None,
     on_progress: Callable[[int], None] | None = None,
     before_finish: Callable[[], None] | None = None,
     mask: GivenMask | None = None,
-    check: Check | None = None,
 ) -> tuple[Outcome, Plan | None]:
     """Write the features of a slide to a file; a file that is already complete and the same is left alone.
 
+    `overwrite` replaces a file that is incomplete, or of other settings.
     `before_finish` is called when all rows are there, and raises where the file must not get its name.
 
     Raises:
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
     """
     target = Target(path, Model(bundle, backend))
-    return extract_targets(
-        slide, [target], settings, readers, overwrite, on_plan, on_progress, before_finish, mask, check
-    )
+    return extract_targets(slide, [target], settings, readers, overwrite, on_plan, on_progress, before_finish, mask)
 
 
 def extract_targets(
@@ -146,11 +156,10 @@ def extract_targets(
     settings: ExtractSettings,
     readers: int,
     overwrite: bool = False,
-    on_plan: Callable[[Plan], None] | None = None,
+    on_plan: OnPlan | None = None,
     on_progress: Callable[[int], None] | None = None,
     before_finish: Callable[[], None] | None = None,
     mask: GivenMask | None = None,
-    check: Check | None = None,
 ) -> tuple[Outcome, Plan | None]:
     """`extract_slide` for models of one tile size: each tile is read once; files that are complete are left alone.
 
@@ -160,19 +169,26 @@ def extract_targets(
     start = time.perf_counter()
     paths = tuple(target.path for target in targets)
     made = {t.path: made_of(slide.info, t.model.bundle, t.model.backend.precision, settings, mask) for t in targets}
-    todo = [target for target in targets if overwrite or not _is_done(target.path, made[target.path])]
+    done = [target for target in targets if _is_done(target.path, made[target.path], overwrite)]
+    todo = [target for target in targets if target not in done]
+    read_by = Outcome(
+        slide.info.path, "skipped", paths[0], outputs=paths,
+        reader=slide.info.reader, reader_reason=slide.info.reader_reason,
+    )  # fmt: skip
+    found = [_checked(target.path, slide.info, target.model, settings, on_progress) for target in done]
     if not todo:
-        return Outcome(slide.info.path, "skipped", paths[0], message="already done", outputs=paths), None
+        seconds = time.perf_counter() - start if any(one for one, _ in found) else 0.0
+        return _with_checks(replace(read_by, message="already done", seconds=seconds), found), None
     tile_px = todo[0].model.bundle.manifest.tile_px
     assert all(target.model.bundle.manifest.tile_px == tile_px for target in todo)
     plan = make_plan(slide, tile_px, settings, mask)
-    if on_plan is not None:
-        on_plan(plan)
     with ExitStack() as open_stores:
         stores = [
             open_stores.enter_context(FeatureStore(t.path, _layout(plan, t, settings, made[t.path]))) for t in todo
         ]
         resumed = [store.rows_done for store in stores]
+        if on_plan is not None:
+            on_plan(plan, min(resumed))
         engines = [target.model.backend for target in todo]
         times, bad = run_pipeline(
             slide,
@@ -185,42 +201,81 @@ def extract_targets(
             on_progress,
             settings.on_bad_tile == "fail",
         )
-        most_bad, agreement = 0, None
-        for store, rows in zip(stores, resumed, strict=True):
-            bad_tiles = int((store.statuses() != TileStatus.GOOD).sum())  # those of an earlier run included
-            most_bad = max(most_bad, bad_tiles)
-            if bad_tiles == len(plan.kept) > 0:
+        bad_tiles = [int((store.statuses() != TileStatus.GOOD).sum()) for store in stores]  # an earlier run's included
+        for target, store, rows, count in zip(todo, stores, resumed, bad_tiles, strict=True):
+            if count == len(plan.kept) > 0:
                 store.discard()
                 raise SlideUnreadable(
-                    f"{slide.info.path}: none of its {bad_tiles} tiles has features; "
+                    f"{slide.info.path}: none of its {count} tiles has features; "
                     f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
                     hint="The file is damaged: compare its checksum with the original and copy it again.",
                 )
-            if check is not None:
-                agreement = check_rows(store.partial, slide.info, plan.grid.scale, tile_px, check, on_progress)
+            agreement, warning = _checked(store.partial, slide.info, target.model, settings, on_progress)
+            found.append((agreement, warning))
             if before_finish is not None:
                 before_finish()
-            attrs = _run_attrs(times, bad, plan, rows) | {"bad_tiles": bad_tiles}
+            attrs = _run_attrs(times, bad, plan, rows) | {"bad_tiles": count}
             if agreement is not None:
-                attrs["check"] = asdict(agreement)
+                attrs |= {"check": asdict(agreement)} | ({"check_warning": warning} if warning else {})
             store.finish(attrs, drop_bad=settings.on_bad_tile == "drop")
-    status: Status = "done" if len(plan.kept) else "no-tissue"
-    message = "" if len(plan.kept) else _why_empty(plan)
-    seconds = time.perf_counter() - start
-    tiles = len(plan.kept)
-    outcome = Outcome(slide.info.path, status, paths[0], tiles, most_bad, seconds, times, message, outputs=paths)
-    return replace(outcome, agreement=agreement), plan
+    left_out = max(bad_tiles) if settings.on_bad_tile == "drop" else 0
+    outcome = replace(
+        read_by,
+        status="done" if len(plan.kept) else "no-tissue",
+        tiles=len(plan.kept) - left_out,
+        bad_tiles=max(bad_tiles),
+        left_out=left_out,
+        seconds=time.perf_counter() - start,
+        times=times,
+        message="" if len(plan.kept) else _why_empty(plan),
+    )
+    return _with_checks(outcome, found), plan
 
 
-def _is_done(path: Path, facts: dict[str, Any]) -> bool:
-    """Say whether the file is there and complete.
+def _checked(
+    features: Path,
+    info: SlideInfo,
+    model: Model,
+    settings: ExtractSettings,
+    on_progress: Callable[[int], None] | None,
+) -> tuple[Agreement | None, str]:
+    """Recompute some rows of a file, where that is asked for; return also what is wrong with them, if anything."""
+    if model.check is None:
+        return None, ""
+    tile_px, precision = model.bundle.manifest.tile_px, model.backend.precision
+    scale = make_grid(info, tile_px, settings.mpp, settings.stride_px).scale
+    if info.path.is_dir():  # a DICOM folder: the reference reader opens a file of it
+        info = replace(info, path=the_series(info.path))
+    agreement = check_rows(features, info, scale, tile_px, model.check, on_progress)
+    least = MIN_COSINE[precision]
+    if reduction_for(info, scale) > 1:
+        least = min(least, _MIN_COSINE_REDUCED)
+    if agreement is None or agreement.min_cosine >= least:
+        return agreement, ""
+    return agreement, (
+        f"{info.path}: the check of {model.bundle.manifest.name} found a cosine of {agreement.min_cosine:.6f} "
+        f"to {agreement.reference}; {precision} has at least {least:g}"
+    )
+
+
+def _with_checks(outcome: Outcome, found: Sequence[tuple[Agreement | None, str]]) -> Outcome:
+    """Add the agreement of the model that agrees least, and all warnings."""
+    agreements = [agreement for agreement, _ in found if agreement is not None]
+    worst = min(agreements, key=lambda agreement: agreement.min_cosine, default=None)
+    return replace(outcome, agreement=worst, warning="; ".join(warning for _, warning in found if warning))
+
+
+def _is_done(path: Path, facts: dict[str, Any], overwrite: bool) -> bool:
+    """Say whether the file is there, complete, and what would be made now.
 
     Raises:
-        FingerprintMismatch: something else is there.
+        FingerprintMismatch: something else is there, and may not be overwritten.
     """
     if not path.exists():
         return False
     different = differences(path, facts)
+    if different and overwrite:
+        return False
     if different:
         raise FingerprintMismatch(
             f"{path}: exists, and is not what would be made now: {different}",
@@ -274,6 +329,8 @@ def _layout(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[s
         "level0_width": info.width,
         "level0_height": info.height,
     }
+    if abs(grid.scale / level.downsample - 1) < IDENTITY_TOLERANCE:  # patch_size is what CLAM means by it, too
+        coords["patch_level"] = plan.level
     outputs = {"features": manifest.features_dim}
     heads = manifest.heads if settings.heads else ()
     outputs |= {head.output: len(head.class_names) for head in heads}

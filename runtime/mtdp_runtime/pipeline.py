@@ -13,14 +13,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.errors import BackendError, TileUnreadable
 from mtdp_runtime.read import read_tile
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import TileStatus
@@ -278,7 +278,17 @@ def run_pipeline(
     start = time.perf_counter()
     threads = [_thread(run, read, f"read-{i}") for i in range(readers)]
     threads += [_thread(run, collect, "collect"), _thread(run, write, "store")]
-    with _joined(run, threads):
+
+    def drain() -> None:
+        # A slide may fail after its last batch was submitted and before anybody waits for it; the engine that the next
+        # slide gets must have nothing in flight. An engine that failed itself is not asked again.
+        while not isinstance(run.error, BackendError) and not in_flight.empty():
+            entry = in_flight.get_nowait()
+            if entry is not None:
+                with suppress(Exception):
+                    backend.result(entry[0])
+
+    with _joined(run, threads, drain):
         for number in range(batches):
             batch = run.take(number)
             while not slots.acquire(timeout=0.1):
@@ -313,8 +323,8 @@ def _thread(run: _Run, work: Callable[[], None], name: str) -> threading.Thread:
 
 
 @contextmanager
-def _joined(run: _Run, threads: list[threading.Thread]) -> Iterator[None]:
-    """Start the threads; on the way out wait for all of them and raise the first error."""
+def _joined(run: _Run, threads: list[threading.Thread], drain: Callable[[], None]) -> Iterator[None]:
+    """Start the threads; on the way out wait for all of them, and raise the first error after `drain`."""
     for thread in threads:
         thread.start()
     try:
@@ -326,6 +336,7 @@ def _joined(run: _Run, threads: list[threading.Thread]) -> Iterator[None]:
     for thread in threads:
         thread.join()
     if run.error is not None:
+        drain()
         raise run.error
 
 

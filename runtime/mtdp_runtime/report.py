@@ -167,9 +167,12 @@ def _timing(outcome: Outcome) -> str:
 def _bad_tiles(attrs: Mapping[str, Any], outcome: Outcome) -> str:
     if not outcome.bad_tiles:
         return ""
+    where = (
+        "They are left out of the file." if outcome.left_out else "Their features are NaN and their status is not 0."
+    )
     return (
         f"<h2 class=bad>{outcome.bad_tiles} tiles could not be read</h2>"
-        "<p>Their features are NaN and their status is not 0.</p>"
+        f"<p>{where}</p>"
         f"<pre>{html.escape(str(attrs['bad_tile_reasons']))}</pre>"
     )
 

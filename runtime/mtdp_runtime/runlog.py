@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,9 +42,14 @@ def append(out: Path, line: Mapping[str, Any]) -> None:
         ) from error
 
 
-def failures(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the lines of slides whose last attempt failed, by slide and attempt; lines not ours are skipped."""
-    last: dict[tuple[str, str], dict[str, Any]] = {}
+def absolute(path: str | Path) -> str:
+    """Return what names a slide whatever folder a run is started in; links are left alone, nothing is looked up."""
+    return os.path.normpath(Path(path).absolute())
+
+
+def failures(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the lines of slides whose last attempt failed, by attempt; lines that are not ours are skipped."""
+    last: dict[str, dict[str, dict[str, Any]]] = {}  # slide -> attempt -> line
     try:
         lines = (out / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -52,11 +57,32 @@ def failures(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     for text in lines:
         try:
             line = json.loads(text)
-            slide, attempt, failed = line["slide"], line.get("attempt", ""), line["status"] == "failed"
+            slide, attempt, failed = absolute(line["slide"]), line.get("attempt", ""), line["status"] == "failed"
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # the torn last line of a machine that lost power
         if failed and attempt:
-            last[slide, attempt] = line
+            last.setdefault(slide, {})[attempt] = line
         elif not failed:
-            last = {key: value for key, value in last.items() if key[0] != slide}
-    return last
+            last.pop(slide, None)
+    return {attempt: line for lines_of in last.values() for attempt, line in lines_of.items()}
+
+
+def counts(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `totals` adds up of a line: short, and the same for a slide of which only the status is known."""
+    numbers = ("tiles", "bad_tiles", "seconds")
+    return {"status": line["status"]} | {name: line[name] for name in numbers if line.get(name)}
+
+
+def totals(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say what a run did in all, from the counts of its slides.
+
+    >>> totals([{"status": "done", "tiles": 900, "bad_tiles": 4, "seconds": 30.0}, {"status": "no-tissue"}])
+    '900 tiles in 30.0 s, 30.0 tiles/s, 1 without tissue, 4 bad tiles'
+    """
+    tiles, bad, seconds = (sum(line.get(name, 0) for line in lines) for name in ("tiles", "bad_tiles", "seconds"))
+    empty = sum(line["status"] == "no-tissue" for line in lines)
+    parts = [f"{tiles} tiles in {seconds:.1f} s"]
+    parts += [f"{tiles / seconds:.1f} tiles/s"] if seconds > 0 else []
+    parts += [f"{empty} without tissue"] if empty else []
+    parts += [f"{bad} bad tiles"] if bad else []
+    return ", ".join(parts)

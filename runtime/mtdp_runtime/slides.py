@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,17 @@ from mtdp_runtime.slide.scale import is_scale
 SLIDE_SUFFIXES: Final = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
 )
+
+COLUMNS: Final = ("slide", "mpp", "mask", "name")
+SHOWN_COLUMNS: Final = "slide[,mpp][,mask][,name]"
+# What people call these columns elsewhere. Ignoring one would mean a wrong scale, or no mask, without a word.
+_NEAR_MISSES: Final = {
+    **dict.fromkeys(("path", "paths", "slides", "slide_path", "file", "filename", "file_name", "image"), "slide"),
+    **dict.fromkeys(("slide_mpp", "slide-mpp", "mpp_x", "mpp_y", "mpps", "mpp0", "level0_mpp"), "mpp"),
+    **dict.fromkeys(("um_per_px", "microns_per_pixel", "micrometers_per_pixel", "micrometres_per_pixel"), "mpp"),
+    **dict.fromkeys(("masks", "mask_path", "mask_file", "geojson", "annotation", "annotations"), "mask"),
+    **dict.fromkeys(("names", "output", "output_name", "out_name"), "name"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +47,18 @@ class SlideRequest:
         return self.called or self.path.stem
 
 
-def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Path | None = None) -> list[SlideRequest]:
-    """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask]`.
+def list_slides(
+    named: Sequence[Path],
+    slide_mpp: float | None = None,
+    mask: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[SlideRequest]:
+    """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask][,name]`.
+
+    `say` takes what the user should know and nothing fails of: columns that are ignored.
 
     Raises:
-        UsageError: a manifest cannot be read, or nothing was found.
+        UsageError: a manifest cannot be read, a slide does not exist, or nothing was found.
         DuplicateSlideNames: two slides would write one file.
     """
     if slide_mpp is not None and not is_scale(slide_mpp):
@@ -58,11 +76,12 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Pat
                 )
             requests += found
         elif path.suffix.lower() == ".csv":
-            requests += _manifest(path)
+            requests += _manifest(path, say)
         elif not _is_more_of_a_series(path, seen):
             requests.append(SlideRequest(path))
     if slide_mpp is not None:
         requests = [replace(r, mpp=slide_mpp, given_by="--slide-mpp") for r in requests]
+    requests = _each_once(requests)
     if mask is not None:
         if len(requests) != 1:
             raise UsageError(
@@ -70,15 +89,42 @@ def list_slides(named: Sequence[Path], slide_mpp: float | None = None, mask: Pat
                 hint="A CSV manifest with the columns slide,mask gives each slide its own.",
             )
         requests = [replace(requests[0], mask=mask)]
-    by_name: dict[str, Path] = {}
-    for request in requests:
-        first = by_name.setdefault(request.name, request.path)
-        if first is not request.path:
-            raise DuplicateSlideNames(
-                f"two slides would write {request.name}.h5: {first} and {request.path}",
-                hint="Run them into different --out folders, or rename one.",
-            )
+    _refuse_missing(requests)
     return requests
+
+
+def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
+    """Leave out what is named a second time.
+
+    Raises:
+        DuplicateSlideNames: two slides, or one with two scales or masks, would write one file.
+    """
+    by_name: dict[str, SlideRequest] = {}
+    for request in requests:
+        first = by_name.setdefault(request.name, request)
+        if first is request:
+            continue
+        if first.path.resolve() != request.path.resolve():
+            raise DuplicateSlideNames(
+                f"two slides would write {request.name}.h5: {first.path} and {request.path}",
+                hint="Run them into different --out folders, rename one, or give them names: a manifest with the "
+                "columns slide,name.",
+            )
+        if (first.mpp, first.mask) != (request.mpp, request.mask):
+            raise DuplicateSlideNames(
+                f"{request.path}: named twice, with another mpp or mask",
+                hint="Leave one out, or give each a name of its own: a manifest with the column name.",
+            )
+    return list(by_name.values())
+
+
+def _refuse_missing(requests: Sequence[SlideRequest]) -> None:
+    missing = [request.path for request in requests if not request.path.exists()]
+    if missing:
+        what = f"{missing[0]}: does not exist"
+        if len(requests) > 1:
+            what = f"{len(missing)} of {len(requests)} slides do not exist, the first: {missing[0]}"
+        raise UsageError(what, hint="Check the paths; those in a manifest start at its own folder.")
 
 
 def shard_of(request: SlideRequest, parts: int) -> int:
@@ -116,7 +162,7 @@ def _looks_like_a_slide(path: Path, root: Path) -> bool:
     return path.is_file() and not any(parent.with_name(f"{parent.name}.mrxs").exists() for parent in inside)
 
 
-def _manifest(path: Path) -> list[SlideRequest]:
+def _manifest(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
     """Read a manifest; relative paths start at its own folder."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -126,13 +172,14 @@ def _manifest(path: Path) -> list[SlideRequest]:
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(
-            f"{path}: cannot be read as a CSV manifest: {error}", hint="Columns: slide[,mpp][,mask]"
+            f"{path}: cannot be read as a CSV manifest: {error}", hint=f"Columns: {SHOWN_COLUMNS}"
         ) from error
     if "slide" not in columns:
         shown = ", ".join(columns) or "none"
         raise UsageError(
-            f"{path}: no column named slide (columns: {shown})", hint="The first line must be: slide[,mpp][,mask]"
+            f"{path}: no column named slide (columns: {shown})", hint=f"The first line must be: {SHOWN_COLUMNS}"
         )
+    _look_at_columns(path, columns, say)
     if not rows:
         raise UsageError(f"{path}: names no slide", hint="One line a slide, after the line of the columns.")
     requests = []
@@ -148,5 +195,27 @@ def _manifest(path: Path) -> list[SlideRequest]:
             raise UsageError(f"{path}: line {number}: mpp {text!r} is not a scale", hint="For example 0.25.")
         mask = (row.get("mask") or "").strip()
         given_by = f"the manifest {path.name}" if mpp else ""
-        requests.append(SlideRequest(path.parent / name, mpp, given_by, path.parent / mask if mask else None))
+        slide = path.parent / name
+        called = (row.get("name") or "").strip()
+        if called and (called != Path(called).name or called.startswith(".") or "\\" in called):
+            raise UsageError(
+                f"{path}: line {number}: name {called!r} cannot be a file's name", hint="A plain name, without folders."
+            )
+        if not called and slide.is_dir():
+            called = slide.resolve().name  # a DICOM folder: its name has no extension to lose
+        requests.append(SlideRequest(slide, mpp, given_by, path.parent / mask if mask else None, called))
     return requests
+
+
+def _look_at_columns(path: Path, columns: Sequence[str], say: Callable[[str], None]) -> None:
+    """Refuse a column that means one of ours by another name; say which others are ignored."""
+    for column in columns:
+        meant = _NEAR_MISSES.get(column)
+        if meant is not None:
+            raise UsageError(
+                f"{path}: a column named {column}, which is not read: is it {meant}?",
+                hint=f"Rename it to {meant}, or remove it. Columns: {SHOWN_COLUMNS}",
+            )
+    ignored = [column for column in columns if column and column not in COLUMNS]
+    if ignored:
+        say(f"{path}: columns that are not read: {', '.join(ignored)}")

@@ -14,13 +14,16 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final, Self
 
-from mtdp_runtime.errors import SlideError, UsageError
-from mtdp_runtime.slide import dicom
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.errors import SlideError, TileUnreadable, UsageError
+from mtdp_runtime.slide import Slide, SlideInfo, dicom
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
@@ -61,14 +64,14 @@ class Staging:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _remove_dead(folder)
-            self._folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
-            self._lock: IO[Any] = (self._folder / _LOCK).open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._folder, self._lock = _own_folder(folder)
         except OSError as error:
             raise UsageError(
                 f"--stage {folder}: cannot be used: {error.strerror}", hint="Name a folder on a local disk."
             ) from error
-        self._before = signal.signal(signal.SIGTERM, _leave)
+        # Python gives signals to its main thread; a caller in another one has its own way to end.
+        self._in_main = threading.current_thread() is threading.main_thread()
+        self._before = signal.signal(signal.SIGTERM, _leave) if self._in_main else None
 
     def begin(self, slide: Path) -> None:
         """Start to copy a slide, where it is not under way."""
@@ -113,7 +116,36 @@ class Staging:
         self.keep_only(set())
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
-        signal.signal(signal.SIGTERM, self._before)
+        if self._in_main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class StagedSlide:
+    """A slide that is read from a copy: its facts and its errors name the slide, for the copy goes."""
+
+    def __init__(self, slide: Slide, copy: Path, path: Path) -> None:
+        self._slide = slide
+        self._copy, self._path = str(copy), str(path)
+        self._info = replace(slide.info, path=path, read_from=slide.info.path)
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._info
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        try:
+            self._slide.read_into(out, x0, y0, scale)
+        except TileUnreadable as error:
+            raise TileUnreadable(str(error).replace(self._copy, self._path), error.hint) from error
+
+    def close(self) -> None:
+        self._slide.close()
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +199,23 @@ def _copy_file(copy: _Copy, source: Path, target: Path) -> None:
                 raise _Stopped
             writing.write(piece)
             copy.copied_bytes += len(piece)
+
+
+def _own_folder(folder: Path) -> tuple[Path, IO[Any]]:
+    """Make a folder that no other run takes for a dead one: its lock is held, and it is still there."""
+    while True:
+        own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+        lock: IO[Any] = (own / _LOCK).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (own / _LOCK).exists():
+                return own, lock
+        except BlockingIOError:
+            pass  # another run has just started, has found the lock free, and is removing this folder
+        except OSError:
+            lock.close()
+            raise
+        lock.close()
 
 
 def _remove_dead(folder: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Backend
+from mtdp_runtime.backends import Backend, choose
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import UsageError
+from mtdp_runtime.check import Check
+from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.store import FeatureStore
 
 
@@ -21,6 +23,7 @@ class Model:
 
     bundle: Bundle
     backend: Backend
+    check: Check | None = None  # recomputes some of its rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +54,47 @@ def folders(bundles: Sequence[Bundle], out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
+@contextmanager
 def load_models(
     bundles: Sequence[Bundle], load: Callable[[Bundle, int | None], Backend], batch: int | None
-) -> list[Model]:
-    """Load every model for the same batches: of the size given, or that the first one takes."""
-    models: list[Model] = []
-    for bundle in bundles:
-        models.append(Model(bundle, load(bundle, models[0].backend.batch if models else batch)))
-    return models
+) -> Iterator[list[Model]]:
+    """Load every model for the same batches: of the size given, or that the first one takes.
+
+    An engine may take fewer tiles than it was asked for, where the GPU has no room; then all are loaded for that many.
+
+    Raises:
+        BackendError: an engine refuses, or takes no size that the others take.
+    """
+    with ExitStack() as engines:
+        loaded: list[Backend] = []
+        for bundle in bundles:
+            loaded.append(engines.enter_context(load(bundle, loaded[0].batch if loaded else batch)))
+        while len({engine.batch for engine in loaded}) > 1:
+            smallest = min(engine.batch for engine in loaded)
+            engines.close()
+            loaded = [engines.enter_context(load(bundle, smallest)) for bundle in bundles]
+            if max(engine.batch for engine in loaded) > smallest:
+                sizes = ", ".join(f"{engine.name}: {engine.batch}" for engine in loaded)
+                raise BackendError(f"the models take no common batch ({sizes})", hint="Give a smaller --batch.")
+        yield [Model(bundle, engine) for bundle, engine in zip(bundles, loaded, strict=True)]
+
+
+@contextmanager
+def checked(models: Sequence[Model], tiles: int, threads: int) -> Iterator[list[Model]]:
+    """Give each model a reference of its own, ONNX Runtime in fp32, that recomputes so many tiles of a slide.
+
+    Raises:
+        BackendError: the reference does not run here.
+    """
+    with ExitStack() as references:
+        if not tiles:
+            yield list(models)
+            return
+        reference, _ = choose("onnxruntime")
+        engines = [
+            references.enter_context(reference.load(model.bundle, "fp32", min(tiles, 16), threads)) for model in models
+        ]
+        yield [replace(model, check=Check(tiles, engine)) for model, engine in zip(models, engines, strict=True)]
 
 
 class JoinedEngines:

@@ -34,12 +34,15 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 class Worker:
     """The worker's side: it tells the parent where it is."""
 
-    settled: dict[str, str]  # slide -> status, of the workers before this one
+    settled: dict[str, dict[str, Any]]  # slide -> its status and counts, of the workers before this one
     _pipe: int
     _beaten_s: float = 0.0
 
     def begin(self, slide: str, line: dict[str, Any], claim: str) -> None:
-        """Name the slide that is begun: the line to record, and the claim to give back, should this process die."""
+        """Name the slide that is begun: the line to record, and the claim to give back, should this process die.
+
+        `claim` is empty where there is none.
+        """
         self._tell({"begin": slide, "line": line, "claim": claim})
 
     def beat(self) -> None:
@@ -49,8 +52,9 @@ class Worker:
             self._beaten_s = now
             self._tell({})
 
-    def end(self, slide: str, status: str) -> None:
-        self._tell({"end": slide, "status": status})
+    def end(self, slide: str, result: dict[str, Any] | None = None) -> None:
+        """Say that a slide is left: with its result where it is settled, without where it was only looked at."""
+        self._tell({"end": slide, "result": result})
 
     def _tell(self, what: dict[str, Any]) -> None:
         # One write, below PIPE_BUF for all but the longest names, so lines of several threads do not mix.
@@ -62,7 +66,7 @@ class Worker:
 class _State:
     """The parent's side."""
 
-    settled: dict[str, str] = field(default_factory=dict)
+    settled: dict[str, dict[str, Any]] = field(default_factory=dict)
     at: dict[str, Any] | None = None  # what the last `begin` said, until its `end`
     stopped_by: int = 0
     stopped_s: float = 0.0
@@ -106,9 +110,10 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
         slide, line, claim = state.at["begin"], state.at["line"], state.at["claim"]
         with contextlib.suppress(OSError):
             os.unlink(claim)  # noqa: PTH108  (this process loads nothing that it can do without)
-        lost({**line, "status": "failed", "message": f"{slide}: the process {why} at this slide", "hint": _hint(why)})
+        message = f"{line['slide']}: the process {why} at this slide"
+        lost({**line, "status": "failed", "message": message, "hint": _hint(why)})
         lost_in_a_row = lost_in_a_row + 1 if len(state.settled) == known else 1
-        state.settled[slide] = "failed"
+        state.settled[slide] = {"status": "failed"}
         state.at = None
         if lost_in_a_row >= MOST_LOST_IN_A_ROW:
             print(f"error: {lost_in_a_row} slides in a row ended the process: the run ends", file=sys.stderr)
@@ -174,7 +179,8 @@ def _note(state: _State, said: dict[str, Any]) -> None:
     if "begin" in said:
         state.at = said
     elif "end" in said:
-        state.settled[said["end"]] = said["status"]
+        if said["result"] is not None:
+            state.settled[said["end"]] = said["result"]
         state.at = None
 
 

@@ -47,7 +47,7 @@ def run(folder: Path, out: Path, die_at: tuple[int, bool] | None = None) -> None
     claims._WRITTEN_S = 0.2
     bundle = load_bundle(folder / "tiny")
     settings = ExtractSettings(mpp=0.5, stride_px=64, min_tissue=0)
-    quiet = cohort.Listeners(lambda plan: None, lambda tiles: None)
+    quiet = cohort.Listeners(lambda plan, done: None, lambda tiles: None)
     with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine:
         request = SlideRequest(folder / "slide.tiff")
         (outcome,) = cohort.extract_slides([request], out, [Model(bundle, engine)], settings, 2, quiet, report=False)

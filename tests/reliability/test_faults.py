@@ -320,3 +320,113 @@ def test_a_name_that_is_no_text_is_a_slide_like_any_other(
     line = json.loads((tmp_path / "o" / "run.jsonl").read_text())
     assert line["slide"] == str(odd)
     assert (tmp_path / "o" / f"{odd.stem}.h5").exists()
+
+
+# A slide called b ends the process, or hangs it, when it is opened.
+BAD_TO_OPEN = """
+    import mtdp_runtime.cohort as cohort, os, signal, time
+    open_slide = cohort.open_slide
+    def bad(path, *arguments):
+        if path.name.startswith("b"):
+            {}
+        return open_slide(path, *arguments)
+    cohort.open_slide = bad
+"""
+CRASH = BAD_TO_OPEN.format("os.kill(os.getpid(), signal.SIGSEGV)")
+
+
+def with_masks(folder: Path, make_slide: Callable[..., Path], names: str) -> Path:
+    """Write slides, a mask that fits all of them, and the manifest of both."""
+    corners = [[0, 0], [256, 0], [256, 256], [0, 256], [0, 0]]
+    (folder / "m.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    for name in names:
+        make_slide(f"{name}.tiff")
+    manifest = folder / "slides.csv"
+    manifest.write_text("slide,mask\n" + "".join(f"{name}.tiff,m.geojson\n" for name in names))
+    return manifest
+
+
+@pytest.mark.parametrize("what", ["os.kill(os.getpid(), signal.SIGSEGV)", "time.sleep(1000)"], ids=["crash", "hang"])
+def test_a_slide_that_ends_the_process_while_masks_are_looked_at_costs_itself_alone(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, what: str
+) -> None:
+    manifest, out = with_masks(tmp_path, make_slide, "abc"), tmp_path / "o"
+    options = (manifest, "--model", tiny_bundle, "--out", out, "--stall-limit", 3)
+    code, said, errors = extract(*options, prepare=BAD_TO_OPEN.format(what))
+    assert code == 1
+    assert "b.tiff: the process " in errors
+    assert "2 of 3 slides done, 1 failed" in said
+    assert statuses(out) == [("b.tiff", "failed"), ("a.tiff", "done"), ("c.tiff", "done")]
+
+
+def test_a_dry_run_survives_it_too_and_writes_nothing(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slides = [make_slide(f"{name}.tiff") for name in "abcd"]
+    unforeseen = "\n    make_plan = cohort.make_plan\n" + textwrap.indent(
+        textwrap.dedent("""
+            def odd(slide, *arguments):
+                if slide.info.path.name.startswith("c"):
+                    raise ZeroDivisionError("nobody thought of this")
+                return make_plan(slide, *arguments)
+            cohort.make_plan = odd
+        """),
+        "    ",
+    )
+    options = (*slides, "--model", tiny_bundle, "--out", tmp_path / "o", "--dry-run")
+    code, said, errors = extract(*options, prepare=CRASH + unforeseen)
+    assert code == 1
+    assert "b.tiff: the process died (SIGSEGV) at this slide" in errors
+    assert "nobody thought of this" in errors
+    assert "4 slides: " in said
+    assert "2 failed" in said
+    assert "a.tiff: " in said
+    assert "d.tiff: " in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_mask_that_vanishes_fails_its_slide_alone_and_is_tried_again(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest, out = with_masks(tmp_path, make_slide, "ab"), tmp_path / "o"
+    own = tmp_path / "own.geojson"
+    shutil.copy(tmp_path / "m.geojson", own)
+    manifest.write_text("slide,mask\na.tiff,own.geojson\nb.tiff,m.geojson\n")
+    vanish = f"""
+        import mtdp_runtime.cohort as cohort, pathlib
+        check_masks = cohort.check_masks
+        def looked(*arguments):
+            check_masks(*arguments)
+            pathlib.Path({str(own)!r}).unlink()
+        cohort.check_masks = looked
+    """
+    options = (manifest, "--model", tiny_bundle, "--out", out)
+    code, _, errors = extract(*options, prepare=vanish)
+    assert code == 1
+    assert "own.geojson: the mask cannot be read" in errors
+    assert statuses(out) == [("a.tiff", "failed"), ("b.tiff", "done")]
+    shutil.copy(tmp_path / "m.geojson", own)
+    assert extract(*options)[0] == 0
+
+
+def test_a_slide_that_could_not_be_opened_when_masks_were_looked_at_is_checked_at_its_turn(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The share was away for a moment, and the mask is another slide's."""
+    manifest, out = with_masks(tmp_path, make_slide, "a"), tmp_path / "o"
+    corners = [[0, 0], [9000, 0], [9000, 9000], [0, 9000], [0, 0]]
+    (tmp_path / "m.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    away = """
+        import mtdp_runtime.cohort as cohort
+        open_slide, calls = cohort.open_slide, []
+        def later(*arguments):
+            calls.append(1)
+            if len(calls) == 1:
+                raise OSError(5, "Input/output error")
+            return open_slide(*arguments)
+        cohort.open_slide = later
+    """
+    code, _, errors = extract(manifest, "--model", tiny_bundle, "--out", out, prepare=away)
+    assert code == 1
+    assert "outside of" in errors
+    assert not (out / "a.h5").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
+import mtdp_runtime
+from mtdp_runtime import bench
+from mtdp_runtime.errors import UsageError
+from mtdp_runtime.slides import list_slides
 from support import damage_tile, extract, one_error, pyramid, stained
 
 
@@ -206,6 +211,7 @@ class TestWrongUsage:
             (["--on-bad-tile", "white"], "--on-bad-tile 'white'"),
             (["--slide-mpp", "-1"], "--slide-mpp -1.0: not a scale"),
             (["--mpp", "0"], "--mpp 0.0: not a scale"),
+            (["--stride-px", "0"], "--stride-px 0: must be at least 1"),
         ],
     )
     def test_a_wrong_value(
@@ -214,7 +220,7 @@ class TestWrongUsage:
         result = extract(make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o", *options)
         assert result.returncode == 2
         assert message in one_error(result)
-        assert not list((tmp_path / "o").glob("*.h5"))
+        assert not list((tmp_path / "o").glob("*"))
 
     def test_two_slides_of_one_name(self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
         first = make_slide()
@@ -258,3 +264,168 @@ class TestWrongUsage:
         result = extract(tmp_path / "slides.csv", "--model", tiny_bundle, "--out", tmp_path / "o")
         assert result.returncode == 2
         assert message in one_error(result)
+
+
+class TestManifest:
+    """What the columns mean, and what is not one of them."""
+
+    def test_a_column_by_another_name_is_refused_and_a_strange_one_is_named(
+        self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        make_slide("a.tiff", mpp=None)
+        manifest = tmp_path / "slides.csv"
+        for column, meant in (("slide_mpp", "mpp"), ("masks", "mask"), ("path", "slide")):
+            manifest.write_text(f"slide,{column}\na.tiff,0.5\n")
+            result = extract(manifest, "--model", tiny_bundle, "--out", tmp_path / "o")
+            assert result.returncode == 2
+            assert f"a column named {column}, which is not read: is it {meant}?" in one_error(result)
+        manifest.write_text("slide,mpp,patient,label\na.tiff,0.5,7,1\n")
+        result = extract(manifest, "--model", tiny_bundle, "--out", tmp_path / "o", "--dry-run")
+        assert result.returncode == 0
+        assert result.stderr == f"note: {manifest}: columns that are not read: patient, label\n"
+
+    def test_a_name_is_the_outputs(self, make_slide: Callable[..., Path], tmp_path: Path) -> None:
+        make_slide("a.tiff")
+        (tmp_path / "more").mkdir()
+        shutil.copy(tmp_path / "a.tiff", tmp_path / "more")
+        manifest = tmp_path / "slides.csv"
+        manifest.write_text("slide,name\na.tiff,first\nmore/a.tiff,\n")
+        assert [request.name for request in list_slides([manifest])] == ["first", "a"]
+        manifest.write_text("slide,name\na.tiff,../first\n")
+        with pytest.raises(UsageError, match="cannot be a file's name"):
+            list_slides([manifest])
+
+    def test_a_folder_keeps_the_whole_of_its_name(self, tmp_path: Path) -> None:
+        for name in ("1.2.840.7", "1.2.840.8"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "slides.csv").write_text("slide\n1.2.840.7\n1.2.840.8\n")
+        assert [request.name for request in list_slides([tmp_path / "slides.csv"])] == ["1.2.840.7", "1.2.840.8"]
+
+    def test_what_is_named_twice_is_done_once_unless_it_is_named_differently(
+        self, make_slide: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        slide = make_slide("a.tiff")
+        assert [request.path for request in list_slides([slide, tmp_path, slide])] == [slide]
+        (tmp_path / "slides.csv").write_text("slide,mpp\na.tiff,0.5\na.tiff,0.25\n")
+        with pytest.raises(UsageError, match=r"a\.tiff: named twice, with another mpp"):
+            list_slides([tmp_path / "slides.csv"])
+
+    def test_slides_that_are_not_there_are_counted_before_work(
+        self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        options = (make_slide(), tmp_path / "b.svs", tmp_path / "c.svs")
+        result = extract(*options, "--model", tiny_bundle, "--out", tmp_path / "o")
+        assert result.returncode == 2
+        assert f"2 of 3 slides do not exist, the first: {tmp_path / 'b.svs'}" in one_error(result)
+        assert not (tmp_path / "o").exists()
+
+
+def test_overwrite_leaves_alone_what_is_right_and_replaces_the_rest(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, options = tmp_path / "o", ("--model", tiny_bundle, "--out", tmp_path / "o", "--no-report", "--overwrite")
+    slides = [make_slide(f"{name}.tiff", seed=seed) for seed, name in enumerate("abc")]
+    assert extract(*slides, *options).returncode == 0
+    with h5py.File(out / "b.h5", "r+") as file:
+        file["status"][0] = 255  # not computed
+    extract(slides[2], *options, "--stride-px", 32)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
+    assert extract(*slides, *options).returncode == 0
+    assert [path.name for path, written in before.items() if path.stat().st_mtime_ns == written] == ["a.h5"]
+
+
+def test_a_rate_of_zero_takes_every_tile(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    """Of a slide without any tissue, too: that is what was asked."""
+    blank = pyramid(np.full((768, 1024, 3), 243, np.uint8), tmp_path / "blank.tiff", 0.5)
+    options = ("--model", tiny_bundle, "--out", tmp_path / "o", "--json")
+    for slide in (make_slide(), blank):
+        line = json.loads(extract(slide, *options, "--min-tissue", 0).stdout)
+        assert (line["status"], line["tiles"]) == ("done", 16 * 12)
+    assert json.loads(extract(blank, *options, "--overwrite").stdout)["status"] == "no-tissue"
+
+
+def test_tiles_that_are_left_out_are_no_rows_and_said_so(tiny_bundle: Path, tmp_path: Path) -> None:
+    slide, out = pyramid(stained(768, 1024), tmp_path / "a.tiff", 0.5, levels=2, lossy=True), tmp_path / "o"
+    damage_tile(slide, 3)
+    result = extract(slide, "--model", tiny_bundle, "--out", out, "--on-bad-tile", "drop")
+    assert "a.tiff: 140 tiles, 4 bad ones left out in " in result.stdout
+    line = json.loads((out / "run.jsonl").read_text())
+    assert (line["tiles"], line["bad_tiles"], line["left_out"]) == (140, 4, 4)
+    with h5py.File(out / "a.h5") as file:
+        assert len(file["features"]) == 140
+    report = (out / "report" / "a.html").read_text()
+    assert "They are left out of the file." in report
+    assert "NaN and their status" not in report
+
+
+def test_a_run_says_its_sum_and_which_reader_read(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_slide("a.tiff", lossy=True)
+    make_slide("b.tiff")
+    pyramid(np.full((768, 1024, 3), 243, np.uint8), tmp_path / "c.tiff", 0.5)
+    (tmp_path / "d.svs").write_bytes(b"no slide")
+    options = (tmp_path, "--model", tiny_bundle, "--out", tmp_path / "o")
+    planned = extract(*options, "--dry-run")
+    assert planned.stdout.splitlines()[-1].startswith("4 slides: 288 tiles, ")
+    assert planned.stdout.splitlines()[-1].endswith(" h; 1 failed")
+    said = extract(*options).stdout
+    assert "3 of 4 slides done, 1 failed; 288 tiles in " in said
+    assert " tiles/s, 1 without tissue; see " in said
+    assert said.count("  read by openslide ") == 1, "the fast reader read a.tiff, and b.tiff is not JPEG"
+    lines = [json.loads(text) for text in (tmp_path / "o" / "run.jsonl").read_text().splitlines()]
+    assert [line.get("reader", "").split(" ")[0] for line in lines] == ["mtdp", "openslide", "openslide", ""]
+    assert "the fast reader does not read this" in lines[1]["reader_reason"]
+
+
+class TestFailuresThatAreNotTheSlides:
+    """They are not remembered: the user may mend them outside of the slide."""
+
+    def test_a_file_of_other_settings_that_was_deleted(
+        self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        options = (make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o")
+        extract(*options)
+        assert extract(*options, "--stride-px", 32).returncode == 1
+        (tmp_path / "o" / "slide.h5").unlink()
+        result = extract(*options, "--stride-px", 32)
+        assert result.returncode == 0, result.stderr
+
+    def test_a_format_that_fails_after_the_features_are_there(
+        self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        code = (
+            "import mtdp_runtime.cohort as cohort\n"
+            "def fails(*arguments): raise ValueError('this format cannot hold it')\n"
+            "cohort.derive = fails\n"
+            "from mtdp_runtime.cli import main; main()"
+        )
+        options = [make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o"]
+        command = [sys.executable, "-c", code, *map(str, options), "--format", "npy"]
+        broken = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert broken.returncode == 1
+        assert "this format cannot hold it" in broken.stderr
+        result = extract(*options)
+        assert (result.returncode, "already done" in result.stdout) == (0, True), result.stderr
+
+    def test_a_slides_own_failure_is_remembered_by_any_path(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "bad.svs").write_bytes(b"no slide")
+        options = ("--model", tiny_bundle, "--out", tmp_path / "o")
+        assert "an earlier run" not in extract(tmp_path / "bad.svs", *options).stderr
+        relative = os.path.relpath(tmp_path / "bad.svs")
+        assert "an earlier run found this" in extract(relative, *options).stderr
+        again = mtdp_runtime.extract(relative, tmp_path / "o", model=tiny_bundle, retry_failed=True)
+        assert "an earlier run" not in again[0].message
+
+
+def test_the_bench_needs_a_tile(tiny_bundle: Path, slides_dir: Path) -> None:
+    code = "from mtdp_runtime.bench import main; main()"
+    arguments = ["extract", str(slides_dir / "odd" / "small.svs"), "--model", str(tiny_bundle)]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "nothing to measure" in one_error(result)
+
+
+def test_the_ceiling_is_of_shared_cores_or_of_the_slower_stage() -> None:
+    assert bench._ceiling(300.0, 100.0, "openvino 2025.0") == bench._ceiling(300.0, 100.0, "onnxruntime 1.2") == 75.0
+    assert bench._ceiling(300.0, 100.0, "onnxruntime-cuda 1.2") == 100.0
