@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import openslide
 import pytest
+import tifffile
 import torch
 
 from mtdp_runtime import extract, open_slide
 from mtdp_runtime.bundle import Head
 from mtdp_runtime.demo import write_demo_slide
-from support import TILE_PX, pyramid, stained, write_tiny_bundle
+from mtdp_runtime.slide import level_for
+from support import TILE_PX, pyramid, read_square, stained, write_tiny_bundle
 
 HEADS = (Head("blood", ("rbc", "wbc")), Head("lung", ("adeno", "normal", "squamous")))
 CLASSES = ["prob_blood/rbc", "prob_blood/wbc", "prob_lung/adeno", "prob_lung/normal", "prob_lung/squamous"]
-REAL = ("CMU-1-Small-Region.svs",)
-MADE = ("jpeg pyramid", "lossless, one level", "demo")
+# A scale is given where the file says none (the JPEG 2000 slide) or a thumbnail's (DICOM).
+REAL = {
+    "CMU-1-Small-Region.svs": None,
+    "tcga-cr-7395-01a-01-ts1.svs": 0.25,
+    "multi_frame_jpeg_camelyon_challenge_image.dcm": 0.5,
+}
+MADE = ("jpeg pyramid", "lossless, one level", "demo", "ome-tiff")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +41,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("slides")
     write_demo_slide(folder / "demo.tiff", 1536, 1024)
+    metadata = {"axes": "YXS", "PhysicalSizeX": 0.4, "PhysicalSizeY": 0.4}
+    ome: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "compression": "zlib", "metadata": metadata}
+    tifffile.imwrite(folder / "image.ome.tif", stained(900, 1300), **ome)
     return {
         "jpeg pyramid": pyramid(stained(1536, 2048), folder / "jpeg.tiff", 0.25, levels=3, lossy=True),
         "lossless, one level": pyramid(stained(768, 1024), folder / "plain.tiff", 0.37),
         "demo": folder / "demo.tiff",
+        "ome-tiff": folder / "image.ome.tif",
     }
 
 
@@ -43,14 +57,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_all_outputs_of_a_run_agree(
     bundle: Path, made: dict[str, Path], slides_dir: Path, tmp_path: Path, name: str, mpp: float
 ) -> None:
-    slide = made[name] if name in made else slides_dir / name
-    formats = ["pt", "npy", "csv", "geojson"]
+    slide, slide_mpp = made[name] if name in made else slides_dir / name, REAL.get(name)
+    formats = ["pt", "npy", "csv", "geojson", "zarr"]
     options = {"model": bundle, "backend": "onnxruntime", "mpp": mpp, "heads": True, "formats": formats}
+    options |= {"slide_mpp": slide_mpp}
     (outcome,) = extract(slide, tmp_path, **options)  # type: ignore[arg-type]
     assert outcome.status == "done", outcome.message
-    with open_slide(slide) as opened:
+    with open_slide(slide, slide_mpp) as opened:
         info = opened.info
-    assert info.mpp is not None
+        assert info.mpp is not None
+        level = level_for(info.levels, mpp / info.mpp)
     side0 = round(TILE_PX * mpp / info.mpp)
     with h5py.File(tmp_path / f"{slide.stem}.h5") as file:
         features, coords, status = file["features"][:], file["coords"][:], file["status"][:]
@@ -61,6 +77,14 @@ def test_all_outputs_of_a_run_agree(
         probabilities = np.concatenate([values[:] for values in heads], axis=1)
         assert file["coords"].attrs["patch_size_level0"] == side0
         assert file.attrs["scale"] == mpp / info.mpp
+        at_the_levels_scale = bool(np.isclose(mpp / info.mpp, info.levels[level].downsample, rtol=1e-5))
+        patch_level = file["coords"].attrs.get("patch_level")
+        assert patch_level == (level if at_the_levels_scale else None)
+    if patch_level is not None:  # CLAM reads patch_size pixels of that level: they must be the tile
+        place, size = tuple(coords[-1].tolist()), (TILE_PX, TILE_PX)
+        with openslide.OpenSlide(slide) as clams, open_slide(slide, slide_mpp) as ours:
+            patch = np.asarray(clams.read_region(place, int(patch_level), size).convert("RGB"))
+            np.testing.assert_array_equal(read_square(ours, *place, TILE_PX, mpp / info.mpp), patch)
     assert len(features) == outcome.tiles > 0
     assert (status == 0).all()
     assert np.isfinite(features).all()
@@ -86,6 +110,18 @@ def test_all_outputs_of_a_run_agree(
     np.testing.assert_array_equal(corners.max(axis=1), coords + side0)
     measured = [[tile["properties"]["measurements"][name] for name in CLASSES] for tile in tiles]
     np.testing.assert_allclose(measured, probabilities, rtol=1e-6)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library about itself
+        import spatialdata
+
+        data = spatialdata.read_zarr(tmp_path / f"{slide.stem}.zarr")
+    assert list(data.tables) == ["tiny_tiles"]
+    np.testing.assert_array_equal(np.asarray(data.tables["tiny_tiles"].X), features)
+    bounds = data.shapes["tiles"].geometry.bounds.to_numpy()
+    np.testing.assert_array_equal(bounds, np.concatenate([coords, coords + side0], axis=1))
+    assert (data.shapes["tiles"].tissue_id.to_numpy() >= 0).all()
+    assert data.attrs["slide_properties"]["mpp"] == info.mpp
 
 
 def test_an_output_that_was_lost_or_comes_later_is_made_without_computing(
