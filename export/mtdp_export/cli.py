@@ -20,6 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def export(
+    ctx: typer.Context,
     source: Annotated[
         str | None, typer.Argument(metavar="SOURCE", help="A run, a checkpoint, or an architecture (resnet50, ...).")
     ] = None,
@@ -102,39 +103,34 @@ def export(
     """Export a network to a bundle, verify one, or print its card. Exit code 1: an engine fails its proof."""
     from mtdp_export.errors import ExportUsageError
 
+    given = _given(ctx)
     own = (mean, std, input_range, input_layout, feature_output)
     if onnx is None and any(option is not None for option in own):
         raise ExportUsageError(
             "--mean, --std, --input-range, --input-layout and --feature-output go with --onnx", "leave them out"
         )
     if card is not None:
-        others = (source, out, verify, onnx, weights, precision, tile_px, calibration, name, licence, backend)
-        if any(others) or no_heads or overwrite or as_json or weights_storage != "fp32":
+        if given - {"card"}:
             raise ExportUsageError("--card goes alone", "mtdp-export --card BUNDLE > card.md")
         _card(card)
         return
     if verify is not None:
         if source is not None or out is not None:
             raise ExportUsageError("--verify takes no SOURCE and no --out", "mtdp-export --verify BUNDLE")
-        unused = (
-            onnx,
-            weights,
-            precision,
-            tile_px,
-            calibration,
-            probe_task,
-            name,
-            licence,
-            no_heads,
-            overwrite,
-            engine,
-        )
-        if any(unused) or weights_storage != "fp32":
-            raise ExportUsageError("--verify goes with --backend and --json only", "mtdp-export --verify BUNDLE")
+        if given - {"verify", "backend", "trust_engines", "as_json"}:
+            raise ExportUsageError(
+                "--verify goes with --backend, --trust-engines and --json only", "mtdp-export --verify BUNDLE"
+            )
         _verify(verify, backend or [], trust_engines, as_json)
         return
     if backend:
         raise ExportUsageError("--backend goes with --verify", "leave it out: ONNX Runtime proves what is exported")
+    if trust_engines:
+        raise ExportUsageError("--trust-engines goes with --verify", "leave it out")
+    if "batch" in given and not engine:
+        raise ExportUsageError("--batch is an option of --engine", "add --engine tensorrt-rtx, or leave it out")
+    if probe_task is not None and "int8" not in (precision or []):
+        raise ExportUsageError("--probe-task goes with --precision int8", "add it, or leave --probe-task out")
     if onnx is not None and (source is not None or weights is not None or no_heads or weights_storage != "fp32"):
         raise ExportUsageError(
             "--onnx takes no SOURCE, --weights, --weights-storage or --no-heads", "mtdp-export --onnx FILE --out BUNDLE"
@@ -185,6 +181,12 @@ def export(
         print(f"error: {refusal}\nhint: {refusal.hint}", file=sys.stderr)
     if report.refused:
         raise typer.Exit(1)
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """Return the names of the parameters that stand on the command line, whatever their values."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _open_onnx(

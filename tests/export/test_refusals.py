@@ -159,8 +159,24 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
     [
         (["resnet18", "--weights", "random", "--out", "b", "--backend", "openvino"], "--backend goes with --verify"),
         (["resnet18", "--weights", "random", "--out", "b", "--mpp", "inf"], "--mpp inf: not a scale"),
-        (["--verify", "b", "--precision", "fp32"], "--verify goes with --backend and --json only"),
-        (["--verify", "b", "--no-heads"], "--verify goes with --backend and --json only"),
+        (["--verify", "b", "--precision", "fp32"], "--verify goes with --backend, --trust-engines and --json only"),
+        (["--verify", "b", "--mpp", "0.5"], "--verify goes with --backend, --trust-engines and --json only"),
+        (
+            ["--verify", "b", "--batch", "1", "64", "256"],
+            "--verify goes with --backend, --trust-engines and --json only",
+        ),
+        (["--card", "b", "--engine", "foo"], "--card goes alone"),
+        (["--card", "b", "--mpp", "0.5"], "--card goes alone"),
+        (
+            ["resnet18", "--weights", "random", "--out", "b", "--probe-task", "t"],
+            "--probe-task goes with --precision int8",
+        ),
+        (["resnet18", "--weights", "random", "--out", "b", "--trust-engines"], "--trust-engines goes with --verify"),
+        (
+            ["resnet18", "--weights", "random", "--out", "b", "--batch", "1", "2", "3"],
+            "--batch is an option of --engine",
+        ),
+        (["--verify", "b", "--no-heads"], "--verify goes with --backend, --trust-engines and --json only"),
     ],
 )
 def test_no_option_is_ignored(arguments: list[str], message: str, tmp_path: Path) -> None:
