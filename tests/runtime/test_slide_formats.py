@@ -218,6 +218,19 @@ class TestDicom:
             assert (slide.info.width, slide.info.height) == (1152, 700)
             assert slide.info.vendor == "dicom"
 
+    @pytest.mark.parametrize("name", ["IM0001", "1.2.826.0.1.3680043.2.1143"])
+    def test_files_without_a_suffix_are_known_by_their_content(
+        self, slides_dir: Path, tmp_path: Path, name: str
+    ) -> None:
+        """As archives write them, with a directory of their own and other things beside them."""
+        shutil.copyfile(slides_dir / "multi_frame_jpeg_camelyon_challenge_image.dcm", tmp_path / name)
+        (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+        (tmp_path / "README").write_text("of the archive")
+        (tmp_path / "deeper").mkdir()
+        assert list(dicom.series_in(tmp_path).values()) == [[tmp_path / name]]
+        with open_slide(tmp_path) as slide:
+            assert (slide.info.width, slide.info.height) == (1152, 700)
+
     def test_files_of_several_series_are_several_slides(self, slides_dir: Path) -> None:
         names = {r.name for r in list_slides([slides_dir]) if r.path.suffix == ".dcm" and r.path.parent == slides_dir}
         assert names == {"multi_frame_jpeg_camelyon_challenge_image", "multi_frame_jpeg2000_camelyon_challenge_image"}

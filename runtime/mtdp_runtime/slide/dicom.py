@@ -31,11 +31,20 @@ def series_of(path: Path) -> str:
         return ""
 
 
+def is_dicom(path: Path) -> bool:
+    """Say whether a file is one of a series: by its suffix; where it has none, or its name is a UID, by its content.
+
+    An archive's DICOMDIR is DICOM, too, and of no series.
+    """
+    kind = path.suffix.lower()
+    return kind == SUFFIX or ((not kind or kind[1:].isdigit()) and path.is_file() and bool(series_of(path)))
+
+
 def series_in(folder: Path) -> dict[str, list[Path]]:
     """Return the DICOM files of a folder (not of folders in it) by their series."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == SUFFIX and path.is_file() and not path.name.startswith("."):
+        if not path.name.startswith(".") and path.is_file() and is_dicom(path):
             found.setdefault(series_of(path) or str(path), []).append(path)
     return found
 
