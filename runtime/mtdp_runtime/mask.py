@@ -3,6 +3,9 @@
 GeoJSON (RFC 7946) with polygons, as QuPath writes it, or a label image whose non-zero pixels are tissue. Coordinates of
 polygons are level-0 pixels from the corner of what was scanned (`openslide.bounds-x`, `-y`): QuPath shows a slide so.
 For most formats that corner is (0, 0).
+
+What a QuPath annotation of the class `Ignore*` covers is not tissue, whatever else covers it: a fold or a pen mark
+that was drawn within the tissue.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from mtdp_runtime.slide import SlideInfo
 Ring = NDArray[np.float64]  # [points, 2]: x, y
 
 _JSON: Final = frozenset({".geojson", ".json"})
+_IGNORE: Final = "Ignore"  # QuPath's class of what is no result; an asterisk follows
 _FINE: Final = 8  # polygons are drawn this much finer than the mask, then averaged: areas, not centre points
 _BAND_PX: Final = 64  # rows of the mask drawn at once
 _SHIFT: Final = 4  # fractional bits of the corners
@@ -34,14 +38,18 @@ _OVERHANG: Final = 0.02  # of the longer side: a line drawn by hand may leave th
 _ASPECT_TOLERANCE: Final = 0.01
 
 
+Polygon = tuple[Ring, ...]  # the outline, then its holes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GivenMask:
-    """Polygons, or labels; the other is empty. `labels` is bool[H, W] over the whole slide or over its bounds."""
+    """Polygons, what is `ignored` to be cut out; or labels, bool[H, W], over the whole slide or over its bounds."""
 
     path: Path
     digest: str  # sha256 of the file
-    polygons: tuple[tuple[Ring, ...], ...]  # of each the outline, then its holes
+    polygons: tuple[Polygon, ...]
     labels: NDArray[np.bool_] | None
+    ignored: tuple[Polygon, ...] = ()
 
 
 def load_mask(path: Path) -> GivenMask:
@@ -56,7 +64,8 @@ def load_mask(path: Path) -> GivenMask:
         raise UsageError(f"{path}: the mask cannot be read: {error.strerror}", hint="Check the path.") from error
     digest = hashlib.sha256(data).hexdigest()
     if path.suffix.lower() in _JSON:
-        return GivenMask(path, digest, _polygons(path, data), None)
+        polygons, ignored = _polygons(path, data)
+        return GivenMask(path, digest, polygons, None, ignored)
     return GivenMask(path, digest, (), _labels(path))
 
 
@@ -70,7 +79,7 @@ def check_fits(mask: GivenMask, info: SlideInfo) -> None:
         _extent(mask, info)
         return
     _, _, width, height = info.bounds
-    points = np.concatenate([ring for polygon in mask.polygons for ring in polygon])
+    points = np.concatenate([ring for polygon in mask.polygons + mask.ignored for ring in polygon])
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     most = _OVERHANG * max(width, height)
     if left < -most or top < -most or right > width + most or bottom > height + most:
@@ -95,63 +104,81 @@ def coverage(mask: GivenMask, info: SlideInfo, scale: float, width: int, height:
         return _of_labels(mask, info, scale, width, height)
     result = np.zeros((height, width), np.float32)
     factor = _FINE / scale
-    drawn = [[(ring * factor - 0.5) for ring in polygon] for polygon in mask.polygons]
+    drawn = [
+        ([ring * factor - 0.5 for ring in polygon], value)
+        for value, polygons in ((1, mask.polygons), (0, mask.ignored))
+        for polygon in polygons
+    ]
     for top in range(0, height, _BAND_PX):
         rows = min(_BAND_PX, height - top)
         band = np.zeros((rows * _FINE, width * _FINE), np.uint8)
-        for polygon in drawn:
+        for polygon, value in drawn:
             highest, lowest = polygon[0][:, 1].min(), polygon[0][:, 1].max()
             if lowest < top * _FINE - 1 or highest > (top + rows) * _FINE + 1:
                 continue
             piece = np.zeros_like(band) if len(polygon) > 1 else band
             shifted = [np.rint((ring - (0, top * _FINE)) * 2**_SHIFT).astype(np.int32) for ring in polygon]
-            cv2.fillPoly(piece, shifted, 1, shift=_SHIFT)  # even-odd: a ring within a ring is a hole
+            # even-odd: a ring within a ring is a hole
+            cv2.fillPoly(piece, shifted, value if piece is band else 1, shift=_SHIFT)
             if piece is not band:
-                band |= piece
+                band[piece == 1] = value
         cells = band.reshape(rows, _FINE, width, _FINE)
         result[top : top + rows] = cells.mean(axis=(1, 3), dtype=np.float32)
     return result
 
 
-def _polygons(path: Path, data: bytes) -> tuple[tuple[Ring, ...], ...]:
+def _polygons(path: Path, data: bytes) -> tuple[tuple[Polygon, ...], tuple[Polygon, ...]]:
+    """Return the polygons of tissue, and those to be ignored."""
     try:
-        found = tuple(_rings(polygon) for polygon in _walk(json.loads(data)))
+        read = [(_rings(polygon), ignored) for polygon, ignored in _walk(json.loads(data), False)]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path}: not a GeoJSON mask: {' '.join(str(error).split())[:200]}",
             hint="In QuPath: File > Export objects as GeoJSON.",
         ) from error
+    found, ignored = (tuple(polygon for polygon, is_ignored in read if is_ignored == which) for which in (False, True))
     if not found:
+        what = f"no polygon but the {len(ignored)} of class {_IGNORE}*" if ignored else "no polygon"
         raise UsageError(
-            f"{path}: holds no polygon", hint="A mask is made of areas; points and lines have none. Draw annotations."
+            f"{path}: holds {what}", hint="A mask is made of areas; points and lines have none. Draw annotations."
         )
-    return found
+    return found, ignored
 
 
-def _walk(node: Any) -> Iterator[Any]:
-    """Give the coordinates of each polygon in a GeoJSON object or a list of them (as older QuPath writes)."""
+def _walk(node: Any, ignored: bool) -> Iterator[tuple[Any, bool]]:
+    """Give the coordinates of each polygon in a GeoJSON object or a list of them (as older QuPath writes).
+
+    With each comes whether the annotation that it is of is to be ignored.
+    """
     if isinstance(node, list):
         for one in node:
-            yield from _walk(one)
+            yield from _walk(one, ignored)
         return
     kind = node["type"]
     if kind == "FeatureCollection":
-        yield from _walk(node["features"])
+        yield from _walk(node["features"], ignored)
     elif kind == "Feature":
         if node["geometry"] is not None:
-            yield from _walk(node["geometry"])
+            yield from _walk(node["geometry"], _is_ignored(node.get("properties")))
     elif kind == "GeometryCollection":
-        yield from _walk(node["geometries"])
+        yield from _walk(node["geometries"], ignored)
     elif kind == "Polygon":
         if node["coordinates"]:
-            yield node["coordinates"]
+            yield node["coordinates"], ignored
     elif kind == "MultiPolygon":
-        yield from (polygon for polygon in node["coordinates"] if polygon)
+        yield from ((polygon, ignored) for polygon in node["coordinates"] if polygon)
     elif kind not in ("Point", "MultiPoint", "LineString", "MultiLineString"):
         raise ValueError(f"unknown type {kind!r}")
 
 
-def _rings(polygon: Any) -> tuple[Ring, ...]:
+def _is_ignored(properties: Any) -> bool:
+    """Tell whether QuPath's class is `Ignore*`, or derived from it."""
+    kind = properties.get("classification") if isinstance(properties, dict) else None
+    name = kind.get("name") or (kind.get("names") or [""])[0] if isinstance(kind, dict) else kind
+    return isinstance(name, str) and name.startswith(_IGNORE)
+
+
+def _rings(polygon: Any) -> Polygon:
     rings = []
     for points in polygon:
         ring = np.asarray([point[:2] for point in points], np.float64)

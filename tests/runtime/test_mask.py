@@ -31,12 +31,13 @@ def polygon(rings: Any) -> dict[str, Any]:
     return {"type": "Polygon", "coordinates": rings}
 
 
-def feature(geometry: dict[str, Any]) -> dict[str, Any]:
+def feature(geometry: dict[str, Any], kind: Any = ("name", "Tumor")) -> dict[str, Any]:
+    classification = {kind[0]: kind[1], "color": [200, 0, 0]} if kind else None
     return {
         "type": "Feature",
         "id": "5f1c",
         "geometry": geometry,
-        "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
+        "properties": {"objectType": "annotation", "classification": classification},
     }
 
 
@@ -125,6 +126,28 @@ def test_a_label_image_covers_its_area(tmp_path: Path, mode: str, size: tuple[in
     part = (height // 2 - height // 4) * (width // 2 - width // 4) / (width * height)
     label_image(mode, labels).save(tmp_path / "mask.png")
     assert area0(tmp_path / "mask.png") == pytest.approx(part * 1024 * 768, rel=0.06)
+
+
+@pytest.mark.parametrize("kind", [("name", "Ignore*"), ("name", "Ignore*: Positive"), ("names", ["Ignore*", "x"])])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_qupath_ignores_is_cut_out(tmp_path: Path, kind: Any, first: bool) -> None:
+    """A fold of 200 x 200 px in the middle, and one with a hole, in whatever order they were drawn."""
+    tissue, fold = feature(polygon(SQUARE)), feature(polygon([HOLED[1]]), kind)
+    assert area0(write(tmp_path / "m.geojson", [fold, tissue] if first else [tissue, fold])) == pytest.approx(
+        120_000, rel=0.02
+    )
+    ring = feature(polygon(HOLED), kind)
+    assert area0(write(tmp_path / "m.geojson", [ring, tissue])) == pytest.approx(40_000, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", [None, ("name", None), ("name", "Region*"), ("name", "To ignore"), ("names", [])])
+def test_every_other_class_is_tissue(tmp_path: Path, kind: Any) -> None:
+    assert area0(write(tmp_path / "m.geojson", feature(polygon(SQUARE), kind))) == pytest.approx(160_000, rel=0.02)
+
+
+def test_nothing_but_what_is_ignored_is_no_mask(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no polygon but the 1 of class Ignore\*"):
+        load_mask(write(tmp_path / "m.geojson", feature(polygon(SQUARE), ("name", "Ignore*"))))
 
 
 def test_polygons_start_where_the_scanned_area_starts(tmp_path: Path) -> None:
