@@ -24,7 +24,6 @@ from mtdp_runtime.mask import GivenMask
 from mtdp_runtime.pipeline import BadTiles, RunTimes, run_pipeline
 from mtdp_runtime.proof import MIN_COSINE
 from mtdp_runtime.slide import Slide, SlideInfo, level_for, reduction_for, resampling_of
-from mtdp_runtime.slide.dicom import the_series
 from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, remove_leftovers
 from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
@@ -244,8 +243,6 @@ def _checked(
         return None, ""
     tile_px, precision = model.bundle.manifest.tile_px, model.backend.precision
     scale = make_grid(info, tile_px, settings.mpp, settings.stride_px).scale
-    if info.path.is_dir():  # a DICOM folder: the reference reader opens a file of it
-        info = replace(info, path=the_series(info.path))
     agreement = check_rows(features, info, scale, tile_px, model.check, on_progress)
     least = MIN_COSINE[precision]
     if reduction_for(info, scale) > 1:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final, Self
@@ -127,16 +127,15 @@ class Staging:
 
 
 class StagedSlide:
-    """A slide that is read from a copy: its facts and its errors name the slide, for the copy goes."""
+    """A slide that is read from a copy: its errors name the slide, for the copy goes."""
 
     def __init__(self, slide: Slide, copy: Path, path: Path) -> None:
         self._slide = slide
         self._copy, self._path = str(copy), str(path)
-        self._info = replace(slide.info, path=path, read_from=slide.info.path)
 
     @property
     def info(self) -> SlideInfo:
-        return self._info
+        return self._slide.info
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
         try:

@@ -111,3 +111,59 @@ def test_the_speed_is_of_this_engine(tiny_bundle: Path) -> None:
     assert speed.tiles >= 4
     assert speed.tiles_per_s > 0
     assert speed.engine == f"{engine.name}, fp32"
+
+
+def test_a_finished_file_is_checked_too_and_what_is_too_far_off_is_a_warning(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slide, out = make_slide(lossy=True), tmp_path / "o"
+    options = (slide, "--model", tiny_bundle, "--out", out, "--precision", "fp32", "--backend", "onnxruntime")
+    assert "checked" not in extract(*options).stdout
+    result = extract(*options, "--check", 10)
+    assert "already done" in result.stdout
+    assert "  checked 10 tiles with openslide " in result.stdout
+    assert result.stderr == ""
+    with h5py.File(out / "slide.h5", "r+") as file:
+        file["features"][:] = np.roll(file["features"][:], 1, axis=1)
+    result = extract(*options, "--check", 10)
+    assert result.returncode == 0
+    assert result.stderr.startswith(f"warning: {slide}: the check of tiny found a cosine of 0.")
+    assert result.stderr.endswith("fp32 has at least 0.999999\n")
+    lines = [json.loads(text) for text in (out / "run.jsonl").read_text().splitlines()]
+    assert ["check" in line for line in lines] == [False, True, True]
+    assert ["warning" in line for line in lines] == [False, False, True]
+
+
+def test_a_reader_that_reduces_is_held_to_what_reducing_gives(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its pixels are not the reference's: a decoder has averaged them, so fp32's own limit says nothing of it."""
+    slide, out = make_slide(lossy=True), tmp_path / "o"
+    result = extract(slide, "--model", tiny_bundle, "--out", out, "--mpp", 1.0, "--precision", "fp32", "--check", 10)
+    assert (result.returncode, result.stderr) == (0, "")
+    with h5py.File(out / "slide.h5") as file:
+        assert file.attrs["resampling"].startswith("jpeg 1/2")
+        assert "check_warning" not in file.attrs
+
+
+def test_several_models_are_checked_each_by_its_own_reference(make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    models = [write_tiny_bundle(tmp_path / name) for name in ("a", "b")]
+    write_manifest(models[1], replace(load_bundle(models[1]).manifest, name="other"))
+    options = ("--model", models[0], "--model", models[1], "--precision", "fp32", "--check", 5)
+    result = extract(make_slide(), *options, "--out", tmp_path / "o")
+    assert result.returncode == 0, result.stderr
+    for name in ("tiny", "other"):
+        with h5py.File(tmp_path / "o" / name / "slide.h5") as file:
+            assert json.loads(file.attrs["check"])["tiles"] == 5
+
+
+def test_the_check_opens_a_folder_of_dicom_files(tiny_bundle: Path, slides_dir: Path, tmp_path: Path) -> None:
+    case = tmp_path / "1.2.7"
+    case.mkdir()
+    shutil.copy(slides_dir / "multi_frame_jpeg_camelyon_challenge_image.dcm", case / "a.dcm")
+    (tmp_path / "slides.csv").write_text("slide,mpp\n1.2.7,0.5\n")
+    options = ("--model", tiny_bundle, "--out", tmp_path / "o", "--min-tissue", 0, "--check", 2)
+    result = extract(tmp_path / "slides.csv", *options)
+    assert result.returncode == 0, result.stderr
+    assert "  checked 2 tiles" in result.stdout
+    assert (tmp_path / "o" / "1.2.7.h5").exists()

@@ -217,3 +217,32 @@ def test_the_record_names_the_bottleneck(tmp_path: Path) -> None:
     assert (slow_model.bottleneck, slow_disk.bottleneck) == ("infer", "read")
     assert slow_model.device_idle < 0.3 < slow_disk.device_idle
     assert slow_model.infer.items == slow_model.store.items == 80
+
+
+def test_a_slide_that_fails_leaves_nothing_in_flight(tmp_path: Path) -> None:
+    """The next slide gets the same engine, also where this one fails right before its next batch is submitted."""
+    submitting, failed = threading.Event(), threading.Event()
+
+    class Slow(EchoBackend):
+        def submit(self, tiles: NDArray[np.uint8]) -> int:
+            if self.submitted == 1 and not failed.is_set():
+                submitting.set()
+                failed.wait(10)
+                time.sleep(0.5)  # who takes results finds the error, and goes
+            return super().submit(tiles)
+
+    class Failing(CountingSlide):
+        def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+            try:
+                super().read_into(out, x0, y0, scale)
+            except TileUnreadable:
+                submitting.wait(10)
+                failed.set()
+                raise
+
+    backend = Slow()
+    with pytest.raises(TileUnreadable):
+        run(tmp_path / "s.h5", 200, Failing(frozenset({3 * 3 * BATCH})), backend, fail=True)
+    assert backend.submitted == 2
+    assert backend.pending == {}
+    run(tmp_path / "t.h5", 50, CountingSlide(), backend)

@@ -10,14 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import h5py
 import numpy as np
 import pytest
 
+import mtdp_runtime
 from mtdp_runtime import staging
+from mtdp_runtime.claims import claim
 from mtdp_runtime.staging import PREFIX, Staging
-from support import extract
+from support import damage_tile, extract, pyramid, stained
 
 
 def nothing() -> None:
@@ -117,3 +120,54 @@ def test_a_signal_leaves_nothing(make_slide: Callable[..., Path], tmp_path: Path
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
     assert list((tmp_path / "stage").iterdir()) == []
+
+
+def test_a_bad_tile_of_a_staged_slide_names_the_slide(tiny_bundle: Path, tmp_path: Path) -> None:
+    slide = pyramid(stained(768, 1024), tmp_path / "a.tiff", 0.5, levels=2, lossy=True)
+    damage_tile(slide, 3)
+    extract(slide, "--model", tiny_bundle, "--out", tmp_path / "o", "--stage", tmp_path / "stage")
+    with h5py.File(tmp_path / "o" / "a.h5") as file:
+        reasons = json.loads(file.attrs["bad_tile_reasons"])
+    assert len(reasons) == 4
+    assert all(reason.startswith(f"{slide}: ") for reason in reasons)
+
+
+def test_what_is_copied_ahead_is_what_will_be_read(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a slide that failed before, nor one that another run is at, nor one that is done."""
+    slides = [make_slide(f"{name}.tiff", seed=i) for i, name in enumerate("acde")]
+    bad = tmp_path / "b.tiff"
+    bad.write_bytes(b"no slide")
+    out, arguments = tmp_path / "o", {"model": tiny_bundle, "backend": "onnxruntime"}
+    mtdp_runtime.extract([bad, slides[2]], out, **arguments)  # type: ignore[arg-type]
+    begun, begin = [], Staging.begin
+
+    def recorded(self: Staging, slide: Path) -> None:
+        begun.append(slide.name)
+        begin(self, slide)
+
+    monkeypatch.setattr(Staging, "begin", recorded)
+    with claim(out, "c"):
+        arguments["stage"] = tmp_path / "stage"
+        mtdp_runtime.extract([slides[0], bad, *slides[1:]], out, **arguments)  # type: ignore[arg-type]
+    assert list(dict.fromkeys(begun)) == ["a.tiff", "e.tiff"]
+
+
+def test_another_run_may_remove_a_folder_before_its_lock_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, calls = fcntl.flock, []
+
+    def late(file: IO[str], operation: int) -> None:
+        calls.append(1)
+        if len(calls) == 1:  # the other one was quicker, and is through
+            shutil.rmtree(Path(file.name).parent)
+        if len(calls) == 2:  # the other one is at it
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Staging(tmp_path / "stage", print) as stage:
+        assert len(calls) == 3
+        assert (stage._folder / "lock").exists()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -17,10 +18,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtdp_runtime import extract, load_bundle
-from mtdp_runtime.bundle import write_manifest
-from mtdp_runtime.errors import UsageError
+from mtdp_runtime.bundle import Bundle, write_manifest
+from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.store import FeatureStore, Layout
-from mtdp_runtime.together import JoinedStores
+from mtdp_runtime.together import JoinedEngines, JoinedStores, load_models
 from support import write_tiny_bundle
 
 SAME = {"backend": "onnxruntime", "batch": 8, "threads": 2}
@@ -142,3 +143,44 @@ def test_the_command_takes_several_models(
         assert (tmp_path / "o" / name / "pt_files/slide.pt").is_file()
         assert (tmp_path / "o" / name / "report/slide.html").is_file()
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a", "b", "run.jsonl"]
+
+
+class Sized:
+    """An engine that has room for so many tiles, and says when it is closed."""
+
+    depth = 2
+
+    def __init__(self, batch: int, closed: list[int]) -> None:
+        self.name, self.batch, self.closed = f"room for {batch}", batch, closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.closed.append(self.batch)
+
+
+def test_where_one_engine_has_less_room_all_take_its_batches(named: Callable[..., Path]) -> None:
+    bundles, closed = [load_bundle(named("a")), load_bundle(named("b"))], []
+    room = {"a": 64, "b": 16}
+
+    def load(bundle: Bundle, batch: int | None) -> Any:
+        return Sized(min(batch or 64, room[bundle.manifest.name]), closed)
+
+    with load_models(bundles, load, None) as models:
+        assert [model.backend.batch for model in models] == [16, 16]
+        assert sorted(closed) == [16, 64], "those of the first try gave their memory back"
+        JoinedEngines([model.backend for model in models])
+    assert len(closed) == 4
+
+
+def test_engines_without_a_common_batch_are_refused(named: Callable[..., Path]) -> None:
+    bundles = [load_bundle(named("a")), load_bundle(named("b"))]
+    fixed = {"a": 64, "b": 16}
+
+    def load(bundle: Bundle, batch: int | None) -> Any:
+        return Sized(fixed[bundle.manifest.name], [])
+
+    refused = pytest.raises(BackendError, match=r"no common batch \(room for 64: 64, room for 16: 16\)")
+    with refused, load_models(bundles, load, None):
+        pass
