@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mtdp.checkpoint import CheckpointInfo
-from mtdp_runtime.bundle import Manifest
+from mtdp_export.parity import NEIGHBOURS
+from mtdp_runtime.bundle import Manifest, Parity, Variant
 
 _REFERENCES = {
     "torch": "PyTorch fp32",
@@ -47,23 +48,70 @@ def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None) -> 
             "nothing is promised: judge it there first."
         ),
         "",
+        *_proof(manifest),
+        *_engines(manifest),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _proof(manifest: Manifest) -> list[str]:
+    tiles = f"Features of the golden tiles ({manifest.golden_source or 'not stated where from'})"
+    lines = [
         "## Proof",
         "",
-        (
-            f"Features of the golden tiles against {_REFERENCES[manifest.reference]} (`mtdp-export --verify` repeats "
-            "this on your machine):"
-        ),
+        f"{tiles} against {_REFERENCES[manifest.reference]} (`mtdp-export --verify` repeats this on your machine):",
         "",
-        "| variant | engine | tiles | cosine min | cosine mean | max abs error |",
-        "|---|---|---|---|---|---|",
+        f"| variant | engine | tiles | cosine min | cosine mean | max abs error | {NEIGHBOURS}-NN agreement |",
+        "|---|---|---|---|---|---|---|",
     ]
     for variant in manifest.variants:
-        p = variant.parity
+        others = [p for p in variant.engines if p.backend != variant.parity.backend]
+        lines += [_proof_row(variant.precision, parity) for parity in (variant.parity, *others)]
+    said = [line for variant in manifest.variants for line in _of_variant(variant)]
+    return [*lines, *(["", *said] if said else [])]
+
+
+def _proof_row(precision: str, p: Parity) -> str:
+    agreement = "-" if p.knn_agreement is None else f"{p.knn_agreement:.1%}"
+    return (
+        f"| {precision} | {p.backend} | {p.tiles} | {p.cosine_min:.8f} | {p.cosine_mean:.8f} | "
+        f"{p.max_abs_error:.1e} | {agreement} |"
+    )
+
+
+def _of_variant(variant: Variant) -> list[str]:
+    lines = []
+    if variant.fp32_kernels:
+        lines.append(f"- {variant.precision}: the first kernels compute in fp32 all the same: {variant.fp32_kernels}.")
+    p = variant.parity
+    if p.probe_score is not None and p.probe_score_fp32 is not None:
         lines.append(
-            f"| {variant.precision} | {p.backend} | {p.tiles} | {p.cosine_min:.8f} | {p.cosine_mean:.8f} | "
-            f"{p.max_abs_error:.1e} |"
+            f"- {variant.precision}: a linear probe on a real task scores {p.probe_score:.4f}, with fp32 "
+            f"{p.probe_score_fp32:.4f}."
         )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _engines(manifest: Manifest) -> list[str]:
+    if not manifest.engines:
+        return []
+    lines = [
+        "",
+        "## Engines",
+        "",
+        "Built ahead of time. Engines are code: `--trust-engines` loads one, where its key fits the machine.",
+        "",
+        "| file | library | variant | batches | compute capability | GPU |",
+        "|---|---|---|---|---|---|",
+    ]
+    for engine in manifest.engines:
+        key, capabilities = engine.key, ", ".join(engine.key.capabilities)
+        lines.append(
+            f"| {engine.file.file} ({engine.file.size_bytes / 1e6:.1f} MB) | {key.library} {key.version} | "
+            f"{key.precision} | {key.batch[0]} to {key.batch[2]}, best {key.batch[1]} | {capabilities} | "
+            f"{key.gpu or 'any of these'} |"
+        )
+    return lines
 
 
 def _what(manifest: Manifest) -> str:

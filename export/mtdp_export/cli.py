@@ -169,11 +169,12 @@ def export(
     if as_json:
         print(json.dumps({"bundle": str(out), "digest": bundle.digest, **report.to_json()}))
     else:
-        from mtdp_export.parity import table
+        from mtdp_export.parity import golden_note, table
 
         files = ", ".join(f"{v.file.file} {v.file.size_bytes / 1e6:.1f} MB" for v in bundle.manifest.variants)
         print(f"{out}: {bundle.manifest.name}, {files}, digest {bundle.digest}")
         print(table(report.rows))
+        print(golden_note(bundle.manifest.golden_source))
         for built in bundle.manifest.engines:
             print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
         print("\n".join(report.notes), end="\n" if report.notes else "")
@@ -218,7 +219,7 @@ def _card(path: Path) -> None:
 
 
 def _verify(path: Path, backends: list[str], trust_engines: bool, as_json: bool) -> None:
-    from mtdp_export.parity import table
+    from mtdp_export.parity import golden_note, table
     from mtdp_export.verify import engines_not_run, verify_bundle
     from mtdp_runtime.bundle import load_bundle
 
@@ -233,6 +234,7 @@ def _verify(path: Path, backends: list[str], trust_engines: bool, as_json: bool)
         print(f"{path}: {bundle.manifest.name}, digest {bundle.digest}")
         print(f"intact: {', '.join(file.file for file in files)}; reference: {bundle.manifest.reference} in fp32")
         print(table(rows))
+        print(golden_note(bundle.manifest.golden_source))
         for file, why in not_run.items():
             print(f"{file}: digest right, not run: {why}")
     if not all(row.passed for row in rows if row.required):

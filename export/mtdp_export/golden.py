@@ -53,6 +53,13 @@ def calibration_tiles(source: Path, tile_px: int, mpp: float, most: int | None =
     return _from_slide(source, tile_px, mpp, most or _FROM_A_SLIDE)
 
 
+def describe_source(calibration: Path | None, count: int) -> str:
+    """Say in bundle.json's words where `count` golden tiles come from."""
+    if calibration is None:
+        return "synthetic"
+    return f"{count} images" if calibration.is_dir() else f"slide {calibration.name}"
+
+
 def _from_slide(path: Path, tile_px: int, mpp: float, most: int) -> NDArray[np.uint8]:
     settings = ExtractSettings(mpp=mpp, stride_px=tile_px, min_tissue=0.5)
     with open_slide(path) as slide:

@@ -156,6 +156,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def golden_note(source: str) -> str:
+    """Return what a table rests on, by the manifest's golden_source."""
+    unproven = "; no real tissue was run: export with --calibration SLIDE|DIR" if source == "synthetic" else ""
+    return f"golden tiles: {source or 'not stated where from'}{unproven}"
+
+
 def _verdict(comparison: Comparison) -> str:
     if comparison.passed:
         return "pass"

@@ -21,7 +21,7 @@ import mtdp
 from mtdp_export.card import model_card
 from mtdp_export.engines import EngineSettings, build_engines
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
-from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
+from mtdp_export.golden import calibration_tiles, describe_source, save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, WeightsStorage, export_graph, reference_outputs, round_weights_to_fp16
 from mtdp_export.int8 import CALIBRATION_TILES, load_probe_task
 from mtdp_export.isolated import isolated
@@ -125,7 +125,7 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
             except ParityFailure as error:
                 refused.append(error)
         (scratch / "base.onnx").unlink(missing_ok=True)
-        manifest = _manifest(source, settings, digest, expected["features"].shape[1], scratch, made)
+        manifest = _manifest(source, settings, digest, expected["features"].shape, scratch, made)
         write_manifest(scratch, manifest)
         proof = isolated("the parity check", prove, scratch, settings.probe_task)
         kept = [item for item in made if item.precision in proof.parities]
@@ -202,7 +202,7 @@ def _manifest(
     source: Source | OnnxSource,
     settings: ExportSettings,
     digest: str,
-    features_dim: int,
+    golden_shape: tuple[int, ...],  # tiles, features
     folder: Path,
     made: Sequence[Made],
 ) -> Manifest:
@@ -215,7 +215,7 @@ def _manifest(
         mpp=settings.mpp,
         mean=source.preprocessing.mean,
         std=source.preprocessing.std,
-        features_dim=features_dim,
+        features_dim=golden_shape[1],
         heads=tuple(Head(name, classes) for name, classes in source.class_names.items()),
         weights=Weights(digest, source.origin, settings.licence or source.licence),
         variants=tuple(
@@ -224,6 +224,7 @@ def _manifest(
         golden=file_ref(folder, _GOLDEN_FILE),
         reference="onnxruntime" if isinstance(source, OnnxSource) else "torch",
         interpolation=source.preprocessing.interpolation,
+        golden_source=describe_source(settings.calibration, golden_shape[0]),
     )
 
 

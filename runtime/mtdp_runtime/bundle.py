@@ -122,6 +122,7 @@ class Manifest:
     reference: str = "torch"  # what gave the golden outputs; onnxruntime for a model that was brought as an ONNX file
     interpolation: str = "bilinear"  # by which images of another size come to tile_px in training and in a probe
     engines: tuple[Engine, ...] = ()
+    golden_source: str = ""  # synthetic, slide NAME or N images; empty: not stated, as in the first bundles
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
@@ -132,8 +133,9 @@ class Manifest:
         classes = [f"{head.name}/{label}" for head in self.heads for label in head.class_names]
         classes = classes or [f"feature_{i}" for i in range(self.features_dim)]
         own = asdict(self)
-        if not self.engines:
-            del own["engines"]
+        for key in ("engines", "golden_source"):
+            if not own[key]:
+                del own[key]
         return {
             "schema_version": SCHEMA_VERSION,
             "spec_version": "1.0",
@@ -182,6 +184,7 @@ class Manifest:
             reference=root.text("reference", "torch"),
             interpolation=root.text("interpolation", "bilinear"),
             engines=tuple(_engine(e) for e in (root.children("engines") if "engines" in root.data else [])),
+            golden_source=root.text("golden_source", ""),
         )
         if manifest.reference not in REFERENCES:
             raise root.wrong("reference", f"one of {', '.join(REFERENCES)}", manifest.reference)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,19 @@ from numpy.typing import NDArray
 from mtdp.checkpoint import CheckpointInfo, save_checkpoint
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
+from mtdp_export.card import model_card
 from mtdp_export.errors import ExportUsageError, ParityFailure
-from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
+from mtdp_export.golden import calibration_tiles, describe_source, save_golden, synthetic_tiles
 from mtdp_export.parity import Comparison, require
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Probe
 from mtdp_runtime.backends.openvino import OpenVINO
-from mtdp_runtime.bundle import Bundle, Parity, file_ref, load_bundle
+from mtdp_runtime.bundle import Bundle, Engine, FileRef, Parity, file_ref, load_bundle
 from mtdp_runtime.errors import BundleDigestMismatch
 from mtdp_runtime.proof import Replayed, load_golden, replay
+from mtdp_runtime.trt.key import EngineKey
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -178,6 +181,40 @@ def test_golden_tiles_of_a_slide_are_its_tissue(slides_dir: Path) -> None:
     tiles = calibration_tiles(slides_dir / "CMU-1-Small-Region.svs", 96, 0.5)
     assert tiles.shape == (16, 96, 96, 3)
     assert (tiles.reshape(16, -1).std(axis=1) > 8).all()
+
+
+def test_the_card_tells_all_that_was_measured(resnet18_bundle: Path) -> None:
+    manifest = load_bundle(resnet18_bundle).manifest
+    (fp32,) = manifest.variants
+    int8 = replace(
+        fp32,
+        precision="int8",
+        parity=replace(fp32.parity, probe_score=0.8125, probe_score_fp32=0.82, knn_agreement=0.875),
+    )
+    fp16 = replace(fp32, precision="fp16", fp32_kernels=4, engines=())
+    key = EngineKey("tensorrt-rtx", "1.7.1", "a" * 64, "fp16", 64, (1, 16, 64), ("8.0+",))
+    engines = (Engine(FileRef("engines/x.engine", "b" * 64, 2_000_000), key),)
+    card = model_card(replace(manifest, variants=(fp32, fp16, int8), engines=engines, golden_source="9 images"))
+    rows = [line for line in card.splitlines() if line.startswith("| fp32 |")]
+    assert [row.split("|")[2].split()[0] for row in rows] == ["onnxruntime", "openvino"]
+    for text in (
+        "Features of the golden tiles (9 images) against",
+        " 87.5% |",
+        "- fp16: the first kernels compute in fp32 all the same: 4.",
+        "- int8: a linear probe on a real task scores 0.8125, with fp32 0.8200.",
+        "| engines/x.engine (2.0 MB) | tensorrt-rtx 1.7.1 | fp16 | 1 to 64, best 16 | 8.0+ | any of these |",
+    ):
+        assert text in card
+    assert "(synthetic)" in (resnet18_bundle / "card.md").read_text()
+    assert "## Engines" not in model_card(manifest)
+
+
+def test_where_the_golden_tiles_come_from_is_said(resnet18_bundle: Path, tmp_path: Path) -> None:
+    assert load_bundle(resnet18_bundle).manifest.golden_source == "synthetic"
+    assert describe_source(tmp_path, 9) == "9 images"
+    assert describe_source(tmp_path / "a.svs", 16) == "slide a.svs"
+    result = export("--verify", resnet18_bundle)
+    assert "golden tiles: synthetic; no real tissue was run: export with --calibration SLIDE|DIR" in result.stdout
 
 
 def test_golden_tiles_of_a_folder(data_dir: Path) -> None:

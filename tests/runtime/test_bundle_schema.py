@@ -22,6 +22,7 @@ REF = FileRef("model.fp32.onnx", "a" * 64, 1)
 GOLDEN = FileRef("golden.npz", "b" * 64, 1)
 HEADS = (Head("lung", ("aca", "n")), Head("blood", ("rbc",)))
 WITH_HEADS = json.loads(json.dumps(make_manifest(REF, GOLDEN, HEADS).to_json()))
+WITH_HEADS["mtdp"]["golden_source"] = "slide a.svs"
 PLAIN = json.loads(json.dumps(make_manifest(REF, GOLDEN).to_json()))
 
 
@@ -169,9 +170,12 @@ def test_wsinfers_seven_keys_describe_what_the_graph_computes() -> None:
 def test_reference_and_interpolation_read_back() -> None:
     from dataclasses import replace
 
-    manifest = replace(make_manifest(REF, GOLDEN), reference="onnxruntime", interpolation="bicubic")
+    manifest = replace(
+        make_manifest(REF, GOLDEN), reference="onnxruntime", interpolation="bicubic", golden_source="9 images"
+    )
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
     document = json.loads(json.dumps(make_manifest(REF, GOLDEN).to_json()))
     del document["mtdp"]["reference"], document["mtdp"]["interpolation"]
     old = Manifest.from_json(document)
-    assert (old.reference, old.interpolation) == ("torch", "bilinear")
+    assert (old.reference, old.interpolation, old.golden_source) == ("torch", "bilinear", "")
+    assert "golden_source" not in old.to_json()["mtdp"]
