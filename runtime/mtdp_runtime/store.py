@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.errors import OutputUnwritable
+from mtdp_runtime.errors import OutputUnwritable, StoreError
 
 _CHUNK_BYTES: Final = 1 << 20
 _SYNC_EVERY_S: Final = 5.0
@@ -57,6 +57,7 @@ class Layout:
     outputs_attrs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of some outputs
     mask: NDArray[np.bool_] | None = None  # [H, W], stored as it is: no rows of it are ever written
     mask_attrs: Mapping[str, Any] = field(default_factory=dict)
+    features_dtype: str = "float32"  # or float16: of `features` alone
 
 
 def partial_path(path: Path) -> Path:
@@ -131,6 +132,7 @@ class FeatureStore:
 
         Raises:
             OutputUnwritable: the disk is full or gone. What was committed is kept.
+            StoreError: a feature is too large for float16.
         """
         start = self.rows_done
         status = status.copy()
@@ -140,6 +142,8 @@ class FeatureStore:
             for name in self._layout.outputs:
                 values = np.array(outputs[name], np.float32)
                 values[status != TileStatus.GOOD] = np.nan
+                if name == "features" and self._layout.features_dtype == "float16":
+                    values = _half(values, self.path)
                 self._write(name, start, values)
             self._unmarked.append((start, status))
             self.rows_done += len(status)
@@ -245,12 +249,30 @@ class FeatureStore:
         self._synced_s = time.monotonic()
 
 
+def _half(values: NDArray[np.float32], path: Path) -> NDArray[np.float16]:
+    """Return the rows as float16.
+
+    Raises:
+        StoreError: a number would become infinite: neither that nor the largest float16 is what the model said.
+    """
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    beyond = np.isinf(half)
+    if beyond.any():
+        raise StoreError(
+            f"{path}: a feature of {values[beyond][0]:.6g} is beyond float16 (65504)",
+            hint="Store this model's features as float32.",
+        )
+    return half
+
+
 def _create(partial: Path, layout: Layout) -> None:
     rows = len(layout.coords)
     scratch = partial.with_name(f"{partial.name}.new")
     with h5py.File(scratch, "w", libver=("earliest", "v110"), locking=False) as file:
         for name, columns in layout.outputs.items():
-            _dataset(file, name, (rows, columns), np.dtype("<f4"))
+            half = name == "features" and layout.features_dtype == "float16"
+            _dataset(file, name, (rows, columns), np.dtype("<f2" if half else "<f4"))
         _dataset(file, "status", (rows,), np.dtype("u1"))
         file["status"][...] = TileStatus.NOT_COMPUTED
         file.create_dataset("coords", data=layout.coords)

@@ -96,16 +96,17 @@ def test_a_slide_without_tissue_gives_a_store_that_opens(
     assert "tiles" not in data.shapes
 
 
-@pytest.mark.parametrize("model", ["UNI 2: h+", "__x", "resnet50"])
-def test_a_model_of_any_name_and_more_rows_than_are_held_at_once(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(("model", "dtype"), [("UNI 2: h+", "float32"), ("__x", "float32"), ("resnet50", "float16")])
+def test_a_model_of_any_name_and_more_rows_than_are_held_at_once(tmp_path: Path, model: str, dtype: str) -> None:
     rows, rng = 9000, np.random.default_rng(0)
     grid = {"x0": 0, "y0": 0, "step0": 64.0, "scale": 1.0}
     root = {"model": model, "grid": grid, "mpp": 0.5, "mpp_level0": 0.5, "scale": 1.0, "level": 0}
     tile = {"patch_size": 64, "patch_size_level0": 64, "level0_width": 6400, "level0_height": 5760}
     coords = np.stack([np.tile(np.arange(100), 90), np.repeat(np.arange(90), 100)], axis=1) * 64
-    features = rng.random((rows, 300), np.float32)
+    features = rng.random((rows, 300), np.float32).astype(np.float16).astype(np.float32)
     fractions = np.ones(rows, np.float32)
-    layout = Layout(coords, fractions, {"features": 300}, tile, root | {"level_downsample": 1.0}, {}, "r")
+    root["level_downsample"] = 1.0
+    layout = Layout(coords, fractions, {"features": 300}, tile, root, {}, "r", features_dtype=dtype)
     with FeatureStore(tmp_path / "slide.h5", layout) as store:
         store.append({"features": features}, np.zeros(rows, np.uint8))
         store.finish({})
@@ -118,6 +119,7 @@ def test_a_model_of_any_name_and_more_rows_than_are_held_at_once(tmp_path: Path,
     ((name, table),) = data.tables.items()
     assert name == table_name(model)
     assert data.attrs["mtdp"]["model"] == model
+    assert table.X.dtype == np.float32
     np.testing.assert_array_equal(np.asarray(table.X), features)
     assert not list(tmp_path.glob(".*"))
 

@@ -26,7 +26,7 @@ ROWS, DIM = 6, 5
 
 
 def make(
-    folder: Path, rows: int = ROWS, heads: bool = True, corner: tuple[int, int] = (0, 0)
+    folder: Path, rows: int = ROWS, heads: bool = True, corner: tuple[int, int] = (0, 0), dtype: str = "float32"
 ) -> tuple[Path, NDArray[np.float32]]:
     """A finished feature file whose third tile could not be read."""
     coords = np.array([[448 * i, 100 + i] for i in range(rows)], np.int64).reshape(rows, 2) + corner
@@ -41,6 +41,7 @@ def make(
         {"model": "m"},
         "r",
         {"probabilities_blood": {"class_names": ["rbc", "wbc"]}} if heads else {},
+        features_dtype=dtype,
     )
     rng = np.random.default_rng(0)
     values = {name: rng.random((rows, columns), np.float32) for name, columns in outputs.items()}
@@ -61,6 +62,18 @@ def test_torch_reads_the_bag_without_being_asked_to_trust_it(tmp_path: Path) -> 
     assert not bag.requires_grad
     np.testing.assert_array_equal(bag.numpy(), np.delete(features, 2, axis=0))  # CLAM knows no bad tiles
     assert (bag.clone() @ torch.ones(DIM)).shape == (ROWS - 1,), "it is a tensor like any other"
+
+
+def test_derived_files_of_halves_are_float32_as_their_readers_expect(tmp_path: Path) -> None:
+    h5, features = make(tmp_path, heads=False, dtype="float16")
+    derive(h5, tmp_path, HERE)
+    expected = features.astype(np.float16).astype(np.float32)
+    bag, array = torch.load(tmp_path / "pt_files/slide.pt", weights_only=True), np.load(tmp_path / "npy/slide.npy")
+    assert (bag.dtype, array.dtype) == (torch.float32, np.float32)
+    np.testing.assert_array_equal(bag.numpy(), np.delete(expected, 2, axis=0))
+    np.testing.assert_array_equal(np.delete(array, 2, 0), np.delete(expected, 2, 0))
+    with (tmp_path / "model-outputs-csv/slide.csv").open(newline="") as stream:
+        np.testing.assert_allclose([float(v) for v in list(csv.reader(stream))[1][4:]], expected[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 200])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mtdp_runtime.errors import OutputUnwritable
+from mtdp_runtime.errors import OutputUnwritable, StoreError
 from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, partial_path
 
 ROWS, DIM, BATCH = 1000, 300, 16  # 300 columns: chunks of 873 rows, so that a batch crosses a chunk's end
@@ -116,6 +117,39 @@ def test_bad_rows_are_nan_and_say_why(tmp_path: Path) -> None:
         assert np.isnan(file["features"][[1, 3]]).all()
         assert np.isnan(file["probabilities_x"][1]).all()
         assert (file["features"][[0, 2]] == 1).all()
+
+
+@pytest.mark.parametrize("stop", [None, 864])
+@pytest.mark.parametrize("drop", [False, True])
+def test_features_can_be_halves(tmp_path: Path, stop: int | None, drop: bool) -> None:
+    """Half the bytes, `features` alone; a stopped run goes on."""
+    path, half = tmp_path / "slide.h5", replace(layout(), features_dtype="float16")
+    if stop is not None:
+        with FeatureStore(path, half) as store:
+            append_from(store, stop)
+    with FeatureStore(path, half) as store:
+        assert store.rows_done == (stop or 0)
+        append_from(store)
+        store.finish({}, drop_bad=drop)
+    with h5py.File(path) as file:
+        assert (file["features"].dtype, file["probabilities_x"].dtype) == (np.float16, np.float32)
+        np.testing.assert_array_equal(file["features"][:], values()["features"].astype(np.float16))
+        assert file["features"].id.get_storage_size() < 1.2 * 2 * ROWS * DIM
+
+
+@pytest.mark.parametrize("value", [65520.0, -1e6])
+def test_what_is_beyond_a_half_is_an_error_and_never_infinite(tmp_path: Path, value: float) -> None:
+    rows = {name: one[:BATCH] for name, one in values().items()}
+    rows["features"][3, 7] = value
+    with FeatureStore(tmp_path / "slide.h5", replace(layout(), features_dtype="float16")) as store:
+        with pytest.raises(StoreError, match=r"slide\.h5: a feature of .* is beyond float16"):
+            store.append(rows, np.zeros(BATCH, np.uint8))
+        assert store.rows_done == 0
+        rows["features"][3, 7] = np.inf
+        rows["features"][4, 7] = 65504.0
+        store.append(rows, np.zeros(BATCH, np.uint8))
+        assert store.statuses()[3] == TileStatus.NOT_FINITE, "of the model's own: this one is the tile's"
+        assert store.statuses()[4] == TileStatus.GOOD
 
 
 def test_bad_rows_can_be_dropped(tmp_path: Path) -> None:
