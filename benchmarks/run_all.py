@@ -1,10 +1,11 @@
 """Everything that benchmarks/RESULTS.md says of the runtime, by one command, into one folder of JSON files.
 
-    python benchmarks/run_all.py [--slide SLIDE.svs] [--envs DIR] [--out benchmarks/results/run] [--quick]
+    python benchmarks/run_all.py [--slide SLIDE.svs] [--envs DIR] [--pool POOL.toml] [--quick]
 
-Run it on a machine that does nothing else. A step that fails is named, and the others go on. `--envs` adds the
-comparison with LazySlide, TIAToolbox and WSInfer, whose environments it makes there from PyPI. projection.json is no
-measurement: how many host cores feed a GPU engine of so many tiles/s, if reading scales with the cores.
+Run it on a machine that does nothing else. A step that fails is named, and the others go on. `--slide` adds what needs
+real tissue, `--envs` the comparison with LazySlide, TIAToolbox and WSInfer, whose environments it makes there from PyPI,
+and `--pool` training. projection.json is no measurement: how many host cores feed a GPU engine of so many tiles/s, if
+reading scales with the cores.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slide", type=Path, help="a real slide; steps that need one are left out without it")
     parser.add_argument("--envs", type=Path, help="folder for the environments of the peers (several GB each)")
+    parser.add_argument("--pool", type=Path, help="labelled tasks, for the speed of training")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "run")
     parser.add_argument("--quick", action="store_true", help="smaller slides, one repeat: to see that it works")
     options = parser.parse_args()
@@ -93,9 +95,19 @@ def main() -> None:
         run("peers.json", steps + (["--side", "2048", "--repeats", "1"] if options.quick else []), options.out)
     if options.slide is not None:
         slide = str(options.slide)
-        run("reduced.json", [python, f"{HERE}/reduced.py", slide, "--json"], options.out)
+        run("reduced.json", [python, f"{HERE}/reduced.py", slide, "--reductions", "2", "4", "8", "--json"], options.out)
+        steps = [python, f"{HERE}/int8.py", "--arch", *archs, "--calibration", slide, "--tiles", "16", "--json"]
+        run("int8.json", [*steps, "--rounds", repeats], options.out)
         run("extract_real.json", [*bench, "extract", slide, "--repeats", repeats, "--json"], options.out)
         run("read_real_cold.json", [*bench, "read", slide, "--repeats", repeats, "--cold", "--json"], options.out)
+    if options.pool is not None:
+        for arch in archs:
+            steps = [python, f"{HERE}/train.py", "--pool", str(options.pool), "--arch", arch, "--batch-size", "64"]
+            run(
+                f"train_{arch}.txt",
+                [*steps, "--iterations", "4", "--repeats", "1" if options.quick else "2"],
+                options.out,
+            )
 
 
 def _cpuinfo() -> list[str]:
