@@ -22,6 +22,7 @@ from mtdp_runtime.together import checked, folders, load_models
 OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles
 
 _ON_BAD_TILE = ("nan", "drop", "fail")
+_FEATURES_DTYPES = ("float32", "float16")
 
 
 def extract(
@@ -46,6 +47,7 @@ def extract(
     check: int = 0,
     stage: Path | str | None = None,
     report: bool = False,
+    features_dtype: str = "float32",
     on_progress: OnProgress | None = None,
 ) -> list[Outcome]:
     """Extract features as `mtdp-extract` does; an argument means what the option of its name means.
@@ -78,6 +80,7 @@ def extract(
             `warning` where they are less alike than the precision allows.
         stage: a folder on a local disk, to which each slide is copied while the one before runs.
         report: also write `out/report/<slide>.html`.
+        features_dtype: float32 or float16, of the features in the file; a feature beyond 65504 fails its slide then.
         on_progress: called as `on_progress(slide, done, tiles)`, from a thread of the run, after each batch.
 
     Raises:
@@ -87,7 +90,7 @@ def extract(
     bundles = [load_bundle(path) for path in _listed(model)] or [load_bundle(default_bundle_path())]
     derived = check_formats(formats)
     requests = list_slides([Path(path) for path in _listed(slides)], slide_mpp, _path(mask), _warn)
-    settings = shared_settings(bundles, mpp, stride_px, min_tissue, on_bad_tile, heads)
+    settings = shared_settings(bundles, mpp, stride_px, min_tissue, on_bad_tile, heads, features_dtype)
     folder, cores = Path(out), threads or usable_cores()
     folders(bundles, folder)
     check_masks(requests)
@@ -146,6 +149,7 @@ def shared_settings(
     min_tissue: float,
     on_bad_tile: str,
     heads: bool,
+    features_dtype: str = "float32",
 ) -> ExtractSettings:
     """Return the settings for models that share one reading.
 
@@ -154,6 +158,8 @@ def shared_settings(
     """
     if on_bad_tile not in _ON_BAD_TILE:
         raise UsageError(f"--on-bad-tile {on_bad_tile!r}: unknown", hint=f"One of {', '.join(_ON_BAD_TILE)}.")
+    if features_dtype not in _FEATURES_DTYPES:
+        raise UsageError(f"--features-dtype {features_dtype!r}: unknown", hint=f"One of {', '.join(_FEATURES_DTYPES)}.")
     if mpp is not None and not is_scale(mpp):
         raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
     if stride_px is not None and stride_px < 1:
@@ -181,6 +187,7 @@ def shared_settings(
         min_tissue=min_tissue,
         on_bad_tile=on_bad_tile,  # type: ignore[arg-type]  # checked above
         heads=heads,
+        features_dtype=features_dtype,  # type: ignore[arg-type]  # checked above
     )
 
 

@@ -105,6 +105,9 @@ def extract(
             "HDF5 file, which is always there; repeat for several.",
         ),
     ] = None,
+    features_dtype: Annotated[
+        str, typer.Option(help="Store features as float32, or as float16 in half the space.", metavar="float32|float16")
+    ] = "float32",
     heads: Annotated[bool, typer.Option("--heads", help="Also store the model's task probabilities.")] = False,
     overwrite: Annotated[
         bool,
@@ -192,7 +195,8 @@ def extract(
     requests = list_slides(named, slide_mpp, mask, _note if not worker.settled else lambda text: None)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
     folders(bundles, out)
-    settings = shared_settings(bundles, _target(mpp, magnification), stride_px, min_tissue, on_bad_tile, heads)
+    target = _target(mpp, magnification)
+    settings = shared_settings(bundles, target, stride_px, min_tissue, on_bad_tile, heads, features_dtype)
     check_masks(requests, worker)
     if planning:
         quiet = partial(_load, name=backend, precision=precision, batch=batch_size, threads=cores, quiet=True)
@@ -425,7 +429,7 @@ def _dry_run(
 
     def cost(plan: Plan, read_s: float, read_tiles: int) -> dict[str, Any]:
         manifests = [bundle.manifest for bundle in bundles]
-        size = sum(estimate.output_bytes(len(plan.kept), manifest, settings.heads) for manifest in manifests)
+        size = sum(estimate.output_bytes(len(plan.kept), manifest, settings) for manifest in manifests)
         if not speeds:
             return {"bytes": size}
         rates = "; ".join(f"{s.tiles_per_s:.1f} tiles/s of {s.engine} over {s.tiles} tiles" for s in speeds)

@@ -12,7 +12,7 @@ import numpy as np
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Manifest
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.extraction import Plan
+from mtdp_runtime.extraction import ExtractSettings, Plan
 from mtdp_runtime.slide import Slide
 
 _LEAST_S: Final = 1.0  # of measuring the engine
@@ -70,10 +70,11 @@ def read_seconds(slide: Slide, plan: Plan) -> tuple[float, int]:
     return ((time.perf_counter() - start) / measured if measured else 0.0), measured
 
 
-def output_bytes(tiles: int, manifest: Manifest, heads: bool) -> int:
+def output_bytes(tiles: int, manifest: Manifest, settings: ExtractSettings) -> int:
     """Return the bytes of the rows of a model's feature file."""
-    columns = manifest.features_dim + sum(len(head.class_names) for head in manifest.heads if heads)
-    return tiles * (4 * columns + _ROW_BYTES)
+    features_bytes = manifest.features_dim * (2 if settings.features_dtype == "float16" else 4)
+    classes = sum(len(head.class_names) for head in manifest.heads if settings.heads)
+    return tiles * (features_bytes + 4 * classes + _ROW_BYTES)
 
 
 def seconds(plan: Plan, speeds: Sequence[EngineSpeed], read_s: float, threads: int) -> float:

@@ -30,6 +30,7 @@ from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_
 from mtdp_runtime.together import JoinedEngines, JoinedStores, Model, Target
 
 OnBadTile = Literal["nan", "drop", "fail"]
+FeaturesDtype = Literal["float32", "float16"]
 Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed"]
 OnPlan = Callable[["Plan", int], None]  # what will be computed, and how many of its tiles an earlier run did
 
@@ -47,6 +48,7 @@ class ExtractSettings:
     on_bad_tile: OnBadTile = "nan"
     heads: bool = False  # also store the probabilities of the model's heads
     tissue: TissueSettings = field(default_factory=TissueSettings)
+    features_dtype: FeaturesDtype = "float32"  # as stored; a number beyond float16 is an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def made_of(
         "precision": precision,
         "tile_px": bundle.manifest.tile_px,
         "resampling": resampling_of(info, settings.mpp / info.mpp) if info.mpp else "unknown",
-        **asdict(settings),
+        **{key: value for key, value in asdict(settings).items() if (key, value) != ("features_dtype", "float32")},
         **({"tiles": "all"} if settings.min_tissue == 0 else {}),
         **({"tissue": json.dumps(asdict(settings.tissue))} if mask is None else {"mask": mask.digest}),
     }
@@ -335,7 +337,10 @@ def _layout(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[s
     classes = {head.output: {"class_names": head.class_names} for head in heads}
     tissue = plan.tissue
     place = {"scale": tissue.scale, "x0": tissue.x0, "y0": tissue.y0, "mpp": tissue.mpp}
-    return Layout(plan.coords, plan.fractions, outputs, coords, root, facts, resume_key, classes, tissue.mask, place)
+    dtype = settings.features_dtype
+    return Layout(
+        plan.coords, plan.fractions, outputs, coords, root, facts, resume_key, classes, tissue.mask, place, dtype
+    )
 
 
 def _run_attrs(times: RunTimes, bad: BadTiles, plan: Plan, resumed: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from mtdp_runtime import extract, open_slide
 from mtdp_runtime.bundle import Head
 from mtdp_runtime.demo import write_demo_slide
+from mtdp_runtime.errors import UsageError
 from mtdp_runtime.slide import level_for
 from support import TILE_PX, pyramid, read_square, stained, write_tiny_bundle
 
@@ -122,6 +123,25 @@ def test_all_outputs_of_a_run_agree(
     np.testing.assert_array_equal(bounds, np.concatenate([coords, coords + side0], axis=1))
     assert (data.shapes["tiles"].tissue_id.to_numpy() >= 0).all()
     assert data.attrs["slide_properties"]["mpp"] == info.mpp
+
+
+def test_halves_are_the_features_rounded_and_another_file(bundle: Path, made: dict[str, Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": bundle, "backend": "onnxruntime", "precision": "fp32", "report": True}
+    extract(made["demo"], tmp_path / "whole", **options)
+    (outcome,) = extract(made["demo"], tmp_path / "half", **options, features_dtype="float16", check=10)
+    assert outcome.status == "done", outcome.message
+    assert outcome.agreement is not None
+    assert outcome.agreement.min_cosine > 0.999999
+    with h5py.File(tmp_path / "whole/demo.h5") as whole, h5py.File(tmp_path / "half/demo.h5") as half:
+        np.testing.assert_array_equal(half["features"][:], whole["features"][:].astype(np.float16))
+        assert half["features"].dtype == np.float16
+    (outcome,) = extract(made["demo"], tmp_path / "half", **options, features_dtype="float16")
+    assert outcome.status == "skipped"
+    (outcome,) = extract(made["demo"], tmp_path / "half", **options)
+    assert outcome.status == "failed"
+    assert "features_dtype is float16 there" in outcome.message
+    with pytest.raises(UsageError, match="float8"):
+        extract(made["demo"], tmp_path / "half", **options, features_dtype="float8")
 
 
 def test_an_output_that_was_lost_or_comes_later_is_made_without_computing(

@@ -7,15 +7,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
+import pytest
 
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import Head, load_bundle, write_manifest
 from mtdp_runtime.check import Check, check_rows
 from mtdp_runtime.estimate import engine_speed, output_bytes
+from mtdp_runtime.extraction import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide
 from support import TILE_PX, extract, write_tiny_bundle
@@ -68,10 +70,12 @@ def test_no_tile_no_check(tiny_bundle: Path, make_slide: Callable[..., Path], tm
     assert "check" not in line
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_dry_run_says_tiles_bytes_seconds_and_where_from(
-    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, dtype: Literal["float32", "float16"]
 ) -> None:
-    result = extract(make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o", "--dry-run", "--json")
+    options = ("--model", tiny_bundle, "--out", tmp_path / "o", "--features-dtype", dtype)
+    result = extract(make_slide(), *options, "--dry-run", "--json")
     assert result.returncode == 0, result.stderr
     line = json.loads(result.stdout)
     assert line["tiles"] == 144
@@ -79,11 +83,13 @@ def test_a_dry_run_says_tiles_bytes_seconds_and_where_from(
     assert "measured now" in line["estimate_from"]
     assert "over 12 tiles of this slide" in line["estimate_from"]
     assert not (tmp_path / "o").exists()
-    extract(make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o")
+    extract(make_slide(), *options)
     with h5py.File(tmp_path / "o" / "slide.h5") as file:
+        assert file["features"].dtype == dtype
         names = ("features", "coords", "status", "tissue_fraction")
         stored = sum(file[name].size * file[name].dtype.itemsize for name in names)
-    assert line["bytes"] == output_bytes(144, load_bundle(tiny_bundle).manifest, heads=False) == stored
+    settings = ExtractSettings(0.5, TILE_PX, features_dtype=dtype)
+    assert line["bytes"] == output_bytes(144, load_bundle(tiny_bundle).manifest, settings) == stored
 
 
 def test_a_dry_run_counts_heads_and_every_model(make_slide: Callable[..., Path], tmp_path: Path) -> None:
