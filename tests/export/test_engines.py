@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from mtdp_export import engines
 from mtdp_export.engines import EngineSettings, build_engines
 from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.source import open_source
 from mtdp_export.verify import engines_not_run, verify_bundle
+from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import backend_class
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle, write_manifest
 from mtdp_runtime.errors import BackendError, BackendUnavailable, BundleDigestMismatch
@@ -186,6 +188,27 @@ class TestBuilder:
         (folder / "model.fp32.onnx").write_bytes(b"not a model")
         with pytest.raises(ExportError, match="no tensorrt-rtx engine of the fp32 variant"):
             build_engines(folder, load_bundle(folder).manifest, EngineSettings((RTX,), BATCH))
+
+
+@pytest.mark.parametrize(
+    ("name", "tile_px", "precision"),
+    [("resnet18", 64, "fp16"), ("timm:test_vit", None, "fp16"), ("timm:test_vit", None, "bf16")],
+)
+def test_typed_networks_of_both_kinds_are_compiled(
+    tmp_path: Path, name: str, tile_px: int | None, precision: str
+) -> None:
+    """A transformer mixes types at each norm and softmax, and a strongly typed network takes no mixed operands."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    settings = ExportSettings(
+        "m", 0.5, precisions=("fp32", precision), engines=EngineSettings((RTX,), BATCH, capabilities=("8.9",))
+    )
+    bundle, report = write_bundle(open_source(name, "random", tile_px, False), tmp_path / "b", settings)
+    assert not report.refused
+    assert any(note.startswith(f"{precision}: ") and not note.startswith(f"{precision}: 0 ") for note in report.notes)
+    assert [engine.key.precision for engine in bundle.manifest.engines] == ["fp32", precision]
+    sizes = {engine.key.precision: engine.file.size_bytes for engine in bundle.manifest.engines}
+    assert sizes[precision] < sizes["fp32"]
 
 
 class TestACrash:
