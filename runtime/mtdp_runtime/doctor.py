@@ -92,7 +92,7 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
     from mtdp_runtime.backends import backend_class, probe_all
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.demo import write_demo_slide
-    from mtdp_runtime.errors import BackendError
+    from mtdp_runtime.errors import BackendError, UsageError
     from mtdp_runtime.extraction import ExtractSettings, extract_slide
     from mtdp_runtime.slide.open import open_slide
 
@@ -107,7 +107,7 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
             try:
                 with backend_class(name).load(bundle, "auto", 8, cores) as engine, open_slide(slide_path) as slide:
                     outcome, _ = extract_slide(slide, Path(folder) / f"{name}.h5", bundle, engine, settings, cores)
-            except BackendError as error:
+            except (BackendError, UsageError) as error:
                 problems.append(f"self-test of {name}: {error}")
                 continue
             rate = outcome.times.tiles_per_s if outcome.times else 0.0

@@ -270,6 +270,18 @@ class Refusing(OnnxRuntime):
         raise BackendError("its GPU is in a broken state")
 
 
+class WithoutInt8(Refusing):
+    """As a GPU's engines are: not to be timed against."""
+
+    @classmethod
+    def probe(cls) -> Probe:
+        return Probe("gpu", True, "", precisions=("fp16", "fp32"))
+
+    @classmethod
+    def load(cls, *arguments: Any) -> Any:
+        raise AssertionError("int8 was timed against an engine that does not run it")
+
+
 class TestAnEngineThatRefuses:
     @pytest.fixture(params=["beside", "alone"])
     def names(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -335,8 +347,9 @@ class TestInt8:
             variants._judge_int8(Path(), Path(), notes)
 
     def test_an_engine_that_refuses_is_not_timed(self, typed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("mtdp_export.int8.probe_all", lambda: [OnnxRuntime.probe(), Refusing.probe()])
-        monkeypatch.setattr("mtdp_export.int8.backend_class", {"onnxruntime": OnnxRuntime, "refusing": Refusing}.get)
+        classes = {"onnxruntime": OnnxRuntime, "refusing": Refusing, "gpu": WithoutInt8}
+        monkeypatch.setattr("mtdp_export.int8.probe_all", lambda: [one.probe() for one in classes.values()])
+        monkeypatch.setattr("mtdp_export.int8.backend_class", classes.__getitem__)
         with pytest.raises(ExportError, match="no engine here runs it"):  # there is no int8 in this bundle
             time_int8(typed_bundle)
 

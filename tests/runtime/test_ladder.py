@@ -9,10 +9,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import mtdp_runtime
+from fake_backends import Broken, Picky
 from mtdp.devices import has_fast_bf16
 from mtdp_runtime.backends import (
     BACKENDS,
@@ -25,10 +27,10 @@ from mtdp_runtime.backends import (
     probe_all,
     variant_precisions,
 )
-from mtdp_runtime.backends.onnxruntime import OnnxRuntimeTensorRT, strict_session
+from mtdp_runtime.backends.onnxruntime import OnnxRuntime, OnnxRuntimeTensorRT, strict_session
 from mtdp_runtime.backends.openvino import fast_bf16_units
 from mtdp_runtime.bundle import Bundle, load_bundle
-from mtdp_runtime.doctor import conflicts
+from mtdp_runtime.doctor import _self_test, conflicts
 from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
 from mtdp_runtime.trt.cuda import Gpu
 from mtdp_runtime.trt.library import LIBRARY, Library
@@ -270,6 +272,14 @@ class TestDoctor:
         for number, line in enumerate(lines):
             if line.split()[:1] and line.split()[0] in BACKENDS and line.split()[1] == "no":
                 assert lines[number + 1].startswith("-> ")
+
+    def test_a_rung_that_refuses_is_a_problem_and_the_others_are_tried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        classes: dict[str, type[Any]] = {"picky": Picky, "broken": Broken, "onnxruntime": OnnxRuntime}
+        monkeypatch.setattr("mtdp_runtime.backends.probe_all", lambda: [one.probe() for one in classes.values()])
+        monkeypatch.setattr("mtdp_runtime.backends.backend_class", classes.__getitem__)
+        problems: list[str] = []
+        assert _self_test(problems).keys() == {"onnxruntime"}
+        assert [problem.split(":")[0] for problem in problems] == ["self-test of picky", "self-test of broken"]
 
     def test_two_onnxruntimes_in_one_environment_are_a_problem(self) -> None:
         assert conflicts({"onnxruntime": "1.32", "onnxruntime-gpu": ""}) == []
