@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from mtdp import cli_catalogue
-from mtdp.errors import MtdpError
+from mtdp.errors import Interrupted, MtdpError
 
 
 class _ErrorsAsLines(TyperGroup):
@@ -208,7 +208,11 @@ def loto(
     if dry_run:
         say_plan(protocol, typer.echo)
         return
-    run_protocol(protocol, to_stderr)
+    try:
+        run_protocol(protocol, to_stderr)
+    except Interrupted:
+        write_tables(protocol)  # of what is there
+        raise
     for path in write_tables(protocol):
         typer.echo(path)
     typer.echo((out / "table.md").read_text("utf-8"))

@@ -6,9 +6,13 @@ MtdpError               anything below: one line of what happened, and a hint
 |- ImageUnreadable      an image file cannot be decoded                        (exit 1)
 |- WeightsError         weights cannot be had or do not fit                    (exit 1)
 |- CheckpointError      a checkpoint cannot be read, or is of another run      (exit 1)
-|- TrainingDiverged     the loss is no longer a number                         (exit 1)
+|- TrainingDiverged     the loss, or what the network gives, is not finite     (exit 1)
 `- Interrupted          a signal stopped the run; its state is on disk         (exit 128 + signal)
 """
+
+from typing import Final
+
+LOWER_RATE: Final = "it diverged in its last steps: train it at a lower learning rate"
 
 
 class MtdpError(Exception):
@@ -45,7 +49,7 @@ class CheckpointError(MtdpError):
 
 
 class TrainingDiverged(MtdpError):
-    """The loss is no longer a finite number."""
+    """The loss, or what the trained network gives, is no longer a finite number."""
 
 
 class Interrupted(MtdpError):
@@ -53,4 +57,5 @@ class Interrupted(MtdpError):
 
     def __init__(self, signum: int, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
+        self.signum = signum
         self.exit_code = 128 + signum

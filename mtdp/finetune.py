@@ -15,13 +15,15 @@ from typing import Any, Final
 
 import torch
 
-from mtdp.backbones import build_backbone
+from mtdp.backbones import build_backbone, native_preprocessing
 from mtdp.batchnorm import adapt_batch_norm
 from mtdp.checkpoint import CheckpointInfo, current_versions, load_checkpoint, save_checkpoint
+from mtdp.choices import FINETUNING_CHOICES
 from mtdp.devices import autocast, best_device, choose_precision, keep_freed_memory
 from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet, routed_loss
+from mtdp.parallel import refuse_torchrun
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp.progress import TrainingLog
 from mtdp.run_state import (
@@ -36,7 +38,15 @@ from mtdp.run_state import (
 from mtdp.sampling import epoch_batches
 from mtdp.scores import head_scores, labels_of, score
 from mtdp.tasks import Task
-from mtdp.weights import CHECKPOINT_NAME, WeightsOrigin, load_backbone_weights
+from mtdp.weights import (
+    CHECKPOINT_NAME,
+    STATE_NAME,
+    WeightsOrigin,
+    file_sha256,
+    find_weights_file,
+    is_named_source,
+    load_backbone_weights,
+)
 
 LEARNING_RATES: Final = (1e-3, 1e-4, 1e-5, 1e-6)  # the paper's
 RESULT_NAME: Final = "result.json"
@@ -63,6 +73,9 @@ class FinetuneConfig:
         for name in ("epochs", "lr"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, it must be above 0")
+        for name in ("seed", "adaptation_batches"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, it must not be negative")
         if self.batch_size < 2:
             raise UsageError(f"batch_size is {self.batch_size}, batch norm needs at least 2")
 
@@ -104,6 +117,10 @@ def finetune_best(
             raise TaskError(f"{task.path} has no {split} split", "fine-tuning chooses on val, and is judged on test")
     if not learning_rates:
         raise UsageError("no learning rate was given")
+    if len({f"{lr:g}" for lr in learning_rates}) < len(learning_rates):
+        raise UsageError("a learning rate was given twice", "give each once")
+    refuse_torchrun("fine-tuning")
+    _check_place(out)
     best: dict[float, tuple[float, int]] = {}
     diverged: TrainingDiverged | None = None
     for lr in learning_rates:
@@ -116,10 +133,15 @@ def finetune_best(
         raise diverged
     lr = max(best, key=lambda rate: best[rate][0])  # of equals the first that was given
     net, info = load_checkpoint(out / f"lr-{lr:g}")
+    if info.iteration != best[lr][1]:  # killed between the writing of the two, and rounded otherwise the second time
+        raise CheckpointError(
+            f"{out / f'lr-{lr:g}'}: the checkpoint is of epoch {info.iteration}, the best was {best[lr][1]}",
+            "delete this folder, and give the same command again",
+        )
     net.to(best_device()).to(memory_format=torch.channels_last)
     test = task.of(("test",))
     normalise = Normalise(info.preprocessing).to(best_device())
-    cache = ImageCache(info.preprocessing.image_px, budget_bytes=0)
+    cache = ImageCache(info.preprocessing.image_px, 0, info.preprocessing.interpolation)
     precision = choose_precision(config.precision, best_device())
     logits = head_scores(net, normalise, task.name, test, cache, precision)
     result = FinetuneResult(
@@ -137,6 +159,13 @@ def finetune_best(
     return result
 
 
+def _check_place(out: Path) -> None:
+    """Refuses a folder whose checkpoint is not of a fine-tuning."""
+    held = (out / STATE_NAME).is_file() or ((out / CHECKPOINT_NAME).is_file() and not any(out.glob("lr-*")))
+    if held:
+        raise UsageError(f"{out} holds another run's {CHECKPOINT_NAME}", "give another --out: it would be overwritten")
+
+
 def finetune(
     task: Task, config: FinetuneConfig, out: Path, *, resume: bool = False, quiet: bool = False
 ) -> tuple[float, int]:
@@ -145,7 +174,7 @@ def finetune(
     Returns:
         The best score on val, and its epoch, counted from 1; the first of equals.
     """
-    saved = open_run(out, resume)
+    saved = open_run(out, resume, "fine-tuning")
     device = best_device()
     config = replace(config, precision=choose_precision(config.precision, device))
     train, val = task.of(("train",)), task.of(("val",))
@@ -157,10 +186,10 @@ def finetune(
         return best_score, best_epoch
     keep_freed_memory()
     net, origin = _build_net(task, config, saved, out)
+    preprocessing = native_preprocessing(net.backbone, config.image_px)
     net.to(device).to(memory_format=torch.channels_last)
-    preprocessing = Preprocessing(image_px=config.image_px)
     normalise = Normalise(preprocessing).to(device)
-    cache = ImageCache(config.image_px, 4 << 30)
+    cache = ImageCache(config.image_px, 4 << 30, preprocessing.interpolation)
     labels = labels_of(val)
 
     with (
@@ -202,12 +231,15 @@ def finetune(
                 logits = head_scores(net, normalise, task.name, val, cache, config.precision)
                 val_score = score(logits, labels, task.metric)
                 log.flush(epoch + 1, f"val {val_score:.4f}", {"val": round(val_score, 5)})
-                if val_score > best_score:
+                better = val_score > best_score
+                if better:
                     best_score, best_epoch = val_score, epoch + 1
-                    training = {**facts, "init": origin.to_json(), "versions": current_versions()}
+                    described = {"choices": FINETUNING_CHOICES, "versions": current_versions()}
+                    training = {**facts, **described, "init": origin.to_json()}
                     info = CheckpointInfo(config.arch, net.class_names, preprocessing, training, epoch + 1)
                     save_checkpoint(out / CHECKPOINT_NAME, net, info)
-                if epoch + 1 == config.epochs or time.monotonic() - saved_at_s >= SAVE_EVERY_S:
+                # The state names the epoch of the checkpoint: with a new one it is written at once.
+                if better or epoch + 1 == config.epochs or time.monotonic() - saved_at_s >= SAVE_EVERY_S:
                     progress = {"epoch": epoch + 1, "best_score": best_score, "best_epoch": best_epoch}
                     write_state(out, net, optimizer, {**_STATE, **facts, **progress, "init": origin.to_json()})
                     saved_at_s = time.monotonic()
@@ -237,9 +269,18 @@ def _check_saved(saved: RunState | None, facts: dict[str, Any]) -> None:
         return
     for key in ("config", "tasks"):
         now = json.loads(json.dumps(facts[key]))
-        if saved.data.get(key) != now:
-            before = saved.data.get(key) or {}
+        before = saved.data.get(key) or {}
+        if key == "config":  # weights are compared by what they are: a path may be spelt in several ways
+            before = {**before, "init": now["init"] if _same_start(before.get("init"), now["init"], saved) else None}
+        if before != now:
             names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
             raise CheckpointError(
                 f"the run to resume differs in {', '.join(names)}", "give the same options and images, or another --out"
             )
+
+
+def _same_start(before: str | None, now: str, saved: RunState) -> bool:
+    """Whether the run began from these weights, by whatever path they were named then."""
+    if before is None or is_named_source(before) or is_named_source(now):
+        return before == now
+    return bool(file_sha256(find_weights_file(now)) == saved.data["init"]["sha256"])

@@ -50,6 +50,15 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def refuse_torchrun(what: str) -> None:
+    """Refuses to do under torchrun what one process does: the others would do it, too, in the same folder."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise UsageError(
+            f"{what} was started as {world} processes (WORLD_SIZE), but runs as one", "start it without torchrun"
+        )
+
+
 def check_batch(ranks: Ranks, batch_size: int) -> None:
     """Refuses a batch that the processes cannot share evenly: their mean would not be the batch's."""
     if batch_size % ranks.world or batch_size // ranks.world < 2:

@@ -18,8 +18,9 @@ from torch import nn
 from mtdp.backbones import build_backbone, native_preprocessing
 from mtdp.batchnorm import adapt_batch_norm
 from mtdp.checkpoint import CheckpointInfo, current_versions, save_checkpoint
+from mtdp.choices import PRETRAINING_CHOICES
 from mtdp.devices import autocast, best_device, keep_freed_memory
-from mtdp.errors import Interrupted, TrainingDiverged
+from mtdp.errors import Interrupted, TrainingDiverged, UsageError
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet, rescale_head_gradients, routed_loss
 from mtdp.parallel import Ranks, average_head_gradients, check_batch, joined_ranks, shared_backbone, whole_shares
@@ -87,7 +88,9 @@ def _run(
     quiet: bool,
     tensorboard: bool,
 ) -> Path:
-    saved = open_run(out, resume)
+    saved = open_run(out, resume, "pre-training")
+    if saved is None and (out / CHECKPOINT_NAME).is_file():  # of a fine-tuning, or moved here
+        raise UsageError(f"{out} holds another run's {CHECKPOINT_NAME}", "give another --out: it would be overwritten")
     device = best_device()
     check_batch(ranks, config.batch_size)
     config = resolve(config, saved, device)
@@ -104,10 +107,13 @@ def _run(
     start = 0 if saved is None else int(saved.data["iteration"])
 
     def save(iteration: int, optimizer: torch.optim.Optimizer) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in net.parameters()):
+            raise _diverged(f"the weights are not finite after iteration {iteration}", iteration - 1, config)
         if not ranks.leads:
             return
         training = {
             "config": asdict(config),
+            "choices": PRETRAINING_CHOICES,
             "init": origin.to_json(),
             "tasks": dataset,
             "versions": current_versions(),
@@ -167,10 +173,7 @@ def _run(
             shares, stop = whole_shares(net.task_names, own_shares, bool(caught), ranks, device)
             # Of all processes' losses: each refuses to go on, or none does.
             if not math.isfinite(sum(share.loss_sum for share in shares.values())):
-                raise TrainingDiverged(
-                    f"the loss is {float(loss.detach())} at iteration {iteration + 1}",
-                    f"use a lower learning rate (--lr below {config.lr:g}); the paper found rates above 1e-3 unstable",
-                )
+                raise _diverged(f"the loss is {float(loss.detach())} at iteration {iteration + 1}", iteration, config)
             # Heads without a sample keep grad None, so the optimiser leaves them and their momentum alone.
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -191,6 +194,13 @@ def _run(
                     "go on with --resume",
                 )
     return out / CHECKPOINT_NAME
+
+
+def _diverged(message: str, iteration: int, config: PretrainConfig) -> TrainingDiverged:
+    option, rate = ("--warmup-lr", config.warmup_lr) if iteration < config.warmup else ("--lr", config.lr)
+    return TrainingDiverged(
+        message, f"use a lower learning rate ({option} below {rate:g}); the paper found rates above 1e-3 unstable"
+    )
 
 
 def _phase(iteration: int, config: PretrainConfig) -> str:

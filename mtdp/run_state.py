@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Literal
 
 import torch
 
 from mtdp.checkpoint import fill_net, read_tensors_and_json, write_tensors
 from mtdp.errors import UsageError
 from mtdp.multitask import MultiTaskNet
-
-STATE_NAME: Final = "state.safetensors"
+from mtdp.weights import STATE_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +27,14 @@ class RunState:
     data: dict[str, Any]
 
 
-def open_run(out: Path, resume: bool) -> RunState | None:
+Kind = Literal["pre-training", "fine-tuning"]
+
+
+def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
     """Makes the run's folder, and reads the state that it holds.
 
     Raises:
-        UsageError: the folder cannot be made, or holds a run that is not to be resumed.
+        UsageError: the folder cannot be made, or holds a run that is not to be resumed, or one of another kind.
         CheckpointError: the state cannot be read.
     """
     try:
@@ -44,7 +46,11 @@ def open_run(out: Path, resume: bool) -> RunState | None:
         return None
     if not resume:
         raise UsageError(f"{out} holds a run already", "go on with --resume, or give another --out")
-    return RunState(*read_tensors_and_json(path))
+    saved = RunState(*read_tensors_and_json(path))
+    found = saved.data.get("kind", "pre-training")  # which does not state its kind
+    if found != kind:
+        raise UsageError(f"{out} holds a {found} run, not a {kind} run", "give another --out")
+    return saved
 
 
 def write_state(out: Path, net: MultiTaskNet, optimizer: torch.optim.Optimizer, data: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from mtdp.augment import evaluation_view
 from mtdp.devices import autocast
+from mtdp.errors import LOWER_RATE, TrainingDiverged
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet
 from mtdp.sampling import in_order
@@ -26,7 +27,11 @@ def head_scores(
     precision: str,
     batch_size: int = 32,
 ) -> NDArray[np.float32]:
-    """The logits of one head for the central square of each image: float32[N, C]. The network is left in eval mode."""
+    """The logits of one head for the central square of each image: float32[N, C]. The network is left in eval mode.
+
+    Raises:
+        TrainingDiverged: a logit is not finite; the best class of such logits would be the first, whatever the image.
+    """
     device = next(net.parameters()).device
     net.eval()
     parts = []
@@ -34,7 +39,10 @@ def head_scores(
         with autocast(precision, device):
             features = net.backbone(normalise(images.to(device)))  # (B, P, P, 3) -> (B, D)
         parts.append(net.heads[head](features.float()).cpu().numpy())  # (B, D) -> (B, C)
-    return np.concatenate(parts)
+    logits = np.concatenate(parts)
+    if not np.isfinite(logits).all():
+        raise TrainingDiverged(f"{head}: the trained network gives values that are not finite", LOWER_RATE)
+    return logits
 
 
 def score(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: str) -> float:

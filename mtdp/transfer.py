@@ -6,7 +6,7 @@ The SVM is liblinear's (squared hinge loss, one against the rest), on features a
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +23,12 @@ from mtdp.backbones import Backbone, build_backbone, native_preprocessing
 from mtdp.bundle_features import BundleModel, features_of_bundle, is_bundle, open_bundle
 from mtdp.checkpoint import load_checkpoint
 from mtdp.devices import autocast, best_device, choose_precision
-from mtdp.errors import TaskError, UsageError
+from mtdp.errors import LOWER_RATE, TaskError, TrainingDiverged, UsageError
 from mtdp.images import ImageCache
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp.sampling import in_order
 from mtdp.tasks import Sample, Task
-from mtdp.weights import load_backbone_weights, names_its_architecture
+from mtdp.weights import is_named_source, load_backbone_weights, names_its_architecture
 
 C_GRID: Final = tuple(10.0**power for power in range(-10, 1))
 FOLDS: Final = 5
@@ -63,22 +63,29 @@ def load_extractor(
     """The features to judge: of a training run, a checkpoint or a bundle, or of an architecture with any weights.
 
     Args:
-        image_px: side of the input, for weights that do not say what they were trained on; a checkpoint does.
+        image_px: side of the input; None: what a checkpoint or a bundle states, else the architecture's own.
 
     Raises:
-        UsageError: no such source, or one that needs an architecture's name.
+        UsageError: no such source, one that needs an architecture's name, or one that takes no images of this side.
         CheckpointError, WeightsError: it cannot be read or does not fit.
     """
     if is_bundle(source):
         if arch is not None:
             raise UsageError(f"{source} is a bundle, its model is in it", "leave --arch out")
-        return open_bundle(Path(source))
-    named = None if source in ("imagenet", "random", "mtdp") else names_its_architecture(source)
+        bundle = open_bundle(Path(source))
+        if image_px not in (None, bundle.image_px):
+            raise UsageError(f"{source} takes images of {bundle.image_px} px, not of {image_px}", "leave the side out")
+        return bundle
+    named = None if is_named_source(source) else names_its_architecture(source)
     if named is not None:
         if arch not in (None, named):
             raise UsageError(f"{source} holds {named}, not {arch}", "leave --arch out")
         net, info = load_checkpoint(Path(source))
-        return Extractor(net.backbone.eval(), info.preprocessing, f"{source}, {info.iteration} iterations")
+        preprocessing = info.preprocessing
+        if image_px is not None and image_px != preprocessing.image_px:
+            native_preprocessing(net.backbone, image_px)  # refuses a side that the network cannot take
+            preprocessing = replace(preprocessing, image_px=image_px)
+        return Extractor(net.backbone.eval(), preprocessing, f"{source}, {info.iteration} iterations")
     if arch is None:
         raise UsageError(f"{source} does not name its architecture", "add --arch, for example --arch densenet121")
     backbone = build_backbone(arch)
@@ -90,9 +97,13 @@ def load_extractor(
 def extract_features(
     extractor: Extractor | BundleModel, samples: Sequence[Sample], precision: str = "auto", batch_size: int = 32
 ) -> NDArray[np.float32]:
-    """Pooled features of the central square of each image: float32[N, D]."""
+    """Pooled features of the central square of each image: float32[N, D].
+
+    Raises:
+        TrainingDiverged: a feature is not finite.
+    """
     if isinstance(extractor, BundleModel):
-        return features_of_bundle(extractor, samples, precision, batch_size)
+        return _finite(features_of_bundle(extractor, samples, precision, batch_size), extractor.description)
     device = best_device()
     context_precision = choose_precision(precision, device)
     backbone = extractor.backbone.to(device).to(memory_format=torch.channels_last)
@@ -105,6 +116,12 @@ def extract_features(
             pooled = backbone(normalise(images.to(device)))  # (B, P, P, 3) -> (B, D)
         features[row : row + len(images)] = pooled.float().cpu().numpy()
         row += len(images)
+    return _finite(features, extractor.description)
+
+
+def _finite(features: NDArray[np.float32], description: str) -> NDArray[np.float32]:
+    if not np.isfinite(features).all():
+        raise TrainingDiverged(f"{description}: gives features that are not finite", LOWER_RATE)
     return features
 
 
@@ -121,8 +138,11 @@ def probe_task(
     The paper fits on train and val for the final score on test; on train for the choice of hyper-parameters on val.
 
     Raises:
+        UsageError: a negative seed.
         TaskError: the task has no split to fit or to score on.
     """
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, it must not be negative")
     fit, test = task.of(fit_on), task.of((score_on,))
     if not test or not fit:
         missing = score_on if fit else " or ".join(fit_on)
@@ -177,16 +197,7 @@ def cross_validate(
     Raises:
         TaskError: fewer than two groups, or no fold that can be scored.
     """
-    folds = min(FOLDS, len(set(groups)))
-    if folds < 2:
-        raise TaskError(f"cross-validation needs two groups, there is {folds}", "check the groups in the file names")
-    splits = [
-        (fit, held)
-        for fit, held in GroupKFold(folds).split(features, labels, groups)
-        if len(np.unique(labels[fit])) >= 2 and (metric == "accuracy" or len(np.unique(labels[held])) >= 2)
-    ]
-    if not splits:
-        raise TaskError("no cross-validation fold has both classes", "the task has too few groups a class")
+    splits = folds_of(labels, groups, metric)
     scores = {}
     for c in C_GRID:
         of_folds = [
@@ -195,6 +206,28 @@ def cross_validate(
         ]
         scores[c] = float(np.mean(of_folds))
     return scores
+
+
+def folds_of(
+    labels: Sequence[int] | NDArray[np.int64], groups: Sequence[str], metric: str
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The rows to fit and those held out, of each fold that can be scored.
+
+    Raises:
+        TaskError: as `cross_validate`.
+    """
+    folds = min(FOLDS, len(set(groups)))
+    if folds < 2:
+        raise TaskError(f"cross-validation needs two groups, there is {folds}", "check the groups in the file names")
+    values = np.asarray(labels)
+    splits = [
+        (fit, held)
+        for fit, held in GroupKFold(folds).split(values, values, groups)
+        if len(np.unique(values[fit])) >= 2 and (metric == "accuracy" or len(np.unique(values[held])) >= 2)
+    ]
+    if not splits:
+        raise TaskError("no cross-validation fold has both classes", "the task has too few groups a class")
+    return splits
 
 
 def best_c(scores: dict[float, float]) -> float:

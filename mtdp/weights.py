@@ -34,8 +34,10 @@ MTDP_URLS: Final = {
     ),
     "resnet50": ("https://dox.uliege.be/index.php/s/kvABLtVuMxW8iJy/download", "resnet50-mh-best-191205-141200.pth"),
 }
+NAMED_SOURCES: Final = ("imagenet", "mtdp", "random")
 METADATA_KEY: Final = "mtdp"  # where our own safetensors files keep their JSON
 CHECKPOINT_NAME: Final = "checkpoint.safetensors"
+STATE_NAME: Final = "state.safetensors"  # beside it: what a resumed run needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,7 @@ def load_backbone_weights(backbone: Backbone, arch: str, source: str, seed: int 
         licence = "MIT (waliens/multitask-dipath)"
     else:
         path = find_weights_file(source)
-        metadata = _safetensors_metadata(path)
-        description = metadata.get("origin") or f"weights file {path.name}"
-        licence = metadata.get("licence", "not stated in the file")
+        description, licence = _described(path)
     trained_as = names_its_architecture(str(path))
     if trained_as is not None and trained_as != arch:
         raise WeightsError(
@@ -105,6 +105,11 @@ def load_backbone_weights(backbone: Backbone, arch: str, source: str, seed: int 
     )
 
 
+def is_named_source(source: str) -> bool:
+    """Whether a source of weights is one of the names, not a path."""
+    return source in NAMED_SOURCES
+
+
 def find_weights_file(source: str) -> Path:
     """The weights file that a path names: itself, or the final checkpoint of a run's folder."""
     path = Path(source)
@@ -112,6 +117,8 @@ def find_weights_file(source: str) -> Path:
         path = path / CHECKPOINT_NAME
         if not path.is_file():
             raise UsageError(f"{source} is a folder without {CHECKPOINT_NAME}", "give a training run or a weights file")
+    if path.name == STATE_NAME:
+        raise UsageError(f"{source} is the state that a run resumes from, not weights", f"give {CHECKPOINT_NAME}")
     if not path.is_file():
         raise UsageError(
             f"no weights {source!r}", "use imagenet, mtdp, random, or the path of a .safetensors or .pth file"
@@ -121,8 +128,8 @@ def find_weights_file(source: str) -> Path:
 
 def names_its_architecture(source: str) -> str | None:
     """The architecture that a checkpoint of ours names; None for other weights files."""
-    text = _safetensors_metadata(find_weights_file(source)).get(METADATA_KEY)
-    return None if text is None else str(json.loads(text)["arch"])
+    arch = _own_description(find_weights_file(source)).get("arch")
+    return None if arch is None else str(arch)
 
 
 def named_input(source: str, arch: str | None, image_px: int | None) -> tuple[str, int]:
@@ -132,8 +139,8 @@ def named_input(source: str, arch: str | None, image_px: int | None) -> tuple[st
         UsageError: nothing names the architecture.
     """
     known: dict[str, Any] = {}
-    if source not in ("imagenet", "random", "mtdp"):
-        known = json.loads(_safetensors_metadata(find_weights_file(source)).get(METADATA_KEY, "{}"))
+    if not is_named_source(source):
+        known = _own_description(find_weights_file(source))
     arch = arch or known.get("arch")
     if arch is None:
         raise UsageError(f"{source} does not name its architecture", "add --arch, for example --arch densenet121")
@@ -162,7 +169,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def to_torchvision_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Renames a state dict of any known layout to torchvision's names, and drops heads and classifiers."""
     names = list(tensors)
-    if all(name.startswith("module.") for name in names):  # saved from DataParallel
+    if names and all(name.startswith("module.") for name in names):  # saved from DataParallel
         return to_torchvision_layout({name.removeprefix("module."): tensors[name] for name in names})
     if any(name.startswith("backbone.trunk.") for name in names):
         prefix = "backbone.trunk."
@@ -265,6 +272,29 @@ def _load_timm_pretrained(backbone: Backbone, arch: str) -> WeightsOrigin:
     where = stated.get("hf_hub_id") or stated.get("url") or "no address stated"
     licence = stated.get("license") or "not stated by timm: see the model's card"
     return WeightsOrigin("imagenet", f"{arch}, pre-trained ({where}), timm {timm.__version__}", licence, None)
+
+
+def _described(path: Path) -> tuple[str, str]:
+    """What a weights file says of itself: where it is from, and its licence."""
+    own = _own_description(path)
+    if "training" not in own:
+        metadata = _safetensors_metadata(path)
+        return metadata.get("origin") or f"weights file {path.name}", metadata.get("licence", "not stated in the file")
+    # A checkpoint of ours: the licence is that of the weights that its training started from.
+    init = own["training"]["init"]
+    unit = "epochs" if "epochs" in own["training"]["config"] else "iterations"
+    run = path.resolve().parent.name if path.name == CHECKPOINT_NAME else path.name
+    return f"{own['iteration']} {unit} of {run}, from {init['description']}", str(init["licence"])
+
+
+def _own_description(path: Path) -> dict[str, Any]:
+    """The JSON document of a checkpoint of ours; empty for other weights files."""
+    text = _safetensors_metadata(path).get(METADATA_KEY, "{}")
+    try:
+        known: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{path}: its description is damaged: {error}", "copy the file again") from error
+    return known
 
 
 def _safetensors_metadata(path: Path) -> dict[str, str]:

@@ -36,10 +36,7 @@ def set_name(left_out: Sequence[str]) -> str:
 
 
 def selection_cells(sets: Sequence[Sequence[str]], evaluated: Sequence[Task], config: ProtocolConfig) -> list[Cell]:
-    """What the choice of combinations rests on: every pre-training, and its score on val if there is a choice.
-
-    Seeds are the outer loop, so that a run cut short has whole tables of fewer seeds.
-    """
+    """What the choice of combinations rests on: every pre-training, and its score on val if there is a choice."""
     names = {task.name for task in evaluated}
     cells = []
     choice = len(config.combinations()) > 1
@@ -70,6 +67,17 @@ def judgement_cells(evaluated: Sequence[Task], finetuned: Sequence[Task], config
             if config.joint:
                 cells += [Cell("joint-test", task.name, "mtl", None, seed)]
     return cells
+
+
+def phases(selection: Sequence[Cell], judgement: Sequence[Cell], config: ProtocolConfig) -> list[list[Cell]]:
+    """The cells in the order in which they run; a phase begins when the one before it is done.
+
+    A choice needs every seed of every combination, before anything is judged by it. Where there is none, seeds are
+    the outer loop, and a run that is cut short has whole tables of fewer seeds.
+    """
+    if len(config.combinations()) > 1:
+        return [list(selection), list(judgement)]
+    return [sorted([*selection, *judgement], key=lambda cell: cell.seed)]
 
 
 def cost(cell: Cell, tasks: Sequence[Task], config: ProtocolConfig) -> float:

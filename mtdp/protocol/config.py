@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mtdp.errors import UsageError
-from mtdp.finetune import LEARNING_RATES
+from mtdp.finetune import LEARNING_RATES, FinetuneConfig
 from mtdp.pretrain_config import PretrainConfig
 from mtdp.tasks import Task
 
@@ -55,12 +55,17 @@ class ProtocolConfig:
 
     def __post_init__(self) -> None:
         for name in ("lrs", "head_lr_multipliers", "warmups", "finetune_lrs"):
-            if not getattr(self, name):
+            values = getattr(self, name)
+            if not values:
                 raise UsageError(f"{name}: none was given")
+            if len({f"{value:g}" for value in values}) < len(values):  # as in the names of folders
+                raise UsageError(f"{name}: one was given twice", "give each once")
         if self.seeds < 1:
             raise UsageError(f"seeds is {self.seeds}, it must be at least 1")
         for combination in self.combinations():
             self.pretraining(combination, 0)  # refuses what cannot be trained, before anything is
+        for lr in self.finetune_lrs:
+            self.finetuning(self.init, 0, lr)
 
     def combinations(self) -> tuple[Combination, ...]:
         return tuple(
@@ -88,12 +93,25 @@ class ProtocolConfig:
             adaptation_batches=self.adaptation_batches,
         )
 
+    def finetuning(self, source: str, seed: int, lr: float) -> FinetuneConfig:
+        """The configuration of one fine-tuning from these weights."""
+        return FinetuneConfig(
+            arch=self.arch,
+            init=source,
+            lr=lr,
+            epochs=self.finetune_epochs,
+            batch_size=self.batch_size,
+            image_px=self.image_px,
+            seed=seed,
+            precision=self.precision,
+        )
+
 
 def evaluated_tasks(tasks: Sequence[Task], config: ProtocolConfig) -> tuple[Task, ...]:
     """The tasks to leave out, in the pool's order: those named, or all that have val and test.
 
     Raises:
-        UsageError: a name is not in the pool, or its task lacks a split.
+        UsageError: a name is not in the pool, its task lacks a split, or no task has both.
     """
     known = {task.name: task for task in tasks}
     strangers = sorted({*config.evaluate, *config.finetune} - set(known) - {ALL})
@@ -103,6 +121,8 @@ def evaluated_tasks(tasks: Sequence[Task], config: ProtocolConfig) -> tuple[Task
     wanted = set(config.evaluate) or {task.name for task in complete}
     for name in sorted(wanted - {task.name for task in complete}):
         raise UsageError(f"task {name!r} lacks val or test: it cannot be evaluated", "leave it in the pool only")
+    if not complete:
+        raise UsageError("no task of the pool has val and test: none can be evaluated", "add these splits to a task")
     return tuple(task for task in complete if task.name in wanted)
 
 

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from mtdp.progress import METRICS_NAME
 from mtdp.protocol.cells import cost
 from mtdp.protocol.config import ProtocolConfig
 from mtdp.protocol.run import Protocol
+from mtdp.protocol.settings import check_runnable, hold_to_settings
 
 
 def images_per_s(config: ProtocolConfig, out: Path) -> tuple[float, str]:
@@ -22,12 +24,20 @@ def images_per_s(config: ProtocolConfig, out: Path) -> tuple[float, str]:
     seen = [
         line["images_per_s"]
         for path in out.glob(f"pretrain/*/*/*/{METRICS_NAME}")
-        for line in map(json.loads, path.read_text("utf-8").splitlines())
+        for line in _whole_lines(path)
         if line.get("phase") == "training"
     ]
     if seen:
         return float(median(seen)), "median of the trainings so far"
     return _timed(config), "three steps, timed now"
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # the torn last line of a run that goes on, or was killed
+            continue
 
 
 def _timed(config: ProtocolConfig) -> float:
@@ -53,18 +63,29 @@ def _timed(config: ProtocolConfig) -> float:
 
 
 def say_plan(protocol: Protocol, say: Callable[[str], None]) -> None:
-    """Lists every cell, whether it is done, and about how long it takes."""
-    rate, origin = images_per_s(protocol.config, protocol.out)
+    """Lists every cell, whether it is done, and about how long it takes.
+
+    Raises:
+        UsageError, TaskError: what would end the run itself.
+    """
+    check_runnable(protocol.tasks, protocol.config)
+    hold_to_settings(protocol.tasks, protocol.config, protocol.out, write=False)
+    cells = protocol.cells()
+    missing = {cell for cell in cells if protocol.result(cell) is None}
+    rate, origin = images_per_s(protocol.config, protocol.out) if missing else (1.0, "")
     total_s = 0.0
-    missing = 0
-    for cell in protocol.cells():
+    for cell in cells:
+        if cell not in missing:
+            say(f"done     {'':>11}  {cell.name}")
+            continue
         seconds = cost(cell, protocol.tasks, protocol.config) / rate
-        done = protocol.result(cell) is not None
-        say(f"{'done   ' if done else 'missing'}  {'' if done else hours_minutes(seconds):>11}  {cell.name}")
-        missing += not done
-        total_s += 0.0 if done else seconds
+        say(f"missing  {hours_minutes(seconds):>11}  {cell.name}")
+        total_s += seconds
+    if not missing:
+        say(f"all {len(cells)} cells are done")
+        return
     say(
-        f"{missing} of {len(protocol.cells())} cells are missing: about {hours_minutes(total_s)} in one process, "
+        f"{len(missing)} of {len(cells)} cells are missing: about {hours_minutes(total_s)} in one process, "
         f"at {rate:.1f} images/s ({origin}); the SVMs' time is not counted"
     )
 

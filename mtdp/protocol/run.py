@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,24 +16,22 @@ import torch
 
 from mtdp.checkpoint import load_checkpoint
 from mtdp.devices import best_device, choose_precision
-from mtdp.errors import CheckpointError, TrainingDiverged, UsageError
-from mtdp.finetune import FinetuneConfig, finetune_best
+from mtdp.errors import CheckpointError, Interrupted, TrainingDiverged
+from mtdp.finetune import finetune_best
 from mtdp.images import ImageCache
 from mtdp.preprocess import Normalise
 from mtdp.pretrain import pretrain
-from mtdp.protocol.cells import JOINT, Cell, judgement_cells, selection_cells, set_name
+from mtdp.protocol.cells import JOINT, Cell, judgement_cells, phases, selection_cells, set_name
 from mtdp.protocol.config import Combination, ProtocolConfig, evaluated_tasks, finetuned_tasks, left_out_sets
 from mtdp.protocol.ranking import choose
+from mtdp.protocol.settings import check_runnable, hold_to_settings
 from mtdp.run_state import write_json
 from mtdp.scores import head_scores, labels_of, score
 from mtdp.tasks import Task
 from mtdp.transfer import load_extractor, probe_task
 
 WAIT_S = 5.0
-# What may change from one run to the next: it adds cells, and leaves those that are there true.
-MAY_GROW: Final = ("finetune", "scratch", "joint")
-# These would change which combination is chosen, so they may change only where there is no choice.
-MAY_GROW_WITHOUT_CHOICE: Final = ("seeds", "evaluate")
+AGAIN: Final = "give the same command again: it goes on from there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +54,17 @@ class Protocol:
     def sets(self) -> tuple[tuple[str, ...], ...]:
         return left_out_sets(self.tasks, self.evaluated)
 
+    def phases(self) -> list[list[Cell]]:
+        """All cells, in the order in which they run."""
+        return phases(
+            selection_cells(self.sets, self.evaluated, self.config),
+            judgement_cells(self.evaluated, self.finetuned, self.config),
+            self.config,
+        )
+
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they run."""
-        return [
-            *selection_cells(self.sets, self.evaluated, self.config),
-            *judgement_cells(self.evaluated, self.finetuned, self.config),
-        ]
+        return [cell for phase in self.phases() for cell in phase]
 
     def result_path(self, cell: Cell) -> Path:
         return self.out / "cells" / f"{cell.name}.json"
@@ -85,14 +89,12 @@ def run_protocol(protocol: Protocol, say: Callable[[str], None] = lambda text: N
     lock ends with its process.
 
     Raises:
-        UsageError: the folder holds a run of other settings.
+        UsageError: the folder holds a run of other settings, or this one could not be run to its end.
         MtdpError: what a training or an evaluation raises; the cells that were done stay.
     """
-    _hold_to_config(protocol)
-    for phase in (
-        selection_cells(protocol.sets, protocol.evaluated, protocol.config),
-        judgement_cells(protocol.evaluated, protocol.finetuned, protocol.config),
-    ):
+    check_runnable(protocol.tasks, protocol.config)
+    hold_to_settings(protocol.tasks, protocol.config, protocol.out)
+    for phase in protocol.phases():
         _run_cells(protocol, phase, say)
 
 
@@ -112,11 +114,19 @@ def scores_on_val(protocol: Protocol, kind: str) -> dict[str, dict[str, float]]:
 
 
 def chosen(protocol: Protocol, task: str, joint: bool = False) -> Combination:
-    """The combination that judges a task: of the best average rank over the other tasks."""
+    """The combination that judges a task: of the best average rank over the other tasks.
+
+    Of joint training, the one that does best on the task's own val, which was not trained on (paper: baselines); of
+    equals the first.
+    """
     combinations = protocol.config.combinations()
     if len(combinations) == 1:
         return combinations[0]
-    name = choose(scores_on_val(protocol, "joint-select" if joint else "select"), task)
+    if joint:
+        on_val = scores_on_val(protocol, "joint-select")[task]
+        name = max(on_val, key=lambda combination: on_val[combination])
+    else:
+        name = choose(scores_on_val(protocol, "select"), task)
     return next(combination for combination in combinations if combination.name == name)
 
 
@@ -134,7 +144,7 @@ def _run_cells(protocol: Protocol, cells: Sequence[Cell], say: Callable[[str], N
                 left = sum(protocol.result(other) is None for other in missing)
                 say(f"[{len(cells) - left + 1}/{len(cells)}] {cell.name}")
                 start_s = time.monotonic()
-                found = _compute(protocol, cell)
+                found = _computed(protocol, cell)
                 write_json(protocol.result_path(cell), {**found, "seconds": round(time.monotonic() - start_s, 1)})
                 progress = True
         missing = [cell for cell in missing if protocol.result(cell) is None]
@@ -147,10 +157,12 @@ def _run_cells(protocol: Protocol, cells: Sequence[Cell], say: Callable[[str], N
 
 def _ready(protocol: Protocol, cell: Cell) -> bool:
     """Whether the network that a cell needs is trained; its own process may still be at it."""
-    if cell.kind in ("select", "joint-select"):
-        assert cell.combination is not None
-        return protocol.result(_training_of(protocol, cell, cell.combination)) is not None
-    return True
+    if cell.kind == "pretrain" or cell.weights != "mtl":
+        return True
+    combinations = protocol.config.combinations()
+    if cell.combination is None and len(combinations) > 1:
+        return True  # judged after the choice, for which all are trained
+    return protocol.result(_training_of(protocol, cell, cell.combination or combinations[0])) is not None
 
 
 def _training_of(protocol: Protocol, cell: Cell, combination: Combination) -> Cell:
@@ -166,6 +178,28 @@ def training_folder(protocol: Protocol, cell: Cell) -> Path:
     return protocol.out / "pretrain" / cell.subject / cell.combination.name / f"seed-{cell.seed}"
 
 
+def _computed(protocol: Protocol, cell: Cell) -> dict[str, Any]:
+    """What a cell finds. That its network diverged is a result, too: computed again, it would diverge again."""
+    try:
+        return _compute(protocol, cell)
+    except TrainingDiverged as error:
+        if cell.kind == "pretrain":
+            return {"diverged": True, "message": error.message}
+        combination = cell.combination
+        if combination is None and cell.weights == "mtl":
+            combination = chosen(protocol, cell.subject, joint=cell.kind == "joint-test")
+        return _without_score(combination, error.message)
+    except Interrupted as error:
+        raise Interrupted(error.signum, error.message, AGAIN) from error
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, f"stopped in {cell.name}", AGAIN) from None
+
+
+def _without_score(combination: Combination | None, message: str) -> dict[str, Any]:
+    name = combination.name if combination else None
+    return {"score": None, "combination": name, "diverged": True, "message": message}
+
+
 def _compute(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     if cell.kind == "pretrain":
         return _pretrain(protocol, cell)
@@ -177,7 +211,7 @@ def _compute(protocol: Protocol, cell: Cell) -> dict[str, Any]:
         combination = combination or chosen(protocol, cell.subject, joint=cell.kind == "joint-test")
         training = _training_of(protocol, cell, combination)
         if (protocol.result(training) or {}).get("diverged"):
-            return {"score": None, "combination": combination.name, "diverged": True}
+            return _without_score(combination, "its pre-training diverged")
         source = str(training_folder(protocol, training))
     facts = {"task": task.name, "combination": combination.name if combination else None}
     if cell.kind == "finetune":
@@ -205,26 +239,14 @@ def _pretrain(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     train_only = tuple(task.name for task in protocol.evaluated) if joint else ()
     tasks = [task for task in protocol.tasks if task.name not in left_out]
     folder = training_folder(protocol, cell)
-    try:
-        checkpoint = pretrain(
-            tasks, protocol.config.pretraining(cell.combination, cell.seed, train_only), folder, resume=True
-        )
-    except TrainingDiverged as error:
-        return {"diverged": True, "message": error.message}
+    setting = protocol.config.pretraining(cell.combination, cell.seed, train_only)
+    checkpoint = pretrain(tasks, setting, folder, resume=True)
     return {"checkpoint": str(checkpoint.relative_to(protocol.out)), "tasks": [task.name for task in tasks]}
 
 
 def _finetune(protocol: Protocol, cell: Cell, task: Task, source: str) -> dict[str, Any]:
     config = protocol.config
-    setting = FinetuneConfig(
-        arch=config.arch,
-        init=source,
-        epochs=config.finetune_epochs,
-        batch_size=config.batch_size,
-        image_px=config.image_px,
-        seed=cell.seed,
-        precision=config.precision,
-    )
+    setting = config.finetuning(source, cell.seed, config.finetune_lrs[0])
     folder = protocol.out / "finetune" / cell.subject / cell.weights / f"seed-{cell.seed}"
     result = finetune_best(task, setting, folder, config.finetune_lrs, resume=True)
     return {**asdict(result), "score": result.test}
@@ -240,32 +262,10 @@ def _score_own_head(protocol: Protocol, task: Task, source: str, split: str) -> 
         Normalise(info.preprocessing).to(device),
         task.name,
         samples,
-        ImageCache(info.preprocessing.image_px, budget_bytes=0),
+        ImageCache(info.preprocessing.image_px, 0, info.preprocessing.interpolation),
         choose_precision(protocol.config.precision, device),
     )
     return {"score": score(logits, labels_of(samples), task.metric), "metric": task.metric, "weights": source}
-
-
-def _hold_to_config(protocol: Protocol) -> None:
-    """Writes the settings at the first run, and refuses others later: cells of two settings make no table."""
-    path = protocol.out / "protocol.json"
-    now = json.loads(json.dumps(asdict(protocol.config)))
-    now["tasks"] = {task.name: task.summary(("train", "val", "test")) for task in protocol.tasks}
-    try:
-        protocol.out.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            before = json.loads(path.read_text("utf-8"))
-            choice = len(protocol.config.combinations()) > 1
-            free = MAY_GROW if choice else (*MAY_GROW, *MAY_GROW_WITHOUT_CHOICE)
-            changed = sorted(name for name in now if name not in free and now[name] != before.get(name))
-            if changed:
-                raise UsageError(
-                    f"{protocol.out} holds a run of other settings: {', '.join(changed)}",
-                    "give the same options and pool, or another --out",
-                )
-        write_json(path, now)
-    except OSError as error:
-        raise UsageError(f"{protocol.out} cannot be written: {error}", "give another --out") from error
 
 
 @contextmanager

@@ -16,11 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtdp.errors import CheckpointError, UsageError
+from mtdp.checkpoint import load_checkpoint
+from mtdp.choices import PROTOCOL_CHOICES
+from mtdp.errors import CheckpointError, MtdpError, UsageError
 from mtdp.protocol.cells import Cell, cost, judgement_cells, selection_cells
 from mtdp.protocol.config import ProtocolConfig, evaluated_tasks, finetuned_tasks, left_out_sets
+from mtdp.protocol.estimate import say_plan
 from mtdp.protocol.ranking import choose, mean_and_std, ranks, significant
-from mtdp.protocol.run import Protocol, chosen, run_protocol, scores_on_val
+from mtdp.protocol.run import Protocol, chosen, run_protocol, scores_on_val, training_folder
+from mtdp.protocol.settings import hold_to_settings
 from mtdp.protocol.tables import Row, as_csv, collect, markdown, write_tables
 from mtdp.run_state import write_json
 from mtdp.tasks import Task, load_pool
@@ -189,7 +193,7 @@ def test_the_choice_is_by_val_and_the_judgement_by_test(tasks: tuple[Task, ...],
 
 def test_a_run_of_other_settings_is_refused(tasks: tuple[Task, ...], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = replace(TINY, evaluate=("c",))
+    config = replace(TINY, evaluate=("c", "d"))
     run_protocol(Protocol(tasks, config, run))
     with pytest.raises(UsageError, match="other settings: iterations"):
         run_protocol(Protocol(tasks, replace(config, iterations=3), run))
@@ -249,3 +253,209 @@ def test_an_unfinished_run_has_a_table_of_what_is_there(tasks: tuple[Task, ...],
     write_json(protocol.result_path(Cell("probe", "c", "start", None, 0)), {"score": 0.5})
     assert collect(protocol)[0].scores["FE start"] == (0.5,)
     assert "50.00" in markdown(collect(protocol))
+
+
+def plan(protocol: Protocol) -> str:
+    """What --dry-run prints, without the three steps that it times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtdp.protocol.estimate._timed", lambda config: 100.0)
+        said: list[str] = []
+        say_plan(protocol, said.append)
+    return said[-1]
+
+
+def with_related(tasks: tuple[Task, ...], name: str, other: str) -> tuple[Task, ...]:
+    return tuple(replace(t, leave_out_with=frozenset({other})) if t.name == name else t for t in tasks)
+
+
+def one_result(protocol: Protocol) -> None:
+    """The settings, written down, and a cell that is done."""
+    hold_to_settings(protocol.tasks, protocol.config, protocol.out)
+    write_json(protocol.result_path(protocol.cells()[0]), {"checkpoint": "", "tasks": []})
+
+
+def test_a_relation_that_is_added_makes_it_another_run(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path / "run")
+    one_result(protocol)
+    with pytest.raises(UsageError, match="other settings: pool"):
+        plan(replace(protocol, tasks=with_related(tasks, "d", "c")))
+
+
+def test_the_order_the_groups_and_the_splits_of_the_pool_count(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path / "run")
+    one_result(protocol)
+    d = tasks[3]
+    regrouped = tuple(replace(sample, group=f"x{sample.group}") for sample in d.samples["train"])
+    last = d.samples["val"][-1]
+    moved = {"train": d.samples["train"], "val": d.samples["val"][:-1], "test": (last, *d.samples["test"])}
+    for other in (
+        (*tasks[:2], d, tasks[2]),
+        (*tasks[:3], replace(d, samples={**d.samples, "train": regrouped})),
+        (*tasks[:3], replace(d, samples=moved)),
+    ):
+        with pytest.raises(UsageError, match="other settings: pool"):
+            plan(replace(protocol, tasks=other))
+    assert "cells are missing" in plan(protocol)
+
+
+def test_after_joint_training_what_is_evaluated_may_not_grow(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    config = replace(TINY, evaluate=("c",))
+    one_result(Protocol(tasks, config, tmp_path / "run"))
+    plan(Protocol(tasks, replace(config, evaluate=("c", "d")), tmp_path / "run"))
+    plan(Protocol(tasks, replace(config, evaluate=("c", "d"), joint=True), tmp_path / "run"))
+    (tmp_path / "run/pretrain/joint").mkdir(parents=True)  # its network was trained without c's val, but with d's
+    for joint in (True, False):
+        with pytest.raises(UsageError, match="other settings: evaluate"):
+            plan(Protocol(tasks, replace(config, evaluate=("c", "d"), joint=joint), tmp_path / "run"))
+
+
+def test_a_setting_that_did_not_exist_then_had_its_default(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path / "run")
+    one_result(protocol)
+    path = tmp_path / "run/protocol.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in written.items() if name not in ("warmup_lr", "pool")}))
+    plan(protocol)
+    with pytest.raises(UsageError, match="other settings: warmup_lr"):
+        plan(replace(protocol, config=replace(protocol.config, warmup_lr=2e-3)))
+
+
+def test_without_results_a_mistake_may_be_corrected(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    wrong = Protocol(tasks, replace(TINY, evaluate=("c",), init="imagnet"), tmp_path / "run")
+    with pytest.raises(UsageError, match="no weights 'imagnet'"):
+        run_protocol(wrong)
+    assert not (tmp_path / "run").exists()
+    hold_to_settings(tasks, wrong.config, wrong.out)
+    hold_to_settings(tasks, replace(TINY, evaluate=("c",)), wrong.out)
+    assert json.loads((tmp_path / "run/protocol.json").read_text())["init"] == "random"
+
+
+def test_what_would_end_a_run_after_its_trainings_is_refused_before_them(
+    tasks: tuple[Task, ...], tmp_path: Path
+) -> None:
+    no_val = tuple(replace(task, samples={**task.samples, "val": ()}) for task in tasks)
+    one_group = tuple(
+        replace(task, samples={**task.samples, "train": tuple(replace(s, group="g") for s in task.samples["train"])})
+        for task in tasks
+    )
+    cases: list[tuple[tuple[Task, ...], ProtocolConfig, str]] = [
+        (tasks, replace(GRID, evaluate=("c",)), "'c' is the only evaluated task"),
+        (no_val, TINY, "no task of the pool has val and test"),
+        (one_group, GRID, "task 'a', train: cross-validation needs two groups"),
+        (tasks, replace(TINY, evaluate=("e",)), "no task 'e'"),
+        (tuple(replace(t, name="joint") if t.name == "c" else t for t in tasks), replace(TINY, joint=True), "'joint'"),
+    ]
+    for number, (pool, config, words) in enumerate(cases):
+        protocol = Protocol(pool, config, tmp_path / str(number))
+        for begin in (plan, run_protocol):
+            with pytest.raises(MtdpError, match=words):
+                begin(protocol)
+        assert not protocol.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"finetune_lrs": (0.0,)}, "lr is 0"),
+        ({"finetune_epochs": 0}, "epochs is 0"),
+        ({"finetune_lrs": (1e-3, 0.001)}, "finetune_lrs: one was given twice"),
+        ({"lrs": (1e-3, 1e-3)}, "lrs: one was given twice"),
+        ({"warmups": (0, 0)}, "warmups: one was given twice"),
+        ({"seeds": 0}, "seeds is 0"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_wrong_usage(change: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        replace(TINY, **change)  # type: ignore[arg-type]
+
+
+def test_torchrun_is_refused(tasks: tuple[Task, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="started as 2 processes"):
+        run_protocol(Protocol(tasks, TINY, tmp_path / "run"))
+
+
+def test_a_dry_run_reads_what_a_running_one_wrote(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path / "run")
+    metrics = training_folder(protocol, protocol.cells()[0]) / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text('{"phase": "training", "images_per_s": 7.5}\n{"phase": "trai')
+    assert "at 7.5 images/s (median of the trainings so far)" in plan(protocol)
+    for cell in protocol.cells():
+        write_json(protocol.result_path(cell), {})
+    assert plan(protocol) == f"all {len(protocol.cells())} cells are done"
+
+
+def test_a_network_that_diverged_in_its_last_step_has_no_score(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    config = replace(TINY, evaluate=("c",), lrs=(1e30,), iterations=1, joint=True, finetune=("c",))
+    protocol = Protocol(tasks, replace(config, finetune_lrs=(1e30,)), tmp_path / "run")
+    run_protocol(protocol)
+    for cell in judgement_cells(protocol.evaluated, protocol.finetuned, protocol.config):
+        found = protocol.result(cell)
+        assert found is not None
+        assert (found["score"] is None) == (cell.kind != "probe" or cell.weights == "mtl"), cell.name
+        assert (found["score"] is None) == found.get("diverged", False)
+    (row,) = collect(protocol)
+    assert row.scores["FE MTL"] == row.scores["FT start"] == row.scores["Joint"] == ()
+    assert len(row.scores["FE start"]) == 1
+    write_tables(protocol)
+
+
+def test_joint_training_is_chosen_by_the_tasks_own_val(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    config = replace(GRID, evaluate=("c", "d"), lrs=(1e-3,), joint=True)
+    protocol = Protocol(tasks, config, tmp_path / "run")
+    first, second = protocol.config.combinations()
+    for cell in protocol.cells():
+        if cell.kind == "joint-select":
+            wins = (cell.subject == "c") == (cell.combination == first)  # c does best with the first, d with the second
+            write_json(protocol.result_path(cell), {"score": 0.9 if wins else 0.1})
+        else:
+            write_json(protocol.result_path(cell), {})
+    assert chosen(protocol, "c", joint=True) == first
+    assert chosen(protocol, "d", joint=True) == second
+
+
+def test_joint_training_sees_train_alone_of_what_it_is_judged_on(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",), joint=True), tmp_path / "run")
+    run_protocol(protocol)
+    cell = next(cell for cell in protocol.cells() if cell.subject == "joint")
+    _, info = load_checkpoint(training_folder(protocol, cell))
+    images = {name: told["images"] for name, told in info.training["tasks"].items()}
+    assert images == {"a": 16, "b": 16, "c": 8, "d": 16}
+
+
+def test_without_a_choice_the_first_seed_is_whole_before_the_second_begins(tasks: tuple[Task, ...]) -> None:
+    (cells,) = Protocol(tasks, replace(TINY, seeds=2), Path()).phases()
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    assert {cell.kind for cell in cells if cell.seed == 0} == {"pretrain", "probe"}
+    first = next(number for number, cell in enumerate(cells) if cell.kind == "probe")
+    assert all(cell.kind == "pretrain" for cell in cells[:first])
+    selection, judgement = Protocol(tasks, replace(GRID, seeds=2), Path()).phases()
+    assert {cell.kind for cell in selection} == {"pretrain", "select"}
+    assert {cell.kind for cell in judgement} == {"probe"}
+
+
+def test_what_was_chosen_where_the_paper_is_silent_is_written_down(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    hold_to_settings(tasks, TINY, tmp_path)
+    choices = json.loads((tmp_path / "protocol.json").read_text())["choices"]
+    assert choices == PROTOCOL_CHOICES
+    assert "no weight decay" in choices["pre-training"]["optimiser"]
+
+
+def test_ctrl_c_leaves_a_table_and_says_how_to_go_on(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    """As a process of its own, in its first training; loto has no --resume, the same command goes on."""
+    out = tmp_path / "run"
+    arguments = [sys.executable, "-c", "from mtdp.cli import main; main()", "loto", "--out", str(out)]
+    arguments += ["--pool", str(tasks[0].path.parent / "pool.toml"), "--arch", "resnet18", "--init", "random"]
+    arguments += ["--evaluate", "c", "--lr", "1e-6", "--head-lr-multiplier", "1", "--warmup", "0", "--seeds", "1"]
+    arguments += ["--iterations", "100000", "--batch-size", "2", "--image-px", "32", "--precision", "fp32"]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = out / "pretrain/c/lr1e-06-tau1-warmup0/seed-0/metrics.jsonl"
+    while not metrics.is_file() or not metrics.stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "hint: give the same command again: it goes on from there"
+    assert (out / "table.md").is_file()
