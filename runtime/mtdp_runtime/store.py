@@ -143,8 +143,9 @@ class FeatureStore:
                 values = np.array(outputs[name], np.float32)
                 values[status != TileStatus.GOOD] = np.nan
                 if name == "features" and self._layout.features_dtype == "float16":
-                    values = _half(values, self.path)
-                self._write(name, start, values)
+                    self._write(name, start, _half(values, self.path))
+                else:
+                    self._write(name, start, values)
             self._unmarked.append((start, status))
             self.rows_done += len(status)
             if time.monotonic() - self._synced_s > _SYNC_EVERY_S:

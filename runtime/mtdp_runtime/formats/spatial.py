@@ -63,7 +63,9 @@ def write_zarr(h5: Path, target: Path) -> None:
                     index=[str(i) for i in number],
                 )
                 # Read while it is written, a part at a time: the features of a large slide have a gigabyte.
-                features = from_array(file["features"], chunks=(_ROWS, -1), lock=True).astype(np.float32)
+                features = from_array(  # type: ignore[no-untyped-call]
+                    file["features"], chunks=(_ROWS, -1), lock=True
+                ).astype(np.float32)
                 tables[table_name(attrs["model"])] = TableModel.parse(
                     AnnData(X=features, obs=observed), region="tiles", region_key="library_id", instance_key="tile_id"
                 )

@@ -53,11 +53,11 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         if is_ome or odd:
             reference.close()
         if is_ome:
-            reason = "OpenSlide does not know an OME-TIFF's levels and channels"
+            said = "OpenSlide does not know an OME-TIFF's levels and channels"
             try:
-                return ImageReader(file, slide_mpp, given_by, reason)
-            except NotAnImage as why:
-                raise SlideUnreadable(f"{file}: {why}", hint=_EXPORT) from why
+                return ImageReader(file, slide_mpp, given_by, said)
+            except NotAnImage as reason:
+                raise SlideUnreadable(f"{file}: {reason}", hint=_EXPORT) from reason
         if odd:
             raise SlideUnreadable(f"{file}: {odd}", hint=_EXPORT)
     try:
