@@ -3,9 +3,9 @@
     python benchmarks/run_all.py [--slide SLIDE.svs] [--envs DIR] [--pool POOL.toml] [--quick]
 
 Run it on a machine that does nothing else. A step that fails is named, and the others go on. `--slide` adds what needs
-real tissue, `--envs` the comparison with LazySlide, TIAToolbox and WSInfer, whose environments it makes there from PyPI,
-and `--pool` training. projection.json is no measurement: how many host cores feed a GPU engine of so many tiles/s, if
-reading scales with the cores.
+real tissue, `--envs` the comparison with LazySlide, TIAToolbox and WSInfer, whose environments it makes there from
+PyPI, and `--pool` training. projection.json is no measurement: how many host cores feed a GPU engine of so many
+tiles/s, if reading scales with the cores.
 """
 
 from __future__ import annotations
