@@ -40,7 +40,14 @@ _CUT_OUT = frozenset({"_2", "Exclusion", "None"})
 
 
 def camelyon16(root: Path, seed: int) -> Plan:
-    """The training slides."""
+    """The training slides.
+
+    Raises:
+        ImageUnreadable: a slide cannot be opened, or its overview cannot be decoded.
+        TaskError: a slide of a tumour without sound outlines.
+    """
+    from openslide import OpenSlideError
+
     slides = find(
         root, ["normal/normal_*.tif", "tumor/tumor_*.tif"], "training/normal/normal_001.tif and training/tumor/..."
     )
@@ -49,7 +56,10 @@ def camelyon16(root: Path, seed: int) -> Plan:
     for path in slides:
         with _open(path) as slide:
             tumour = _tumour_mask(path, root, slide.dimensions)
-            tissue = _tissue_mask(slide)
+            try:
+                tissue = _tissue_mask(slide)
+            except OpenSlideError as error:
+                raise ImageUnreadable(f"{path} cannot be decoded: {error}", "download it again") from error
         patches += _pick(path, root, seed, tumour, tissue)
     return Plan(patches, ["the official test slides are not used"], slide_crops)
 

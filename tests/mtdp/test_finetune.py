@@ -12,11 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 import mtdp.finetune as module
-from mtdp.checkpoint import load_checkpoint
+from mtdp.checkpoint import load_checkpoint, save_checkpoint
+from mtdp.choices import FINETUNING_CHOICES
 from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError
 from mtdp.finetune import FinetuneConfig, finetune, finetune_best
 from mtdp.pretrain import pretrain
@@ -122,3 +124,103 @@ def test_a_task_without_val_is_refused(tmp_path: Path, make_task: Make) -> None:
     (folder / "val").rename(tmp_path / "elsewhere")
     with pytest.raises(TaskError, match="no val split"):
         finetune_best(load_task(folder), TINY, tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"adaptation_batches": -1}, "adaptation_batches is -1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"lr": 0.0}, "lr is 0"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_wrong_usage(change: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        replace(TINY, **change)  # type: ignore[arg-type]
+
+
+def test_divergence_in_the_last_step_gives_no_score(task: Task, tmp_path: Path) -> None:
+    """One step of one epoch: the loss before it is finite; the network after it is not."""
+    with pytest.raises(TrainingDiverged, match="not finite") as caught:
+        finetune(task, replace(TINY, epochs=1, batch_size=12, lr=1e30), tmp_path / "run", quiet=True)
+    assert "lower learning rate" in caught.value.hint
+
+
+def pretrained(pool_file: Path, out: Path, seed: int = 0) -> Path:
+    config = PretrainConfig("resnet18", "random", 1, 0, batch_size=4, image_px=32, seed=seed, precision="fp32")
+    pretrain(load_pool(pool_file), config, out, quiet=True)
+    return out
+
+
+def test_another_runs_checkpoint_is_not_overwritten(task: Task, pool_file: Path, tmp_path: Path) -> None:
+    run = pretrained(pool_file, tmp_path / "run")
+    before = (run / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(UsageError, match=r"holds another run's checkpoint\.safetensors"):
+        finetune_best(task, replace(TINY, init=str(run)), run, (1e-3,), quiet=True)
+    (run / "state.safetensors").unlink()
+    with pytest.raises(UsageError, match="holds another run's"):
+        finetune_best(task, replace(TINY, init=str(run)), run, (1e-3,), quiet=True)
+    with pytest.raises(UsageError, match="holds another run's"):
+        pretrained(pool_file, run)
+    assert (run / "checkpoint.safetensors").read_bytes() == before
+    finetune(task, TINY, tmp_path / "tuned", quiet=True)
+    with pytest.raises(UsageError, match="holds a fine-tuning run, not a pre-training run"):
+        pretrain(
+            load_pool(pool_file), PretrainConfig("resnet18", "random"), tmp_path / "tuned", resume=True, quiet=True
+        )
+
+
+def test_the_state_is_of_the_checkpoints_epoch(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed in the second epoch has the first's checkpoint, and a state that says so."""
+    real = module.head_scores
+    calls: list[int] = []
+
+    def die_in_the_second(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "head_scores", die_in_the_second)
+    with pytest.raises(RuntimeError):
+        finetune(task, TINY, tmp_path / "run", quiet=True)
+    told = json.loads(safe_open(tmp_path / "run/state.safetensors", framework="pt").metadata()["mtdp"])
+    assert told["best_epoch"] == told["epoch"] == load_checkpoint(tmp_path / "run")[1].iteration == 1
+
+
+def test_a_checkpoint_of_another_epoch_is_not_judged(task: Task, tmp_path: Path) -> None:
+    finetune_best(task, TINY, tmp_path / "run", (1e-3,), quiet=True)
+    path = tmp_path / "run/lr-0.001/checkpoint.safetensors"
+    net, info = load_checkpoint(path)
+    save_checkpoint(path, net, replace(info, iteration=info.iteration + 1))
+    with pytest.raises(CheckpointError, match="the checkpoint is of epoch"):
+        finetune_best(task, TINY, tmp_path / "run", (1e-3,), resume=True, quiet=True)
+
+
+def test_the_weights_count_and_not_the_spelling_of_their_path(
+    task: Task, pool_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = pretrained(pool_file, tmp_path / "pre")
+    started = replace(TINY, init=str(run), epochs=1)
+    whole = finetune(task, started, tmp_path / "run", quiet=True)
+    monkeypatch.chdir(tmp_path)
+    assert finetune(task, replace(started, init="pre"), Path("run"), resume=True, quiet=True) == whole
+    pretrained(pool_file, tmp_path / "other", seed=1)
+    (run / "checkpoint.safetensors").write_bytes((tmp_path / "other/checkpoint.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="differs in init"):
+        finetune(task, started, tmp_path / "run", resume=True, quiet=True)
+
+
+def test_rates_differ_and_the_process_is_one(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="given twice"):
+        finetune_best(task, TINY, tmp_path / "run", (1e-3, 0.001), quiet=True)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match="fine-tuning was started as 4 processes"):
+        finetune_best(task, TINY, tmp_path / "run", (1e-3,), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_says_what_was_chosen_where_the_paper_is_silent(task: Task, tmp_path: Path) -> None:
+    finetune(task, replace(TINY, epochs=1), tmp_path / "run", quiet=True)
+    assert load_checkpoint(tmp_path / "run")[1].training["choices"] == FINETUNING_CHOICES

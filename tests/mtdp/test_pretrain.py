@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
+from mtdp.choices import PRETRAINING_CHOICES
 from mtdp.errors import CheckpointError, Interrupted, TrainingDiverged, UsageError
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet
@@ -213,6 +214,7 @@ def test_a_checkpoint_tells_how_it_was_made(tasks: tuple[Task, ...], tmp_path: P
     assert info.training["tasks"]["three"]["images"] == 12
     assert info.training["tasks"]["two"]["metric"] == "roc_auc"
     assert info.origin.source == "random"
+    assert info.training["choices"] == PRETRAINING_CHOICES
     assert info.training["versions"]["torch"] == torch.__version__
     assert net.task_names == ("two", "three")
 
@@ -279,8 +281,30 @@ def test_divergence_is_said_and_keeps_the_last_state(tasks: tuple[Task, ...], tm
     pretrain(tasks, TINY, tmp_path / "good", quiet=True)
     with pytest.raises(TrainingDiverged, match="the loss is") as caught:
         pretrain(tasks, replace(TINY, lr=1e30, iterations=9, warmup=0), tmp_path / "bad", quiet=True)
-    assert "--lr" in caught.value.hint
+    assert "--lr below 1e+30" in caught.value.hint
     assert not (tmp_path / "bad" / "checkpoint.safetensors").exists()
+    warming = replace(TINY, warmup_lr=1e38, iterations=9, warmup=9)
+    with pytest.raises(TrainingDiverged) as caught:
+        pretrain(tasks, warming, tmp_path / "warming", quiet=True)
+    assert "--warmup-lr below 1e+38" in caught.value.hint
+
+
+def test_weights_that_are_not_finite_are_not_saved(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    """The loss of the last iteration is finite, its step is not; what was saved before stays."""
+    config = replace(TINY, iterations=1, warmup=0, lr=1e-3)
+    pretrain(tasks, config, tmp_path / "run", quiet=True)
+    before = (tmp_path / "run/state.safetensors").read_bytes()
+    real = torch.optim.SGD.step
+
+    def explode(self: torch.optim.SGD, closure: None = None) -> None:
+        real(self, closure)
+        self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", explode)
+        with pytest.raises(TrainingDiverged, match="the weights are not finite after iteration 2"):
+            pretrain(tasks, replace(config, iterations=2), tmp_path / "run", resume=True, quiet=True)
+    assert (tmp_path / "run/state.safetensors").read_bytes() == before
 
 
 def test_bf16_trains_too(tasks: tuple[Task, ...], tmp_path: Path) -> None:

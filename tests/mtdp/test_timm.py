@@ -12,6 +12,7 @@ from PIL import Image
 from mtdp.backbones import build_backbone, native_preprocessing
 from mtdp.checkpoint import load_checkpoint
 from mtdp.errors import UsageError, WeightsError
+from mtdp.finetune import FinetuneConfig, finetune_best
 from mtdp.images import load_image
 from mtdp.pretrain import PretrainConfig, pretrain
 from mtdp.tasks import load_pool
@@ -76,6 +77,11 @@ def test_it_trains_and_its_checkpoint_keeps_its_preprocessing(pool_file: Path, t
     pretrain(load_pool(pool_file), config, tmp_path / "run", quiet=True)
     net, info = load_checkpoint(tmp_path / "run")
     assert info.preprocessing == native_preprocessing(net.backbone)
+    tuned = FinetuneConfig(VIT, str(tmp_path / "run"), epochs=1, batch_size=4, image_px=160, precision="fp32")
+    task = load_pool(pool_file)[0]
+    finetune_best(task, tuned, tmp_path / "tuned", (1e-4,), quiet=True)
+    _, info = load_checkpoint(tmp_path / "tuned")
+    assert info.preprocessing == native_preprocessing(net.backbone), "its statistics and bicubic resizing"
     wrong = PretrainConfig(arch=FIXED_VIT, init="random", iterations=2, warmup=1, batch_size=2, image_px=96)
     with pytest.raises(UsageError, match="takes no images of 96 px"):
         pretrain(load_pool(pool_file), wrong, tmp_path / "other", quiet=True)

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from sklearn.svm import LinearSVC
 
-from mtdp.errors import TaskError, UsageError
+from mtdp.errors import TaskError, TrainingDiverged, UsageError
 from mtdp.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from mtdp.pretrain import pretrain
+from mtdp.pretrain_config import PretrainConfig
 from mtdp.tasks import load_pool, load_task
 from mtdp.transfer import C_GRID, best_c, cross_validate, extract_features, load_extractor, probe_task
 
@@ -105,3 +107,22 @@ def test_a_source_that_names_no_architecture_needs_one() -> None:
     with pytest.raises(UsageError, match="does not name its architecture") as caught:
         load_extractor("random")
     assert "--arch" in caught.value.hint
+
+
+def test_features_that_are_not_finite_are_said(pool_file: Path) -> None:
+    extractor = load_extractor("random", "resnet18", image_px=32)
+    extractor.backbone.trunk.bn1.weight.data.fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="gives features that are not finite"):
+        probe_task(extractor, load_pool(pool_file)[0], precision="fp32")
+
+
+def test_a_negative_seed_is_wrong_usage(pool_file: Path) -> None:
+    with pytest.raises(UsageError, match="seed is -1"):
+        probe_task(load_extractor("random", "resnet18"), load_pool(pool_file)[0], seed=-1)
+
+
+def test_the_side_of_a_checkpoint_is_its_own_unless_one_is_asked_for(pool_file: Path, tmp_path: Path) -> None:
+    config = PretrainConfig("resnet18", "random", 1, 0, batch_size=2, image_px=32, precision="fp32")
+    pretrain(load_pool(pool_file), config, tmp_path / "run", quiet=True)
+    assert load_extractor(str(tmp_path / "run")).preprocessing.image_px == 32
+    assert load_extractor(str(tmp_path / "run"), image_px=64).preprocessing.image_px == 64

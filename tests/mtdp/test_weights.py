@@ -12,11 +12,18 @@ from safetensors.torch import load_file, save_file
 from torchvision import models
 
 from mtdp.backbones import Backbone, build_backbone
-from mtdp.checkpoint import CheckpointInfo, current_versions, save_checkpoint
+from mtdp.checkpoint import CheckpointInfo, current_versions, load_checkpoint, save_checkpoint
 from mtdp.errors import UsageError, WeightsError
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
-from mtdp.weights import WeightsOrigin, download, file_sha256, load_backbone_weights
+from mtdp.weights import (
+    WeightsOrigin,
+    download,
+    file_sha256,
+    load_backbone_weights,
+    named_input,
+    names_its_architecture,
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -108,12 +115,16 @@ def test_data_parallel_names_load(tmp_path: Path) -> None:
     assert_trunk_is(backbone, state)
 
 
-def run_folder(folder: Path, arch: str = "resnet18") -> MultiTaskNet:
+NOTHING = WeightsOrigin("random", "", "", None)
+
+
+def run_folder(
+    folder: Path, arch: str = "resnet18", origin: WeightsOrigin = NOTHING, config: dict[str, object] | None = None
+) -> MultiTaskNet:
     """A run's folder with a checkpoint of ours."""
     folder.mkdir()
     net = MultiTaskNet(build_backbone(arch), {"a": ("x", "y")})
-    origin = WeightsOrigin("random", "", "", None).to_json()
-    training = {"config": {}, "init": origin, "tasks": {}, "versions": current_versions()}
+    training = {"config": config or {}, "init": origin.to_json(), "tasks": {}, "versions": current_versions()}
     info = CheckpointInfo(arch, net.class_names, Preprocessing(), training, 1)
     save_checkpoint(folder / "checkpoint.safetensors", net, info)
     return net
@@ -216,3 +227,35 @@ def test_the_real_imagenet_densenet_loads(data_dir: Path) -> None:
     assert "ImageNet" in origin.description
     assert backbone.trunk.state_dict()["features.conv0.weight"].equal(load_file(path)["features.conv0.weight"])
     assert WeightsOrigin.from_json(json.loads(json.dumps(origin.to_json()))) == origin
+
+
+def test_a_checkpoint_of_ours_tells_where_it_is_from(tmp_path: Path) -> None:
+    run_folder(tmp_path / "first", origin=WeightsOrigin("imagenet", "torchvision resnet18", "BSD-3-Clause", None))
+    origin = load_backbone_weights(build_backbone("resnet18"), "resnet18", str(tmp_path / "first"))
+    assert origin.description == "1 iterations of first, from torchvision resnet18"
+    assert origin.licence == "BSD-3-Clause"
+    assert origin.sha256 == file_sha256(tmp_path / "first/checkpoint.safetensors")
+    run_folder(tmp_path / "tuned", origin=origin, config={"epochs": 1})
+    again = load_backbone_weights(build_backbone("resnet18"), "resnet18", str(tmp_path / "tuned"))
+    assert again.description == "1 epochs of tuned, from 1 iterations of first, from torchvision resnet18"
+    assert again.licence == "BSD-3-Clause"
+
+
+def test_a_state_dict_without_a_tensor_is_refused(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "empty.pth")
+    with pytest.raises(WeightsError, match=r"empty\.pth does not fit resnet18: 100 missing"):
+        load_backbone_weights(build_backbone("resnet18"), "resnet18", str(tmp_path / "empty.pth"))
+
+
+def test_a_runs_state_is_no_weights_file(tmp_path: Path) -> None:
+    save_file(
+        {"network.a": torch.zeros(1)}, tmp_path / "state.safetensors", metadata={"mtdp": '{"kind": "fine-tuning"}'}
+    )
+    for call in (names_its_architecture, lambda source: named_input(source, None, None), load_checkpoint):
+        with pytest.raises(UsageError, match="is the state that a run resumes from") as caught:
+            call(str(tmp_path / "state.safetensors"))
+        assert caught.value.hint == "give checkpoint.safetensors"
+    (tmp_path / "state.safetensors").rename(tmp_path / "renamed.safetensors")
+    assert names_its_architecture(str(tmp_path / "renamed.safetensors")) is None
+    with pytest.raises(WeightsError, match="does not fit resnet18"):
+        load_backbone_weights(build_backbone("resnet18"), "resnet18", str(tmp_path / "renamed.safetensors"))

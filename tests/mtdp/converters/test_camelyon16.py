@@ -107,3 +107,12 @@ def test_a_slide_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageUnreadable) as caught:
         convert("camelyon16", tmp_path / "in", tmp_path / "out")
     assert caught.value.message.startswith(f"{path} cannot be opened as a slide")
+
+
+def test_a_slide_that_opens_but_cannot_be_decoded_is_named(slides_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "training" / "normal" / "normal_001.tif"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(slides_dir / "odd" / "unreadable.svs")
+    with pytest.raises(ImageUnreadable) as caught:
+        convert("camelyon16", tmp_path / "in", tmp_path / "out")
+    assert caught.value.message.startswith(f"{path} cannot be decoded")
