@@ -192,12 +192,16 @@ def extract(
     from mtdp_runtime.together import checked, folders, load_models
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
-    requests = list_slides(named, slide_mpp, mask, _note if not worker.settled else lambda text: None)
+    # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
+    say = _note if not (worker.started or worker.settled) else lambda text: None
+    requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
     folders(bundles, out)
     target = _target(mpp, magnification)
     settings = shared_settings(bundles, target, stride_px, min_tissue, on_bad_tile, heads, features_dtype)
-    check_masks(requests, worker)
+    if not worker.started:
+        check_masks(requests, worker)
+        worker.start()
     if planning:
         quiet = partial(_load, name=backend, precision=precision, batch=batch_size, threads=cores, quiet=True)
         _dry_run(requests, bundles, settings, as_json, quiet, cores, worker)

@@ -52,13 +52,14 @@ def list_slides(
     slide_mpp: float | None = None,
     mask: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    must_exist: bool = True,
 ) -> list[SlideRequest]:
     """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask][,name]`.
 
     `say` takes what the user should know and nothing fails of: columns that are ignored.
 
     Raises:
-        UsageError: a manifest cannot be read, a slide does not exist, or nothing was found.
+        UsageError: a manifest cannot be read, nothing was found, or, where they must exist, a slide does not.
         DuplicateSlideNames: two slides would write one file.
     """
     if slide_mpp is not None and not is_scale(slide_mpp):
@@ -89,7 +90,8 @@ def list_slides(
                 hint="A CSV manifest with the columns slide,mask gives each slide its own.",
             )
         requests = [replace(requests[0], mask=mask)]
-    _refuse_missing(requests)
+    if must_exist:
+        _refuse_missing(requests)
     return requests
 
 

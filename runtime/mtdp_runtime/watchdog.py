@@ -36,6 +36,7 @@ class Worker:
 
     settled: dict[str, dict[str, Any]]  # slide -> its status and counts, of the workers before this one
     _pipe: int
+    started: bool = False  # what is said before work starts was said by a worker before this one
     _beaten_s: float = 0.0
 
     def begin(self, slide: str, line: dict[str, Any], claim: str) -> None:
@@ -44,6 +45,11 @@ class Worker:
         `claim` is empty where there is none.
         """
         self._tell({"begin": slide, "line": line, "claim": claim})
+
+    def start(self) -> None:
+        """Say that all was looked at beforehand, and work starts."""
+        self.started = True
+        self._tell({"start": True})
 
     def beat(self) -> None:
         """Say that something was read or computed."""
@@ -68,6 +74,7 @@ class _State:
 
     settled: dict[str, dict[str, Any]] = field(default_factory=dict)
     at: dict[str, Any] | None = None  # what the last `begin` said, until its `end`
+    started: bool = False
     stopped_by: int = 0
     stopped_s: float = 0.0
 
@@ -97,7 +104,7 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
             os.close(reader)
             _die_with(parent)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            return Worker(dict(state.settled), writer)
+            return Worker(dict(state.settled), writer, state.started)
         os.close(writer)
         known = len(state.settled)
         code, why = _watch(pid, reader, stall_limit_s, state)
@@ -178,6 +185,8 @@ def _watch(pid: int, reader: int, stall_limit_s: float, state: _State) -> tuple[
 def _note(state: _State, said: dict[str, Any]) -> None:
     if "begin" in said:
         state.at = said
+    elif "start" in said:
+        state.started = True
     elif "end" in said:
         if said["result"] is not None:
             state.settled[said["end"]] = said["result"]

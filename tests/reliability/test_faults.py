@@ -430,3 +430,20 @@ def test_a_slide_that_could_not_be_opened_when_masks_were_looked_at_is_checked_a
     assert code == 1
     assert "outside of" in errors
     assert not (out / "a.h5").exists()
+
+
+def test_what_vanishes_before_another_slide_crashes_fails_alone(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The new worker does not take it for a wrong command: work has begun."""
+    manifest, out = with_masks(tmp_path, make_slide, "abcd"), tmp_path / "o"
+    shutil.copy(tmp_path / "m.geojson", tmp_path / "own.geojson")
+    manifest.write_text("slide,mask\na.tiff,\nb.tiff,\nc.tiff,own.geojson\nd.tiff,\n")
+    crash = BAD_DECODER.format(
+        f"folder = __import__('pathlib').Path({str(tmp_path)!r}); (folder / 'a.tiff').unlink(); "
+        "(folder / 'own.geojson').unlink(); os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+    code, _, errors = extract(manifest, "--model", tiny_bundle, "--out", out, prepare=crash)
+    assert code == 1
+    assert "own.geojson: the mask cannot be read" in errors
+    assert statuses(out) == [("a.tiff", "done"), ("b.tiff", "failed"), ("c.tiff", "failed"), ("d.tiff", "done")]

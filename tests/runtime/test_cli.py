@@ -16,6 +16,7 @@ import pytest
 
 import mtdp_runtime
 from mtdp_runtime import bench
+from mtdp_runtime.console import tile_progress
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.slides import list_slides
 from support import damage_tile, extract, one_error, pyramid, stained
@@ -429,3 +430,19 @@ def test_the_bench_needs_a_tile(tiny_bundle: Path, slides_dir: Path) -> None:
 def test_the_ceiling_is_of_shared_cores_or_of_the_slower_stage() -> None:
     assert bench._ceiling(300.0, 100.0, "openvino 2025.0") == bench._ceiling(300.0, 100.0, "onnxruntime 1.2") == 75.0
     assert bench._ceiling(300.0, 100.0, "onnxruntime-cuda 1.2") == 100.0
+
+
+def test_the_bar_of_a_slide_that_goes_on_begins_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.progress import Progress
+
+    added, add_task = [], Progress.add_task
+
+    def recorded(self: Progress, *arguments: object, **options: object) -> object:
+        added.append((options["completed"], options["total"]))
+        return add_task(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Progress, "add_task", recorded)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with tile_progress("a.svs", 100, True, 60) as advance:
+        advance(40)
+    assert added == [(60, 100)]
