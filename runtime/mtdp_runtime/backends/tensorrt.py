@@ -61,7 +61,7 @@ class TensorRT:
             why = f"{gpu.name} has compute capability {gpu.capability}, 7.5 is needed"
             return Probe(cls.library, False, why, "Use --backend onnxruntime-cuda.")
         count = f"{len(found)} x " if len(found) > 1 else ""
-        # No int8: its graphs have zero points other than 0 (a Relu's values fill all of uint8): the parser refuses them.
+        # No int8: its graphs have zero points other than 0 (values after a Relu fill all of uint8): the parser refuses.
         precisions = ("fp16", "bf16", "fp32") if number(gpu.capability) >= _AMPERE else ("fp16", "fp32")
         return Probe(
             cls.library,
