@@ -56,10 +56,10 @@ def list_slides(
 ) -> list[SlideRequest]:
     """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask][,name]`.
 
-    `say` takes what the user should know and nothing fails of: columns that are ignored.
+    `say` takes what the user should know before the work: columns that are ignored, slides that are not there.
 
     Raises:
-        UsageError: a manifest cannot be read, nothing was found, or, where they must exist, a slide does not.
+        UsageError: a manifest cannot be read, nothing was found, or, where they must exist, no slide does.
         DuplicateSlideNames: two slides would write one file.
     """
     if slide_mpp is not None and not is_scale(slide_mpp):
@@ -91,7 +91,7 @@ def list_slides(
             )
         requests = [replace(requests[0], mask=mask)]
     if must_exist:
-        _refuse_missing(requests)
+        _look_for_missing(requests, say)
     return requests
 
 
@@ -120,13 +120,18 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
     return list(by_name.values())
 
 
-def _refuse_missing(requests: Sequence[SlideRequest]) -> None:
+def _look_for_missing(requests: Sequence[SlideRequest], say: Callable[[str], None]) -> None:
+    """Say how many slides are not there. They fail, each for itself: a night's work does not wait for a wrong path."""
     missing = [request.path for request in requests if not request.path.exists()]
-    if missing:
-        what = f"{missing[0]}: does not exist"
-        if len(requests) > 1:
-            what = f"{len(missing)} of {len(requests)} slides do not exist, the first: {missing[0]}"
-        raise UsageError(what, hint="Check the paths; those in a manifest start at its own folder.")
+    if not missing:
+        return
+    what = f"{len(missing)} of {len(requests)} slides do not exist, the first: {missing[0]}"
+    if len(missing) == len(requests):
+        raise UsageError(
+            what if len(requests) > 1 else f"{missing[0]}: does not exist",
+            hint="Check the paths; those in a manifest start at its own folder.",
+        )
+    say(f"{what}; the others are done")
 
 
 def shard_of(request: SlideRequest, parts: int) -> int:
@@ -138,18 +143,20 @@ def shard_of(request: SlideRequest, parts: int) -> int:
 def _in_folder(root: Path) -> list[SlideRequest]:
     """List the slides below a folder. The files of a DICOM series are one slide, however many they are."""
     files = sorted(p for p in root.rglob("*") if _looks_like_a_slide(p, root))
-    found = [SlideRequest(p) for p in files if p.suffix.lower() != dicom.SUFFIX]
-    for folder in sorted({p.parent for p in files if p.suffix.lower() == dicom.SUFFIX}):
+    of_series = {p for p in files if dicom.is_dicom(p)}
+    found = [SlideRequest(p) for p in files if p not in of_series]
+    for folder in sorted({p.parent for p in of_series}):
         series = dicom.series_in(folder)
         for members in series.values():
             whole_folder = len(series) == 1 and len(members) > 1
-            found.append(SlideRequest(members[0], called=folder.resolve().name if whole_folder else ""))
+            own_name = "" if members[0].suffix.lower() == dicom.SUFFIX else members[0].name  # a UID has no extension
+            found.append(SlideRequest(members[0], called=folder.resolve().name if whole_folder else own_name))
     return sorted(found, key=lambda request: request.path)
 
 
 def _is_more_of_a_series(path: Path, seen: set[tuple[Path, str]]) -> bool:
     """Say whether a file (of CASE/*.dcm, say) belongs to the series of one that was named before it."""
-    series = dicom.series_of(path) if path.suffix.lower() == dicom.SUFFIX else ""
+    series = dicom.series_of(path) if dicom.is_dicom(path) else ""
     key = (path.parent, series)
     known = bool(series) and key in seen
     seen.add(key)
@@ -157,7 +164,9 @@ def _is_more_of_a_series(path: Path, seen: set[tuple[Path, str]]) -> bool:
 
 
 def _looks_like_a_slide(path: Path, root: Path) -> bool:
-    if path.suffix.lower() not in SLIDE_SUFFIXES or any(part.startswith(".") for part in path.relative_to(root).parts):
+    if any(part.startswith(".") for part in path.relative_to(root).parts):
+        return False
+    if path.suffix.lower() not in SLIDE_SUFFIXES and not dicom.is_dicom(path):
         return False
     # A.mrxs keeps its data in the folder A beside it: nothing in there is a slide of its own.
     inside = [parent for parent in path.parents if parent.is_relative_to(root) and parent != root]

@@ -158,7 +158,7 @@ def files_of(slide: Path) -> list[Path]:
     kind = slide.suffix.lower()
     if slide.is_dir():
         slide, kind = dicom.the_series(slide), dicom.SUFFIX
-    if kind == dicom.SUFFIX:
+    if kind == dicom.SUFFIX or dicom.is_dicom(slide):
         series = dicom.series_of(slide)
         return dicom.series_in(slide.parent).get(series, [slide])
     if kind == ".mrxs":

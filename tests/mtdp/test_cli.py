@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from mtdp.checkpoint import load_checkpoint
 from mtdp.cli import app
+from mtdp.errors import UsageError
 
 Make = Callable[..., Path]
 TINY = ("--arch", "resnet18", "--init", "random", "--warmup", "0", "--batch-size", "4", "--image-px", "32")
@@ -130,3 +131,32 @@ def test_a_signal_is_the_exit_code(pool_file: Path, tmp_path: Path) -> None:
     assert err.splitlines()[-1] == "hint: go on with --resume"
     assert "Traceback" not in err
     assert load_checkpoint(run)[1].iteration >= 10
+
+
+def test_options_reach_what_they_name(pool_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+
+    def stop(name: str) -> Callable[..., object]:
+        def stopped(*args: object, **options: object) -> object:
+            seen[name] = (args, options)
+            raise UsageError("seen")
+
+        return stopped
+
+    monkeypatch.setattr("mtdp.pretrain.pretrain", stop("pretrain"))
+    monkeypatch.setattr("mtdp.finetune.finetune_best", stop("finetune"))
+    monkeypatch.setattr("mtdp.transfer.probe_task", stop("probe"))
+    task = pool_file.parent / "three"
+    invoke("pretrain", "--pool", pool_file, "--out", tmp_path / "run", "--checkpoint-every", 7, *TINY)
+    assert seen["pretrain"][1]["checkpoint_every_s"] == 7.0  # type: ignore[index]
+    tune = ("finetune", "--task", task, "--out", tmp_path / "t", "--arch", "resnet18", "--init", "random")
+    invoke(*tune, "--adaptation-batches", 3)
+    assert seen["finetune"][0][1].adaptation_batches == 3  # type: ignore[index]
+    invoke("probe", "--task", task, "--arch", "resnet18", "--init", "random", "--image-px", 64)
+    assert seen["probe"][0][0].preprocessing.image_px == 64  # type: ignore[index]
+
+
+def test_a_negative_seed_is_a_line(pool_file: Path, tmp_path: Path) -> None:
+    common = ("--task", pool_file.parent / "three", "--arch", "resnet18", "--init", "random", "--seed", -1)
+    for command in (("finetune", "--out", tmp_path / "t"), ("probe",)):
+        assert invoke(*command, *common) == (2, "", "error: seed is -1, it must not be negative\n")

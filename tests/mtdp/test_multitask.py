@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtdp.backbones import Backbone
 from mtdp.errors import UsageError
@@ -51,6 +52,22 @@ def test_correct_answers_are_counted_in_each_task(net: MultiTaskNet) -> None:
         net.heads["b"].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
     _, shares = routed_loss(net, FEATURES, TASKS, LABELS)
     assert (shares["a"].correct, shares["b"].correct) == (3, 0)
+
+
+class Readings(TorchDispatchMode):
+    """Counts what reads a value off the device, and so waits for all that it was given to do."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_device_is_not_waited_for_at_each_head(net: MultiTaskNet) -> None:
+    with Readings() as readings:
+        routed_loss(net, FEATURES, TASKS, LABELS)
+    assert readings.count == 0
 
 
 def test_head_gradients_are_rescaled_to_their_own_mean_and_the_backbone_keeps_its_own(net: MultiTaskNet) -> None:

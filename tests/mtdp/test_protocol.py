@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mtdp.checkpoint import load_checkpoint
 from mtdp.choices import PROTOCOL_CHOICES
 from mtdp.errors import CheckpointError, MtdpError, UsageError
+from mtdp.pretrain import pretrain
 from mtdp.protocol.cells import Cell, cost, judgement_cells, selection_cells
 from mtdp.protocol.config import ProtocolConfig, evaluated_tasks, finetuned_tasks, left_out_sets
 from mtdp.protocol.estimate import say_plan
@@ -28,6 +29,7 @@ from mtdp.protocol.settings import hold_to_settings
 from mtdp.protocol.tables import Row, as_csv, collect, markdown, write_tables
 from mtdp.run_state import write_json
 from mtdp.tasks import Task, load_pool
+from mtdp.transfer import Extractor, ProbeResult
 
 Make = Callable[..., Path]
 
@@ -459,3 +461,34 @@ def test_ctrl_c_leaves_a_table_and_says_how_to_go_on(tasks: tuple[Task, ...], tm
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "hint: give the same command again: it goes on from there"
     assert (out / "table.md").is_file()
+
+
+def test_a_training_that_is_done_keeps_its_checkpoint_only(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path / "run")
+    run_protocol(protocol)
+    cell = protocol.cells()[0]
+    folder = training_folder(protocol, cell)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
+    before = (folder / "checkpoint.safetensors").stat().st_mtime_ns
+    protocol.result_path(cell).unlink()  # as if the process had been killed just before it
+    run_protocol(protocol)
+    assert protocol.result(cell) is not None
+    assert (folder / "checkpoint.safetensors").stat().st_mtime_ns == before, "trained again"
+
+
+def test_the_starting_weights_are_judged_at_the_side_of_the_others(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    """A run to start from was trained at 64 px; the table's columns are all at --image-px."""
+    setting = TINY.pretraining(TINY.combinations()[0], 0)
+    pretrain(tasks, replace(setting, image_px=64, iterations=1), tmp_path / "start", quiet=True)
+    seen: list[tuple[str, int]] = []
+
+    def look(extractor: Extractor, task: Task, *args: object, **options: object) -> ProbeResult:
+        seen.append((extractor.description, extractor.preprocessing.image_px))
+        return ProbeResult(task.name, "", task.metric, 0.5, 1.0, {}, {}, True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtdp.protocol.run.probe_task", look)
+        config = replace(TINY, evaluate=("c",), init=str(tmp_path / "start"))
+        run_protocol(Protocol(tasks, config, tmp_path / "run"))
+    assert {px for _, px in seen} == {32}
+    assert len(seen) == 3

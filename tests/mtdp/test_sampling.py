@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from mtdp.devices import choose_precision, usable_cores
 from mtdp.errors import ImageUnreadable
 from mtdp.images import ImageCache
-from mtdp.sampling import ADAPTATION, TRAINING, batches, draw
+from mtdp.sampling import ADAPTATION, TRAINING, batches, decode_threads, draw
 from mtdp.tasks import Sample, load_pool
 
 Make = Callable[..., Path]  # writes files, returns where
@@ -81,3 +84,31 @@ def test_a_truncated_image_is_named_when_its_batch_is_due(tmp_path: Path, write_
     )
     with pytest.raises(ImageUnreadable, match=r"cut\.png"):
         list(stream)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (2, 2), (12, 12), (64, 16)])
+def test_images_are_decoded_on_the_cores_that_there_are(
+    cores: int, threads: int, pool_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [task.of(["train"]) for task in load_pool(pool_file)]
+
+    def images() -> list[torch.Tensor]:
+        stream = batches(data, ImageCache(32, 0), seed=4, stream=TRAINING, iterations=range(5), batch_size=5)
+        return [batch.images for batch in stream]
+
+    before = images()
+    monkeypatch.setattr("mtdp.sampling.usable_cores", lambda: cores)
+    assert decode_threads() == threads
+    assert all(one.equal(other) for one, other in zip(before, images(), strict=True))
+
+
+def test_usable_cores_are_those_of_the_process() -> None:
+    assert usable_cores() == len(os.sched_getaffinity(0))
+
+
+def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert choose_precision("auto", torch.device("cuda")) == "fp32"

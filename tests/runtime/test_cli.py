@@ -311,14 +311,29 @@ class TestManifest:
         with pytest.raises(UsageError, match=r"a\.tiff: named twice, with another mpp"):
             list_slides([tmp_path / "slides.csv"])
 
-    def test_slides_that_are_not_there_are_counted_before_work(
+    def test_slides_that_are_not_there_are_counted_before_work_and_end_nothing(
         self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
     ) -> None:
-        options = (make_slide(), tmp_path / "b.svs", tmp_path / "c.svs")
+        options = (tmp_path / "b.svs", make_slide("a.tiff"), tmp_path / "c.svs")
         result = extract(*options, "--model", tiny_bundle, "--out", tmp_path / "o")
+        assert result.returncode == 1
+        note = f"note: 2 of 3 slides do not exist, the first: {tmp_path / 'b.svs'}; the others are done"
+        assert result.stderr.splitlines()[0] == note
+        assert sorted(path.name for path in (tmp_path / "o").glob("*.h5")) == ["a.h5"]
+
+    def test_where_no_slide_is_there_nothing_begins(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        result = extract(tmp_path / "b.svs", tmp_path / "c.svs", "--model", tiny_bundle, "--out", tmp_path / "o")
         assert result.returncode == 2
-        assert f"2 of 3 slides do not exist, the first: {tmp_path / 'b.svs'}" in one_error(result)
+        assert f"2 of 2 slides do not exist, the first: {tmp_path / 'b.svs'}" in one_error(result)
         assert not (tmp_path / "o").exists()
+
+    def test_dicom_without_a_suffix_is_found_in_a_folder(self, slides_dir: Path, tmp_path: Path) -> None:
+        source = slides_dir / "multi_frame_jpeg_camelyon_challenge_image.dcm"
+        for name in ("1.2.840.7", "IMAGE1"):
+            (tmp_path / name).mkdir()
+            shutil.copyfile(source, tmp_path / name / name)
+        (tmp_path / "notes").write_text("no slide")
+        assert [request.name for request in list_slides([tmp_path])] == ["1.2.840.7", "IMAGE1"]
 
 
 def test_overwrite_leaves_alone_what_is_right_and_replaces_the_rest(
