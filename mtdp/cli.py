@@ -65,6 +65,7 @@ def pretrain(
         int,
         typer.Option(help="Batches that first give batch norm the pool's statistics, at unchanged outputs; 0: none."),
     ] = 20,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 300.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write metrics to OUT/tensorboard.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in --out.")] = False,
 ) -> None:
@@ -89,7 +90,9 @@ def pretrain(
         adaptation_batches=adaptation_batches,
     )
     tasks = [task for task in load_pool(pool) if task.ships or not only_shippable]
-    typer.echo(run(tasks, config, out, resume=resume, tensorboard=tensorboard))
+    typer.echo(
+        run(tasks, config, out, resume=resume, checkpoint_every_s=checkpoint_every, tensorboard=tensorboard),
+    )
 
 
 @app.command()
@@ -109,6 +112,9 @@ def finetune(
     metric: Annotated[
         Literal["auto", "accuracy", "roc_auc"], typer.Option(help="auto: ROC AUC for two classes, else accuracy.")
     ] = "auto",
+    adaptation_batches: Annotated[
+        int, typer.Option(help="Batches that first give batch norm the task's statistics, at unchanged outputs.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it.")
@@ -125,7 +131,14 @@ def finetune(
 
     arch, image_px = named_input(init, arch, image_px)
     config = FinetuneConfig(
-        arch=arch, init=init, epochs=epochs, batch_size=batch_size, image_px=image_px, seed=seed, precision=precision
+        arch=arch,
+        init=init,
+        epochs=epochs,
+        batch_size=batch_size,
+        image_px=image_px,
+        seed=seed,
+        precision=precision,
+        adaptation_batches=adaptation_batches,
     )
     found = finetune_best(load_task(task, metric=metric), config, out, tuple(lr or LEARNING_RATES), resume=resume)
     typer.echo(json.dumps(asdict(found)))
@@ -229,6 +242,9 @@ def probe(
     metric: Annotated[
         Literal["auto", "accuracy", "roc_auc"], typer.Option(help="auto: ROC AUC for two classes, else accuracy.")
     ] = "auto",
+    image_px: Annotated[
+        int | None, typer.Option(help="Side of the square input in pixels.", show_default="that of --init, or its own")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of random weights, and of the SVM's solver.")] = 0,
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Of the feature extraction.")] = "auto",
 ) -> None:
@@ -239,7 +255,7 @@ def probe(
     from mtdp.tasks import load_task
     from mtdp.transfer import load_extractor, probe_task
 
-    extractor = load_extractor(init, arch, seed)
+    extractor = load_extractor(init, arch, seed, image_px)
     result = probe_task(extractor, load_task(task, metric=metric), seed=seed, precision=precision)
     typer.echo(json.dumps(asdict(result)))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,8 +29,13 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if has_fast_bf16(_cpuinfo()) else "fp32"
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -215,7 +215,7 @@ def finetune(
             for batch in epoch_batches(train, cache, seed=config.seed, epoch=epoch, batch_size=config.batch_size):
                 with autocast(config.precision, device):
                     features = net.backbone(normalise(batch.images.to(device)))  # (B, P, P, 3) -> (B, D)
-                loss, shares = routed_loss(net, features.float(), batch.tasks.to(device), batch.labels.to(device))
+                loss, shares = routed_loss(net, features.float(), batch.tasks, batch.labels.to(device))
                 if not torch.isfinite(loss):
                     raise TrainingDiverged(
                         f"{task.name}: the loss is {float(loss.detach())} in epoch {epoch + 1}",

@@ -69,25 +69,29 @@ def routed_loss(
 
     Args:
         features: float32[B, D].
-        tasks: int64[B], the number of each sample's task.
+        tasks: int64[B], the number of each sample's task; on the CPU, so that a GPU need not be waited for.
         labels: int64[B], the class within that task.
 
     Returns:
         The loss, float32 scalar, and the share of each task that is in the batch.
     """
     total = features.new_zeros(())
-    shares: dict[str, TaskShare] = {}
+    samples: dict[str, int] = {}
+    loss_sums, corrects = [], []
     for number, name in enumerate(net.task_names):
-        rows = (tasks == number).nonzero(as_tuple=True)[0]  # (B_t,)
+        rows = (tasks.cpu() == number).nonzero(as_tuple=True)[0].to(features.device)  # (B_t,)
         if rows.numel() == 0:
             continue
         logits = net.heads[name](features[rows])  # (B_t, D) -> (B_t, C_t)
         wanted = labels[rows]
         loss_sum = F.cross_entropy(logits, wanted, reduction="sum")
         total = total + loss_sum
-        correct = int((logits.detach().argmax(1) == wanted).sum())
-        shares[name] = TaskShare(int(rows.numel()), float(loss_sum.detach()), correct)
-    return total / features.shape[0], shares
+        samples[name] = rows.numel()
+        loss_sums.append(loss_sum.detach())
+        corrects.append((logits.detach().argmax(1) == wanted).sum())
+    # Read once for all tasks: each reading waits for all that a GPU was given to do.
+    values = zip(samples.items(), torch.stack(loss_sums).tolist(), torch.stack(corrects).tolist(), strict=True)
+    return total / features.shape[0], {name: TaskShare(n, loss, right) for (name, n), loss, right in values}
 
 
 def rescale_head_gradients(net: MultiTaskNet, shares: Mapping[str, TaskShare]) -> None:

@@ -164,12 +164,12 @@ def _run(
                 optimizer = _optimizer(net, config, iteration)
                 backbone = _set_phase(net, iteration, config, ranks)
             images = batch.images.to(device, non_blocking=True)  # uint8 (B, P, P, 3)
-            sample_tasks, labels = batch.tasks.to(device), batch.labels.to(device)  # (B,)
+            labels = batch.labels.to(device)  # (B,)
             warming = iteration < config.warmup
             with autocast(config.precision, device), torch.set_grad_enabled(not warming):
                 features = backbone(normalise(images))  # (B, P, P, 3) -> (B, D)
             # Paper: mean cross-entropy over the batch, each sample through its own task's head.
-            loss, own_shares = routed_loss(net, features.float(), sample_tasks, labels)
+            loss, own_shares = routed_loss(net, features.float(), batch.tasks, labels)
             shares, stop = whole_shares(net.task_names, own_shares, bool(caught), ranks, device)
             # Of all processes' losses: each refuses to go on, or none does.
             if not math.isfinite(sum(share.loss_sum for share in shares.values())):

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtdp.augment import training_view
+from mtdp.devices import usable_cores
 from mtdp.images import ImageCache
 from mtdp.tasks import Sample
 
@@ -133,7 +134,14 @@ def in_order(
     return _ahead(make, range(0, len(samples), batch_size))
 
 
-def _ahead(make: Callable[[int], _T], numbers: range, threads: int = 2, ahead: int = 4) -> Iterator[_T]:
+def decode_threads() -> int:
+    """Two at least, so that one decodes while the other waits for the disk; more than 16 no network here consumes."""
+    return max(2, min(16, usable_cores()))
+
+
+def _ahead(make: Callable[[int], _T], numbers: range) -> Iterator[_T]:
+    threads = decode_threads()
+    ahead = 2 * threads
     waiting: deque[Future[_T]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:

@@ -21,14 +21,16 @@ from mtdp.finetune import finetune_best
 from mtdp.images import ImageCache
 from mtdp.preprocess import Normalise
 from mtdp.pretrain import pretrain
+from mtdp.pretrain_config import PretrainConfig, resolve
 from mtdp.protocol.cells import JOINT, Cell, judgement_cells, phases, selection_cells, set_name
 from mtdp.protocol.config import Combination, ProtocolConfig, evaluated_tasks, finetuned_tasks, left_out_sets
 from mtdp.protocol.ranking import choose
 from mtdp.protocol.settings import check_runnable, hold_to_settings
-from mtdp.run_state import write_json
+from mtdp.run_state import RunState, write_json
 from mtdp.scores import head_scores, labels_of, score
 from mtdp.tasks import Task
 from mtdp.transfer import load_extractor, probe_task
+from mtdp.weights import CHECKPOINT_NAME, STATE_NAME
 
 WAIT_S = 5.0
 AGAIN: Final = "give the same command again: it goes on from there"
@@ -240,8 +242,20 @@ def _pretrain(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     tasks = [task for task in protocol.tasks if task.name not in left_out]
     folder = training_folder(protocol, cell)
     setting = protocol.config.pretraining(cell.combination, cell.seed, train_only)
-    checkpoint = pretrain(tasks, setting, folder, resume=True)
+    checkpoint = folder / CHECKPOINT_NAME
+    if not _trained(folder, setting):
+        checkpoint = pretrain(tasks, setting, folder, resume=True)
+        (folder / STATE_NAME).unlink()  # twice the network's size, for each of hundreds of cells
     return {"checkpoint": str(checkpoint.relative_to(protocol.out)), "tasks": [task.name for task in tasks]}
+
+
+def _trained(folder: Path, setting: PretrainConfig) -> bool:
+    """Whether the training itself is done, though its cell has no result."""
+    if (folder / STATE_NAME).is_file() or not (folder / CHECKPOINT_NAME).is_file():
+        return False
+    _, info = load_checkpoint(folder)
+    resolve(setting, RunState({}, info.to_json()), best_device())  # refuses one of another setting
+    return info.iteration == setting.iterations
 
 
 def _finetune(protocol: Protocol, cell: Cell, task: Task, source: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from mtdp.devices import choose_precision, usable_cores
 from mtdp.errors import ImageUnreadable
 from mtdp.images import ImageCache
 from mtdp.sampling import ADAPTATION, TRAINING, batches, decode_threads, draw
@@ -100,15 +98,3 @@ def test_images_are_decoded_on_the_cores_that_there_are(
     monkeypatch.setattr("mtdp.sampling.usable_cores", lambda: cores)
     assert decode_threads() == threads
     assert all(one.equal(other) for one, other in zip(before, images(), strict=True))
-
-
-def test_usable_cores_are_those_of_the_process() -> None:
-    assert usable_cores() == len(os.sched_getaffinity(0))
-
-
-def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    def supported(including_emulation: bool = True) -> bool:
-        return including_emulation
-
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert choose_precision("auto", torch.device("cuda")) == "fp32"
