@@ -162,7 +162,7 @@ def fast_slide(path: Path, coords: list[tuple[int, int]], tile_px: int, scale: f
 
     def work(part: Iterator[tuple[int, int]]) -> None:
         for x0, y0 in part:
-            tile = np.asarray(slide.read_region(location=(x0, y0), level=0, size=(side, side)))
+            tile = slide.read_region(location=(x0, y0), level=0, size=(side, side)).numpy()
             if side != tile_px:
                 np.asarray(Image.fromarray(tile).resize((tile_px, tile_px), Image.Resampling.BOX))
 

@@ -71,7 +71,7 @@ first, plans = [], []
 with choose("auto")[0].load(bundle, "auto", 16, threads) as engine, open_slide(slide) as opened:
     outcome, plan = extract_slide(
         opened, out, bundle, engine, settings, threads,
-        on_plan=plans.append, on_progress=lambda tiles: first.append(time.time() - start_s),
+        on_plan=lambda plan, done: plans.append(plan), on_progress=lambda tiles: first.append(time.time() - start_s),
     )
 print(json.dumps({
     "tiles": outcome.tiles, "grid": len(plan.grid), "plan_s": plan.seconds, "first_batch_s": first[0],
