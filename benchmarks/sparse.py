@@ -61,7 +61,8 @@ start_s = time.time()
 from pathlib import Path
 from mtdp_runtime.backends import choose
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
-from mtdp_runtime.extraction import ExtractSettings, extract_slide
+from mtdp_runtime.extraction import extract_slide
+from mtdp_runtime.plan import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 
 slide, out, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

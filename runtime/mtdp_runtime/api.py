@@ -9,11 +9,14 @@ from pathlib import Path
 
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
-from mtdp_runtime.cohort import Listeners, check_masks, extract_slides
+from mtdp_runtime.cohort import Listeners, Run, extract_slides
 from mtdp_runtime.cores import usable_cores
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.extraction import ExtractSettings, Outcome, Plan, writable_folder
+from mtdp_runtime.extraction import writable_folder
 from mtdp_runtime.formats import check_formats
+from mtdp_runtime.opening import check_masks
+from mtdp_runtime.outcome import Outcome
+from mtdp_runtime.plan import ExtractSettings, Plan
 from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slides import list_slides
 from mtdp_runtime.staging import Staging
@@ -99,20 +102,19 @@ def extract(
         models = loaded.enter_context(
             load_models(bundles, lambda one, size: load(backend, one, precision, size, cores)[0], batch)
         )
-        outcomes = extract_slides(
-            requests,
+        run = Run(
             folder,
             loaded.enter_context(checked(models, check, cores)),
             settings,
             cores,
             _listeners(on_progress),
-            overwrite,
-            report,
-            retry_failed,
+            overwrite=overwrite,
+            report=report,
+            retry_failed=retry_failed,
             formats=derived,
             staging=None if stage is None else loaded.enter_context(Staging(Path(stage), _warn)),
         )
-        return list(outcomes)
+        return list(extract_slides(requests, run))
 
 
 def _listeners(on_progress: OnProgress | None) -> Listeners:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.console import printable, run_app
+from mtdp_runtime.console import note, printable, run_app
 from mtdp_runtime.cores import count_or_auto, usable_cores
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.formats import check_formats
@@ -20,9 +20,8 @@ from mtdp_runtime.formats import check_formats
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.extraction import ExtractSettings, Outcome, Plan
+    from mtdp_runtime.plan import ExtractSettings
     from mtdp_runtime.slides import SlideRequest
-    from mtdp_runtime.together import Model
     from mtdp_runtime.watchdog import Worker
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -180,20 +179,25 @@ def extract(
     formats = check_formats(format_ or [])
     batch_size = count_or_auto("--batch", batch)
     cores = count_or_auto("--threads", threads) or usable_cores()
+    dry_run = dry_run and not demo
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
-    planning = dry_run and not demo
-    worker = supervise(stall_limit, partial(_lost, None if planning else out, as_json))
+    worker = supervise(stall_limit, partial(_lost, None if dry_run else out, as_json))
+
+    from tempfile import TemporaryDirectory
 
     from mtdp_runtime.api import shared_settings
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
-    from mtdp_runtime.cohort import check_masks
+    from mtdp_runtime.cohort import Run, extract_slides
     from mtdp_runtime.extraction import writable_folder
+    from mtdp_runtime.opening import check_masks
+    from mtdp_runtime.said import bars_of, say_outcomes
     from mtdp_runtime.slides import list_slides, shard_of
+    from mtdp_runtime.staging import Staging
     from mtdp_runtime.together import checked, folders, load_models
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
-    say = _note if not (worker.started or worker.settled) else lambda text: None
+    say = note if not (worker.started or worker.settled) else lambda text: None
     requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
     folders(bundles, out)
@@ -202,34 +206,35 @@ def extract(
     if not worker.started:
         check_masks(requests, worker)
         worker.start()
-    if planning:
-        quiet = partial(_load, name=backend, precision=precision, batch=batch_size, threads=cores, quiet=True)
-        _dry_run(requests, bundles, settings, as_json, quiet, cores, worker)
-        return
-    writable_folder(out)
-    if demo:
-        requests += list_slides([_demo_slide(out, as_json)])
-    if not requests:
-        print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
-        return
-    with ExitStack() as engines:
-        models = engines.enter_context(
-            load_models(bundles, lambda one, size: _load(one, backend, precision, size, cores, as_json), batch_size)
-        )
-        failures = _run(
-            requests,
-            out,
-            engines.enter_context(checked(models, check, cores)),
-            settings,
-            cores,
-            overwrite,
-            not no_report,
-            as_json,
-            retry_failed,
-            worker,
-            formats,
-            stage,
-        )
+    load = partial(_load, name=backend, precision=precision, threads=cores, quiet=dry_run or as_json)
+    if not dry_run:
+        writable_folder(out)
+    with ExitStack() as opened, ExitStack() as bars:
+        if demo:
+            folder = Path(opened.enter_context(TemporaryDirectory(prefix="mtdp-demo-"))) if dry_run else out
+            requests += list_slides([_demo_slide(folder, kept=not dry_run, quiet=as_json)])
+        if not requests:
+            print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
+            return
+        if dry_run:
+            failures = _dry_run(requests, bundles, settings, as_json, partial(load, batch=batch_size), cores, worker)
+        else:
+            models = opened.enter_context(load_models(bundles, load, batch_size))
+            run = Run(
+                out,
+                opened.enter_context(checked(models, check, cores)),
+                settings,
+                cores,
+                bars_of(bars, shown=not as_json),
+                overwrite=overwrite,
+                report=not no_report,
+                retry_failed=retry_failed,
+                worker=worker,
+                formats=formats,
+                staging=None if stage is None else opened.enter_context(Staging(stage, note)),
+            )
+            outcomes = extract_slides(requests, run)
+            failures = say_outcomes(outcomes, len(requests), worker.settled.values(), bars, out, as_json)
     if failures:
         raise typer.Exit(1)
 
@@ -272,155 +277,41 @@ def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
         print(f"failed: {printable(line['message'])}\n  hint: {printable(line['hint'])}", file=sys.stderr)
 
 
-def _note(text: str) -> None:
-    """Say what is not an error, and that one should know."""
-    print(f"note: {printable(text)}", file=sys.stderr)
-
-
-def _load(bundle: Bundle, name: str, precision: str, batch: int | None, threads: int, quiet: bool) -> Backend:
+def _load(bundle: Bundle, batch: int | None, *, name: str, precision: str, threads: int, quiet: bool) -> Backend:
     from mtdp_runtime.backends import load
+    from mtdp_runtime.said import say_model
 
     engine, reason = load(name, bundle, precision, batch, threads)
     if not quiet:
-        manifest = bundle.manifest
-        name = printable(f"{manifest.name} ({manifest.arch}, {manifest.features_dim} features)")
-        print(f"model: {name}, digest {bundle.digest[:16]}")
-        print(
-            f"engine: {engine.name}, {engine.precision}, batches of {engine.batch}; "
-            + "; ".join(filter(None, (engine.note, reason)))
-        )
+        say_model(bundle, engine, reason)
     return engine
 
 
-def _demo_slide(out: Path, quiet: bool) -> Path:
+def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:
     from mtdp_runtime.demo import write_demo_slide
 
-    path = out / "demo-slide.tiff"
+    path = folder / "demo-slide.tiff"
     write_demo_slide(path)
     if not quiet:
-        print(f"demo: a synthetic slide was written to {printable(path)}")
+        where = f"was written to {printable(path)}" if kept else "for this dry run alone; it is removed at its end"
+        print(f"demo: a synthetic slide {where}")
     return path
 
 
-def _run(
-    requests: list[SlideRequest],
-    out: Path,
-    models: list[Model],
-    settings: ExtractSettings,
-    threads: int,
-    overwrite: bool,
-    report: bool,
-    as_json: bool,
-    retry_failed: bool,
-    worker: Worker,
-    formats: tuple[str, ...],
-    stage: Path | None,
-) -> int:
-    """Extract all slides; return how many failed."""
-    from mtdp_runtime import runlog
-    from mtdp_runtime.cohort import Listeners, extract_slides
-    from mtdp_runtime.cohort import as_json as to_json
-    from mtdp_runtime.console import tile_progress
-    from mtdp_runtime.staging import Staging
-
-    lines = list(worker.settled.values())  # by the workers before this one
-    with ExitStack() as bars, ExitStack() as staged:
-        staging = None
-        if stage is not None:
-            staging = staged.enter_context(Staging(stage, _note))
-        advance = [lambda tiles: None]
-
-        def on_plan(plan: Plan, done: int) -> None:
-            advance[0] = bars.enter_context(tile_progress(plan.info.path.name, len(plan.kept), not as_json, done))
-
-        listeners = Listeners(on_plan, lambda tiles: advance[0](tiles))
-        outcomes = extract_slides(
-            requests,
-            out,
-            models,
-            settings,
-            threads,
-            listeners,
-            overwrite,
-            report,
-            retry_failed,
-            worker,
-            formats,
-            staging,
-        )
-        for outcome in outcomes:
-            bars.close()
-            lines.append(runlog.counts(to_json(outcome)))
-            _say(outcome, f"[{len(lines)}/{len(requests)}] " if len(requests) > 1 else "", as_json)
-    statuses = [str(line["status"]) for line in lines]
-    failures, elsewhere = statuses.count("failed"), statuses.count("claimed")
-    if len(requests) > 1 and not as_json:
-        others = f", {elsewhere} left to another run" if elsewhere else ""
-        print(
-            f"{len(requests) - failures - elsewhere} of {len(requests)} slides done, {failures} failed{others}; "
-            f"{runlog.totals(lines)}; see {printable(out / 'run.jsonl')}"
-        )
-    return failures
-
-
-def _say(outcome: Outcome, prefix: str, as_json: bool) -> None:
-    from mtdp_runtime import cohort
-
-    if as_json:
-        print(json.dumps(cohort.as_json(outcome)), flush=True)
-    elif outcome.status == "failed":
-        print(f"{prefix}failed: {printable(outcome.message)}", file=sys.stderr)
-        if outcome.hint:
-            print(f"  hint: {printable(outcome.hint)}", file=sys.stderr)
-    else:
-        for line in _said(outcome):
-            print(f"{prefix}{line}", flush=True)
-            prefix = ""
-    if outcome.warning:
-        print(f"warning: {printable(outcome.warning)}", file=sys.stderr)
-
-
-def _said(outcome: Outcome) -> list[str]:
-    """Return the lines for a slide that did not fail."""
-    lines, name = [], printable(outcome.slide.name)
-    if outcome.status == "done" and outcome.times is not None:
-        times = outcome.times
-        bad = f", {outcome.bad_tiles} bad (NaN, see status)" if outcome.bad_tiles else ""
-        if outcome.left_out:
-            bad = f", {outcome.left_out} bad ones left out"
-        lines.append(
-            f"{name}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
-            f"{times.tiles_per_s:.1f} tiles/s, bottleneck {times.bottleneck}, "
-            f"the engine waited {times.device_idle:.0%} of the time -> {_where(outcome)}"
-        )
-        if not outcome.reader.startswith("mtdp "):
-            lines.append(f"  read by {printable(outcome.reader)}: {printable(outcome.reader_reason)}")
-    else:
-        where = f" -> {_where(outcome)}" if outcome.output is not None else ""
-        lines.append(f"{name}: {outcome.status}: {printable(outcome.message)}{where}")
-    if outcome.agreement is not None:
-        found = outcome.agreement
-        lines.append(f"  checked {found.tiles} tiles with {found.reference}: min cosine {found.min_cosine:.8f}")
-    return lines
-
-
-def _where(outcome: Outcome) -> str:
-    return ", ".join(printable(path) for path in outcome.outputs or (outcome.output,))
-
-
 def _dry_run(
-    requests: list[SlideRequest],
+    requests: Sequence[SlideRequest],
     bundles: Sequence[Bundle],
     settings: ExtractSettings,
     as_json: bool,
     load: Callable[[Bundle], Backend],
     threads: int,
     worker: Worker,
-) -> None:
-    from mtdp_runtime import estimate, runlog
-    from mtdp_runtime.cohort import as_json as to_json
-    from mtdp_runtime.cohort import plan_slides
+) -> int:
+    """Plan all slides; return how many failed."""
+    from mtdp_runtime import estimate
+    from mtdp_runtime.dry_run import plan_slides
     from mtdp_runtime.errors import BackendError
+    from mtdp_runtime.said import say_plans
 
     speeds: list[estimate.EngineSpeed] = []
     try:
@@ -430,41 +321,10 @@ def _dry_run(
     except BackendError as error:
         speeds = []
         print(f"no estimate of the time: {error}", file=sys.stderr)
-
-    def cost(plan: Plan, read_s: float, read_tiles: int) -> dict[str, Any]:
-        manifests = [bundle.manifest for bundle in bundles]
-        size = sum(estimate.output_bytes(len(plan.kept), manifest, settings) for manifest in manifests)
-        if not speeds:
-            return {"bytes": size}
-        rates = "; ".join(f"{s.tiles_per_s:.1f} tiles/s of {s.engine} over {s.tiles} tiles" for s in speeds)
-        return {
-            "bytes": size,
-            "estimated_s": float(f"{estimate.seconds(plan, speeds, read_s, threads):.3g}"),
-            "estimate_from": f"{rates}, measured now; "
-            f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads",
-        }
-
-    lines = list(worker.settled.values())
-    for outcome, plan, costs in plan_slides(requests, bundles[0].manifest.tile_px, settings, cost, worker):
-        lines.append(runlog.counts(to_json(outcome)) | costs)
-        if as_json:
-            print(json.dumps(to_json(outcome) | costs), flush=True)
-        elif plan is None:
-            _say(outcome, "", as_json)
-        else:
-            info = plan.info
-            print(
-                f"{printable(info.path.name)}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
-                f"mpp {info.mpp:.6g} ({printable(info.mpp_source)}) -> {settings.mpp:g}, level {plan.level}, "
-                f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
-            )
-            if "estimated_s" in costs:
-                size = costs["bytes"] / 1e6
-                print(f"  about {size:.1f} MB and {costs['estimated_s']:g} s ({costs['estimate_from']})", flush=True)
-    if len(requests) > 1 and not as_json:
-        print(estimate.total(lines))
-    if any(line["status"] == "failed" for line in lines):
-        raise typer.Exit(1)
+    manifests = [bundle.manifest for bundle in bundles]
+    cost = partial(estimate.costs, manifests=manifests, settings=settings, speeds=speeds, threads=threads)
+    plans = plan_slides(requests, manifests[0].tile_px, settings, cost, worker)
+    return say_plans(plans, len(requests), worker.settled.values(), settings.mpp, as_json)
 
 
 def main() -> None:

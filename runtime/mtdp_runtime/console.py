@@ -33,6 +33,11 @@ def print_error(error: RuntimeFailure) -> None:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
 
+def note(text: str) -> None:
+    """Say what is not an error, and that one should know."""
+    print(f"note: {printable(text)}", file=sys.stderr)
+
+
 def exit_code(error: RuntimeFailure) -> int:
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 

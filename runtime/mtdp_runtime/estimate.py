@@ -12,7 +12,7 @@ import numpy as np
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Manifest
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.extraction import ExtractSettings, Plan
+from mtdp_runtime.plan import ExtractSettings, Plan
 from mtdp_runtime.slide import Slide
 
 _LEAST_S: Final = 1.0  # of measuring the engine
@@ -81,6 +81,39 @@ def seconds(plan: Plan, speeds: Sequence[EngineSpeed], read_s: float, threads: i
     """Return the seconds a slide will take with some models, where all share the cores: their times add up."""
     tile_s = sum(1 / speed.tiles_per_s for speed in speeds) + read_s / threads
     return plan.seconds + len(plan.kept) * tile_s
+
+
+def costs(
+    plan: Plan,
+    read_s: float,
+    read_tiles: int,
+    *,
+    manifests: Sequence[Manifest],
+    settings: ExtractSettings,
+    speeds: Sequence[EngineSpeed],
+    threads: int,
+) -> dict[str, Any]:
+    """Return what a dry run adds to a slide's line: `bytes`; and `estimated_s`, `estimate_from` where speeds are known.
+
+    Args:
+        plan: of the slide.
+        read_s: seconds a tile takes one thread to read, and
+        read_tiles: over how many tiles that was measured: `read_seconds`.
+        manifests: of the models that share the reading.
+        settings: of the run.
+        speeds: of the same models; none where an engine could not be measured.
+        threads: that read and compute.
+    """
+    size = sum(output_bytes(len(plan.kept), manifest, settings) for manifest in manifests)
+    if not speeds:
+        return {"bytes": size}
+    rates = "; ".join(f"{s.tiles_per_s:.1f} tiles/s of {s.engine} over {s.tiles} tiles" for s in speeds)
+    return {
+        "bytes": size,
+        "estimated_s": float(f"{seconds(plan, speeds, read_s, threads):.3g}"),
+        "estimate_from": f"{rates}, measured now; "
+        f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads",
+    }
 
 
 def total(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -64,6 +64,21 @@ class Grid:
         return np.stack([np.tile(xs, self.rows), np.repeat(ys, self.columns)], axis=1)
 
 
+def known_mpp(info: SlideInfo) -> float:
+    """Return the micrometres that a level-0 pixel covers.
+
+    Raises:
+        SlideScaleUnknown: the slide has no mpp; it is never guessed.
+    """
+    if info.mpp is None:
+        raise SlideScaleUnknown(
+            f"{info.path}: no micrometres per pixel: {info.mpp_source}",
+            hint="Give the scale of level 0: --slide-mpp 0.25 (a 40x scan is often 0.25, a 20x scan 0.5: "
+            "ask the scanner), or a CSV manifest with the columns slide,mpp.",
+        )
+    return info.mpp
+
+
 def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None = None) -> Grid:
     """Lay a grid over what was scanned; only tiles that lie wholly inside it are part of it.
 
@@ -78,35 +93,29 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
         SlideTooCoarse: more than MAX_UPSAMPLING would have to be invented.
         SlideTooLarge: more than MOST_M metres, or MOST_TILES tiles.
     """
-    if info.mpp is None:
-        raise SlideScaleUnknown(
-            f"{info.path}: no micrometres per pixel: {info.mpp_source}",
-            hint="Give the scale of level 0: --slide-mpp 0.25 (a 40x scan is often 0.25, a 20x scan 0.5: "
-            "ask the scanner), or a CSV manifest with the columns slide,mpp.",
-        )
+    mpp0 = known_mpp(info)
     if not is_scale(mpp):
         raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
     stride = tile_px if stride_px is None else stride_px
     if stride < 1:
         raise UsageError(f"--stride-px {stride}: must be at least 1", hint=f"{tile_px} lays tiles side by side.")
-    scale = mpp / info.mpp
+    scale = mpp / mpp0
     if scale * MAX_UPSAMPLING < 1:
         raise SlideTooCoarse(
-            f"{info.path}: level 0 has {info.mpp:.6g} µm/px ({info.mpp_source}), "
-            f"coarser than the {mpp:g} µm/px asked for",
+            f"{info.path}: level 0 has {mpp0:.6g} µm/px ({info.mpp_source}), coarser than the {mpp:g} µm/px asked for",
             hint="Ask for a scale that the slide has (--mpp), or correct the slide's own (--slide-mpp).",
         )
     x0, y0, width, height = info.bounds
     step0 = stride * scale
-    if max(info.width, info.height) * info.mpp / 1e6 > MOST_M:
+    if max(info.width, info.height) * mpp0 / 1e6 > MOST_M:
         raise SlideTooLarge(
-            f"{info.path}: {info.width} x {info.height} px at {info.mpp:.6g} µm/px ({info.mpp_source}): "
-            f"{max(info.width, info.height) * info.mpp / 1e6:.1f} m, more than a slide can have",
+            f"{info.path}: {info.width} x {info.height} px at {mpp0:.6g} µm/px ({info.mpp_source}): "
+            f"{max(info.width, info.height) * mpp0 / 1e6:.1f} m, more than a slide can have",
             hint="The file states a wrong size or scale: give the true scale with --slide-mpp, or copy the file again.",
         )
     if width / step0 * (height / step0) > MOST_TILES:  # before they are counted, which takes as long as they are many
         raise SlideTooLarge(
-            f"{info.path}: {width} x {height} px at {info.mpp:.6g} µm/px with a tile each {step0:.6g} px: "
+            f"{info.path}: {width} x {height} px at {mpp0:.6g} µm/px with a tile each {step0:.6g} px: "
             f"more than {MOST_TILES:,} tiles",
             hint="Ask for fewer (--stride-px, --mpp). If the slide cannot be that large, its file is damaged.",
         )

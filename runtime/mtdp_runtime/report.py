@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable
-from mtdp_runtime.extraction import Outcome, Plan
+from mtdp_runtime.outcome import Outcome
+from mtdp_runtime.plan import Plan
 from mtdp_runtime.store import TileStatus
 
 _SIDE_PX: Final = 1100

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtdp_runtime import claims, cohort, store
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.extraction import ExtractSettings
+from mtdp_runtime.plan import ExtractSettings
 from mtdp_runtime.slides import SlideRequest
 from mtdp_runtime.together import Model
 from support import pyramid, stained, write_tiny_bundle
@@ -50,7 +50,8 @@ def run(folder: Path, out: Path, die_at: tuple[int, bool] | None = None) -> None
     quiet = cohort.Listeners(lambda plan, done: None, lambda tiles: None)
     with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine:
         request = SlideRequest(folder / "slide.tiff")
-        (outcome,) = cohort.extract_slides([request], out, [Model(bundle, engine)], settings, 2, quiet, report=False)
+        whole = cohort.Run(out, [Model(bundle, engine)], settings, 2, quiet, report=False)
+        (outcome,) = cohort.extract_slides([request], whole)
     assert outcome.status in ("done", "skipped"), outcome
 
 

@@ -324,13 +324,13 @@ def test_a_name_that_is_no_text_is_a_slide_like_any_other(
 
 # A slide called b ends the process, or hangs it, when it is opened.
 BAD_TO_OPEN = """
-    import mtdp_runtime.cohort as cohort, os, signal, time
-    open_slide = cohort.open_slide
+    import mtdp_runtime.opening as opening, os, signal, time
+    open_slide = opening.open_slide
     def bad(path, *arguments):
         if path.name.startswith("b"):
             {}
         return open_slide(path, *arguments)
-    cohort.open_slide = bad
+    opening.open_slide = bad
 """
 CRASH = BAD_TO_OPEN.format("os.kill(os.getpid(), signal.SIGSEGV)")
 
@@ -363,13 +363,13 @@ def test_a_dry_run_survives_it_too_and_writes_nothing(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
     slides = [make_slide(f"{name}.tiff") for name in "abcd"]
-    unforeseen = "\n    make_plan = cohort.make_plan\n" + textwrap.indent(
+    unforeseen = "\n    import mtdp_runtime.dry_run as dry_run\n    make_plan = dry_run.make_plan\n" + textwrap.indent(
         textwrap.dedent("""
             def odd(slide, *arguments):
                 if slide.info.path.name.startswith("c"):
                     raise ZeroDivisionError("nobody thought of this")
                 return make_plan(slide, *arguments)
-            cohort.make_plan = odd
+            dry_run.make_plan = odd
         """),
         "    ",
     )
@@ -393,12 +393,12 @@ def test_a_mask_that_vanishes_fails_its_slide_alone_and_is_tried_again(
     shutil.copy(tmp_path / "m.geojson", own)
     manifest.write_text("slide,mask\na.tiff,own.geojson\nb.tiff,m.geojson\n")
     vanish = f"""
-        import mtdp_runtime.cohort as cohort, pathlib
-        check_masks = cohort.check_masks
+        import mtdp_runtime.opening as opening, pathlib
+        check_masks = opening.check_masks
         def looked(*arguments):
             check_masks(*arguments)
             pathlib.Path({str(own)!r}).unlink()
-        cohort.check_masks = looked
+        opening.check_masks = looked
     """
     options = (manifest, "--model", tiny_bundle, "--out", out)
     code, _, errors = extract(*options, prepare=vanish)
@@ -417,14 +417,14 @@ def test_a_slide_that_could_not_be_opened_when_masks_were_looked_at_is_checked_a
     corners = [[0, 0], [9000, 0], [9000, 9000], [0, 9000], [0, 0]]
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
     away = """
-        import mtdp_runtime.cohort as cohort
-        open_slide, calls = cohort.open_slide, []
+        import mtdp_runtime.opening as opening
+        open_slide, calls = opening.open_slide, []
         def later(*arguments):
             calls.append(1)
             if len(calls) == 1:
                 raise OSError(5, "Input/output error")
             return open_slide(*arguments)
-        cohort.open_slide = later
+        opening.open_slide = later
     """
     code, _, errors = extract(manifest, "--model", tiny_bundle, "--out", out, prepare=away)
     assert code == 1

@@ -234,7 +234,8 @@ def test_a_report_shows_names_and_metadata_as_text(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
     from mtdp_runtime.backends.onnxruntime import OnnxRuntime
-    from mtdp_runtime.extraction import ExtractSettings, extract_slide
+    from mtdp_runtime.extraction import extract_slide
+    from mtdp_runtime.plan import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
 
     evil = "<script>alert(1)<img src=x onerror=alert(2)>&'\""

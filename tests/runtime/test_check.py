@@ -17,7 +17,7 @@ from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import Head, load_bundle, write_manifest
 from mtdp_runtime.check import Check, check_rows
 from mtdp_runtime.estimate import engine_speed, output_bytes
-from mtdp_runtime.extraction import ExtractSettings
+from mtdp_runtime.plan import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide
 from support import TILE_PX, extract, write_tiny_bundle

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, TileUnreadable
-from mtdp_runtime.extraction import ExtractSettings, make_plan
+from mtdp_runtime.plan import ExtractSettings, make_plan
 from mtdp_runtime.slide import Slide, resampling_of
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader

@@ -1,0 +1,75 @@
+"""A slide as the user named it, opened; and its tissue mask, looked at before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mtdp_runtime.errors import RuntimeFailure, UsageError
+from mtdp_runtime.mask import GivenMask, check_fits, load_mask
+from mtdp_runtime.outcome import Outcome, log_line
+from mtdp_runtime.slide import SlideInfo
+from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.watched import WatchedSlide
+from mtdp_runtime.slides import SlideRequest
+from mtdp_runtime.staging import StagedSlide
+from mtdp_runtime.watchdog import Worker
+
+
+def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None]) -> WatchedSlide:
+    """Open a slide, where it is or as its copy."""
+    slide = open_slide(local, request.mpp, request.given_by)
+    return WatchedSlide(StagedSlide(slide, local, request.path) if local != request.path else slide, beat, request.path)
+
+
+class MaskRefused(RuntimeFailure):
+    """A mask is gone or another one since all were looked at: that fails its slide, and no other."""
+
+
+def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
+    """Read the mask of a slide, where it has one.
+
+    Raises:
+        MaskRefused: it cannot be read, or is another slide's.
+    """
+    if request.mask is None:
+        return None
+    try:
+        mask = load_mask(request.mask)
+        check_fits(mask, info)
+    except UsageError as error:
+        raise MaskRefused(str(error), error.hint) from error
+    return mask
+
+
+def check_masks(requests: Sequence[SlideRequest], worker: Worker | None = None) -> None:
+    """Read every mask that is given, and look whether it can be its slide's, before any work starts.
+
+    A slide that cannot be opened is left to its turn.
+
+    Raises:
+        UsageError: a mask cannot be read, or is another slide's.
+    """
+    for request in requests:
+        if request.mask is None or (worker is not None and request.name in worker.settled):
+            continue
+        begin_look(request, worker)
+        mask, info = load_mask(request.mask), _facts(request)
+        if info is not None:
+            check_fits(mask, info)
+        if worker is not None:
+            worker.end(request.name)
+
+
+def begin_look(request: SlideRequest, worker: Worker | None) -> None:
+    """Name a slide that is only looked at: nothing is claimed, and a later run may look again."""
+    if worker is not None:
+        worker.begin(request.name, log_line(Outcome(request.path, "failed")), "")
+
+
+def _facts(request: SlideRequest) -> SlideInfo | None:
+    try:
+        with open_slide(request.path, request.mpp, request.given_by) as slide:
+            return slide.info
+    except Exception:  # whatever it is, it is said when the slide's turn comes
+        return None
