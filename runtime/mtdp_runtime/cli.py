@@ -179,7 +179,6 @@ def extract(
     formats = check_formats(format_ or [])
     batch_size = count_or_auto("--batch", batch)
     cores = count_or_auto("--threads", threads) or usable_cores()
-    dry_run = dry_run and not demo
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
     worker = supervise(stall_limit, partial(_lost, None if dry_run else out, as_json))
 

@@ -192,6 +192,26 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert not (tmp_path / "o").exists()
 
 
+def test_a_dry_run_of_the_demo_plans_its_slide_and_leaves_nothing(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    options = ("--demo", "--dry-run", "--model", tiny_bundle, "--out", tmp_path / "o", "--backend", "onnxruntime")
+    result = extract(*options)
+    assert result.returncode == 0, result.stderr
+    said, planned, estimate = result.stdout.splitlines()
+    assert said == "demo: a synthetic slide for this dry run alone; it is removed at its end"
+    assert planned.startswith("demo-slide.tiff: ")
+    assert " tiles of 64 px; mpp 0.5 (TIFF resolution tags) -> 0.5, level 0" in planned
+    assert " MB and " in estimate
+    line = json.loads(extract(*options, "--json").stdout)
+    assert (line["status"], line["output"]) == ("planned", None)
+    assert list(scratch.glob("mtdp-*")) == []  # libraries keep things of their own there
+    assert not (tmp_path / "o").exists()
+
+
 class TestWrongUsage:
     """Said in one line before anything is written."""
 
