@@ -21,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from mtdp_runtime.document import Reader
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
 from mtdp_runtime.model_file import check_model_file
 from mtdp_runtime.trt.key import EngineKey
@@ -34,10 +35,8 @@ _MOST_MANIFEST_BYTES: Final = 16 << 20
 _MOST_TILE_PX: Final = 16_384
 REFERENCES: Final = ("torch", "onnxruntime")
 _LATER_PARITY: Final = ("knn_agreement", "probe_score", "probe_score_fp32")  # null, or absent in bundles of mtdp 0.1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 _MOST_FEATURES: Final = 1_000_000
-_LARGEST: Final = 3.5e38  # of a float32: no number of a model is beyond it
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ class Manifest:
         Raises:
             BundleInvalid: naming the place in the document, what was expected and what stands there.
         """
-        top = _Reader(document, MANIFEST_NAME)
+        top = Reader(document, MANIFEST_NAME)
         version = top.integer("schema_version")
         if version != SCHEMA_VERSION:
             raise BundleInvalid(
@@ -311,89 +310,7 @@ def load_bundle(path: Path | str, trust_engines: bool = False) -> Bundle:
     return Bundle(folder, manifest, hashlib.sha256(text).hexdigest(), trust_engines)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """A JSON object and where it stands, so that each complaint opens with the place."""
-
-    data: Any
-    place: str
-
-    def wrong(self, key: str, expected: str, got: object) -> BundleInvalid:
-        shown = repr(got) if len(repr(got)) <= 60 else f"{repr(got)[:57]}..."
-        return BundleInvalid(f"{self.place}: {key}: {expected}, got {shown}", hint="Copy or export the bundle again.")
-
-    def value(self, key: str) -> Any:
-        if not isinstance(self.data, Mapping):
-            raise BundleInvalid(f"{self.place}: an object was expected, got {type(self.data).__name__}")
-        if key not in self.data:
-            raise BundleInvalid(f"{self.place}: {key}: missing", hint="Copy or export the bundle again.")
-        return self.data[key]
-
-    def has(self, key: str) -> bool:
-        return isinstance(self.data, Mapping) and self.data.get(key) is not None
-
-    def child(self, key: str) -> _Reader:
-        return _Reader(self.value(key), f"{self.place}: {key}")
-
-    def children(self, key: str) -> list[_Reader]:
-        value = self.value(key)
-        if not isinstance(value, list):
-            raise self.wrong(key, "a list", value)
-        return [_Reader(item, f"{self.place}: {key}[{i}]") for i, item in enumerate(value)]
-
-    def text(self, key: str, default: str | None = None) -> str:
-        if default is not None and isinstance(self.data, Mapping) and key not in self.data:
-            return default
-        value = self.value(key)
-        if not isinstance(value, str) or not value:
-            raise self.wrong(key, "a text", value)
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.value(key)
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) and v for v in value):
-            raise self.wrong(key, "a list of texts", value)
-        return tuple(value)
-
-    def integer(self, key: str, minimum: int = 0, maximum: float = _LARGEST) -> int:
-        value = self.value(key)
-        # JSON knows no integers apart from other numbers: 64.0 is 64.
-        if not _is_number(value) or value != int(value) or not minimum <= value <= maximum:
-            most = f" and at most {maximum}" if maximum != _LARGEST else ""
-            raise self.wrong(key, f"an integer of at least {minimum}{most}", value)
-        return int(value)
-
-    def number(self, key: str) -> float:
-        value = self.value(key)
-        if not _is_number(value):
-            raise self.wrong(key, "a number", value)
-        return float(value)
-
-    def positive(self, key: str) -> float:
-        value = self.value(key)
-        if not _is_number(value) or value <= 0:
-            raise self.wrong(key, "a positive number", value)
-        return float(value)
-
-    def rgb(self, key: str, positive: bool = False) -> tuple[float, float, float]:
-        value = self.value(key)
-        numbers = isinstance(value, list) and len(value) == 3 and all(_is_number(v) for v in value)
-        if not numbers or (positive and min(value) <= 0):
-            raise self.wrong(key, f"three {'positive ' if positive else ''}numbers", value)
-        return (float(value[0]), float(value[1]), float(value[2]))
-
-    def digest(self, key: str) -> str:
-        value = self.value(key)
-        if not isinstance(value, str) or not _SHA256.fullmatch(value):
-            raise self.wrong(key, "64 hex digits", value)
-        return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
-
-
-def _check_wsinfer(top: _Reader, derived: Mapping[str, Any]) -> None:
+def _check_wsinfer(top: Reader, derived: Mapping[str, Any]) -> None:
     """WSInfer's keys repeat what stands under `mtdp`; a document whose two halves differ is refused."""
     if top.value("spec_version") != derived["spec_version"]:
         raise top.wrong("spec_version", repr(derived["spec_version"]), top.value("spec_version"))
@@ -413,7 +330,7 @@ def _check_wsinfer(top: _Reader, derived: Mapping[str, Any]) -> None:
         raise top.wrong("transform", "size, mean and std as in mtdp", numbers)
 
 
-def _file_ref(reader: _Reader, suffix: str, folder: str = "") -> FileRef:
+def _file_ref(reader: Reader, suffix: str, folder: str = "") -> FileRef:
     """Read a reference to a file right in the bundle, or in a folder of it. Its suffix decides what it is taken for."""
     name = reader.text("file")
     plain = name.removeprefix(f"{folder}/") if folder else name
@@ -425,7 +342,7 @@ def _file_ref(reader: _Reader, suffix: str, folder: str = "") -> FileRef:
     return FileRef(name, reader.digest("sha256"), reader.integer("size_bytes"))
 
 
-def _head_name(reader: _Reader) -> str:
+def _head_name(reader: Reader) -> str:
     """Read a name that becomes that of a dataset: `/` and NUL mean something else there."""
     name = reader.text("name")
     if "/" in name or "\0" in name:
@@ -433,7 +350,7 @@ def _head_name(reader: _Reader) -> str:
     return name
 
 
-def _engine(reader: _Reader) -> Engine:
+def _engine(reader: Reader) -> Engine:
     key = reader.value("key")
     try:
         return Engine(_file_ref(reader.child("file"), ".engine", ENGINES), EngineKey.from_json(key))
@@ -441,7 +358,7 @@ def _engine(reader: _Reader) -> Engine:
         raise reader.wrong("key", str(error), key) from error
 
 
-def _variant(reader: _Reader) -> Variant:
+def _variant(reader: Reader) -> Variant:
     precision = reader.text("precision")
     if precision not in PRECISIONS:
         raise reader.wrong("precision", f"one of {', '.join(PRECISIONS)}", precision)
@@ -455,7 +372,7 @@ def _variant(reader: _Reader) -> Variant:
     )
 
 
-def _parity(reader: _Reader) -> Parity:
+def _parity(reader: Reader) -> Parity:
     later = {key: reader.number(key) if reader.has(key) else None for key in _LATER_PARITY}
     return Parity(
         backend=reader.text("backend"),
