@@ -117,9 +117,16 @@ class _Run:
     def __init__(self, coords: NDArray[np.int64], batch: int, tile_px: int, buffers: int, readers: int) -> None:
         self.coords = coords
         self.batch = batch
+        self.readers = readers
+        # Readers and the engine share the cores: all readers read while the engine has nothing to do, and then as few
+        # of them as keep it fed. Who has no turn sleeps apart, so that a full batch does not wake a hundred threads.
+        self.turns = readers
+        self.taken = 0
         # Many readers of small batches take fewer: half of the buffers must keep all of them busy.
         self.at_once = min(RUN_TILES, max(1, batch * buffers // (2 * readers)))
-        self.condition = threading.Condition()
+        lock = threading.Lock()
+        self.condition = threading.Condition(lock)  # of buffers and batches
+        self.turn = threading.Condition(lock)
         self.error: BaseException | None = None
         self.free = [
             _Batch(np.zeros((batch, tile_px, tile_px, 3), np.uint8), np.zeros(batch, np.uint8)) for _ in range(buffers)
@@ -133,8 +140,9 @@ class _Run:
             if self.error is None:
                 self.error = error
             self.condition.notify_all()
+            self.turn.notify_all()
 
-    def wait_for(self, ready: Callable[[], bool]) -> float:
+    def wait_for(self, ready: Callable[[], bool], condition: threading.Condition | None = None) -> float:
         """Wait under the condition; return the seconds waited.
 
         Raises:
@@ -142,7 +150,7 @@ class _Run:
         """
         start = time.perf_counter()
         while self.error is None and not ready():
-            self.condition.wait()
+            (condition or self.condition).wait()
         if self.error is not None:
             raise Stopped
         return time.perf_counter() - start
@@ -150,8 +158,11 @@ class _Run:
     def claim(self, times: StageTime) -> tuple[range, _Batch] | None:
         """Return the next tiles to read, all of one batch, and its buffer; None when all are claimed."""
         with self.condition:
-            times.blocked_s += self.wait_for(lambda: self.next_tile >= len(self.coords) or self._has_buffer())
-            if self.next_tile >= len(self.coords):
+            times.blocked_s += self.wait_for(lambda: self._all_claimed() or self.taken < self.turns, self.turn)
+            self.taken += 1
+            times.blocked_s += self.wait_for(lambda: self._all_claimed() or self._has_buffer())
+            if self._all_claimed():
+                self.turn.notify_all()
                 return None
             number = self.next_tile // self.batch
             if number not in self.filling:
@@ -165,20 +176,35 @@ class _Run:
             self.next_tile = claimed.stop
             return claimed, batch
 
+    def _all_claimed(self) -> bool:
+        return self.next_tile >= len(self.coords)
+
     def _has_buffer(self) -> bool:
         return bool(self.free) or self.next_tile // self.batch in self.filling
 
     def filled(self, batch: _Batch, tiles: int) -> None:
         with self.condition:
+            self.taken -= 1  # and asks for the next turn at once: nobody need be woken
             batch.unfilled -= tiles
             if not batch.unfilled:
                 self.condition.notify_all()
 
     def take(self, number: int) -> _Batch:
-        """Wait until a batch is full and take it out."""
+        """Wait until a batch is full and take it out. The engine has room for it: to wait means that reading lags."""
         with self.condition:
-            self.wait_for(lambda: number in self.filling and not self.filling[number].unfilled)
+            if not self._is_full(number) and self.turns < self.readers:
+                self.turns = min(self.readers, 2 * self.turns)
+                self.turn.notify_all()
+            self.wait_for(lambda: self._is_full(number))
             return self.filling.pop(number)
+
+    def _is_full(self, number: int) -> bool:
+        return number in self.filling and not self.filling[number].unfilled
+
+    def engine_is_fed(self) -> None:
+        """Say that the engine has all the batches that it takes: from here on one reader, until it proves too few."""
+        with self.condition:
+            self.turns = 1
 
     def give_back(self, batch: _Batch) -> None:
         with self.condition:
@@ -206,7 +232,7 @@ def run_pipeline(
         tile_px: side of a tile.
         backend: loaded; its batch size decides how rows are grouped, from row 0 of the slide on.
         store: open; rows before `store.rows_done` are kept as they are.
-        readers: reading threads.
+        readers: reading threads, at most; as few of them read at a time as keep the engine fed.
         on_progress: called from a thread with the number of rows just stored.
         fail_on_bad_tile: raise at the first tile that cannot be read.
 
@@ -290,12 +316,14 @@ def run_pipeline(
 
     with _joined(run, threads, drain):
         for number in range(batches):
-            batch = run.take(number)
             while not slots.acquire(timeout=0.1):
                 if run.error is not None:
                     raise Stopped
+            batch = run.take(number)
             submitted_s = time.perf_counter()
             _put(run, in_flight, (backend.submit(batch.tiles), batch, submitted_s))
+            if number + 1 == backend.depth:
+                run.engine_is_fed()
         _put(run, in_flight, None)
     times.wall_s = time.perf_counter() - start
     return times, run.bad

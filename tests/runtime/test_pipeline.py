@@ -146,6 +146,51 @@ def test_reading_waits_for_the_engine_in_bounded_memory(tmp_path: Path) -> None:
     assert slide.reads == 400
 
 
+class CrowdedSlide(CountingSlide):
+    """Notes, for each read, how many threads read at that moment."""
+
+    def __init__(self, read_s: float) -> None:
+        super().__init__()
+        self.read_s = read_s
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.crowd: list[int] = []
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        with self.lock:
+            self.inside += 1
+            self.crowd.append(self.inside)
+        time.sleep(self.read_s)
+        super().read_into(out, x0, y0, scale)
+        with self.lock:
+            self.inside -= 1
+
+
+def test_one_reader_reads_while_that_keeps_the_engine_fed(tmp_path: Path) -> None:
+    slide = CrowdedSlide(read_s=0.0005)
+    rows, buffers = 16 * BATCH, EchoBackend.depth + 2
+
+    class Patient(EchoBackend):
+        """Takes its time: until every buffer behind the batch is full, and a little longer."""
+
+        def result(self, ticket: int) -> Mapping[str, NDArray[np.float32]]:
+            end_s = time.monotonic() + 10
+            while slide.reads < min(rows, (ticket + buffers) * BATCH) and time.monotonic() < end_s:
+                time.sleep(0.001)
+            return super().result(ticket)
+
+    run(tmp_path / "s.h5", rows, slide, Patient(delay_s=0.05), readers=4)
+    assert max(slide.crowd[: EchoBackend.depth * BATCH]) > 1  # at the start, all read
+    assert max(slide.crowd[buffers * BATCH :]) == 1
+
+
+def test_all_readers_read_where_the_engine_waits_for_them(tmp_path: Path) -> None:
+    slide = CrowdedSlide(read_s=0.005)
+    run(tmp_path / "s.h5", 20 * BATCH, slide, EchoBackend(), readers=4)
+    rest = slide.crowd[len(slide.crowd) // 2 :]
+    assert np.median(rest) >= 3
+
+
 @pytest.mark.parametrize("done", [0, 8, 13, 40, 203])
 def test_a_resumed_run_computes_rows_in_the_same_company(tmp_path: Path, done: int) -> None:
     whole = run(tmp_path / "whole.h5", 203, CountingSlide(), EchoBackend())
