@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,8 @@ body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; border: 1px solid #8884; } figcaption { opacity: .75; }
 table { border-collapse: collapse; } td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top;
- overflow-wrap: anywhere; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+ overflow-wrap: anywhere; } th { white-space: nowrap; font-weight: 600; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { display: inline-block; height: .8rem; background: #2a7; vertical-align: middle; }
 .bad { color: #c22; }
 """
@@ -179,5 +181,22 @@ def _bad_tiles(attrs: Mapping[str, Any], outcome: Outcome) -> str:
 
 
 def _facts(attrs: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(str(v))}" for k, v in sorted(attrs.items()))
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(key)}<td>{html.escape(_readable(value))}"
+        for key, value in sorted(attrs.items())
+    )
     return f"<h2>Settings and facts</h2><table>{rows}</table>"
+
+
+def _readable(value: Any) -> str:
+    """Return a fact as a person reads it: what the file keeps as JSON (grid, timing, ...) as names and values."""
+    if isinstance(value, str) and value[:1] in "{[":
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return value
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_readable, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -77,6 +77,7 @@ def test_a_slide_to_features(tiny_bundle: Path, make_slide: Callable[..., Path],
     report = (out / "report" / "slide.html").read_text()
     assert "data:image/jpeg;base64," in report
     assert "http" not in report
+    assert "<th scope=row>grid<td>tile_px 64, scale 1, " in report  # what the file keeps as JSON, readable
     assert sorted(p.name for p in out.iterdir()) == ["report", "run.jsonl", "slide.h5"]
 
 
