@@ -47,13 +47,27 @@ class Deployed(nn.Module):
 
 
 def reference_outputs(model: Deployed, tiles: NDArray[np.uint8], batch: int = 8) -> dict[str, NDArray[np.float32]]:
-    """What torch computes in fp32, by output name: float32[N, ...]."""
+    """What torch computes in fp32, by output name: float32[N, ...].
+
+    Raises:
+        ExportError: it is not finite: nothing can be compared with it.
+    """
     parts: list[tuple[torch.Tensor, ...]] = []
     with torch.no_grad():
         for start in range(0, len(tiles), batch):
             parts.append(model(torch.from_numpy(tiles[start : start + batch])))
     columns = zip(*parts, strict=True)
-    return {name: torch.cat(column).float().numpy() for name, column in zip(model.output_names, columns, strict=True)}
+    outputs = {
+        name: torch.cat(column).float().numpy() for name, column in zip(model.output_names, columns, strict=True)
+    }
+    for name, values in outputs.items():
+        bad = int((~np.isfinite(values)).any(axis=1).sum())
+        if bad:
+            raise ExportError(
+                f"the network's own {name} are not finite on {bad} of {len(values)} golden tiles",
+                "Nothing was written. Its weights are damaged, or its training diverged.",
+            )
+    return outputs
 
 
 def round_weights_to_fp16(network: nn.Module) -> None:

@@ -46,7 +46,19 @@ class CannotRun:
     passed: bool = False
 
 
-Row = Comparison | CannotRun
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A variant that an engine ran, and whose outputs are no numbers to compare."""
+
+    backend: str
+    precision: str
+    reason: str
+    required: bool = True
+    note: str = ""
+    passed: bool = False
+
+
+Row = Comparison | CannotRun | Refused
 
 
 def compare(backend: Backend, tiles: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float32]]) -> Comparison:
@@ -71,9 +83,12 @@ def compare_outputs(
     """
     for name, wanted in expected.items():
         got = outputs.get(name)
-        if got is None or got.shape != wanted.shape or not np.isfinite(got).all():
-            shown = "missing" if got is None else f"{got.shape}, finite: {bool(np.isfinite(got).all())}"
-            raise ParityFailure(f"{engine}: output {name}: {shown}; the reference gives {wanted.shape}")
+        if got is None or got.shape != wanted.shape:
+            shown = "missing" if got is None else f"of the shape {got.shape}"
+            raise ParityFailure(f"output {name} is {shown}, the reference gives {wanted.shape}")
+        if not np.isfinite(got).all():
+            rows = int((~np.isfinite(got)).any(axis=1).sum())
+            raise ParityFailure(f"output {name} is not finite in {rows} of {len(got)} tiles")
     similar = cosines(outputs[FEATURES], expected[FEATURES])
     error = float(np.abs(outputs[FEATURES] - expected[FEATURES]).max())
     heads = [float(np.abs(outputs[n] - w).max()) for n, w in expected.items() if n != FEATURES]
@@ -109,12 +124,19 @@ def _nearest(features: NDArray[np.float32], k: int) -> list[list[int]]:
     return nearest
 
 
-def require(comparison: Comparison) -> Comparison:
+def require(comparison: Comparison | Refused) -> Comparison:
     """Return the comparison if it passed.
 
     Raises:
         ParityFailure: it did not.
     """
+    if isinstance(comparison, Refused):
+        raise ParityFailure(
+            f"{comparison.precision} on {comparison.backend}: {comparison.reason}",
+            f"It was not written. Export without --precision {comparison.precision}."
+            if comparison.precision != "fp32"
+            else "Nothing was written. The exported graph does not compute what the network does.",
+        )
     if not comparison.passed:
         raise ParityFailure(
             f"{comparison.precision} on {comparison.backend}: smallest cosine to the reference "
@@ -143,6 +165,9 @@ def table(rows: Sequence[Row]) -> str:
         if isinstance(row, CannotRun):
             lines.append(f"{start}not run: {row.reason}")
             continue
+        if isinstance(row, Refused):
+            lines.append(f"{start}refused: {row.reason}{'' if row.required else '; not the default here'}")
+            continue
         p = row.parity
         heads = "-" if row.heads_max_abs_error is None else f"{row.heads_max_abs_error:.1e}"
         agreement = "-" if p.knn_agreement is None else f"{p.knn_agreement:.1%}"
@@ -151,7 +176,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{_verdict(row)}"
         )
     for row in rows:
-        if isinstance(row, Comparison) and row.note:
+        if not isinstance(row, CannotRun) and row.note:
             lines.append(f"{row.backend} {row.precision}: {row.note}")
     return "\n".join(line.rstrip() for line in lines)
 

@@ -47,8 +47,9 @@ def write_typed(
         expected: what torch gives for them.
 
     Raises:
-        ParityFailure: even with half of the kernels in fp32 it is too far from torch.
-        ExportError: a weight does not fit into the type, or nothing in the graph would compute in it.
+        ParityFailure: even with half of the kernels in fp32 it is too far from torch, or a weight does not fit into
+            the type.
+        ExportError: nothing in the graph would compute in the type.
     """
     model = onnx.load(model_file)
     kernels = kernel_names(model)

@@ -17,7 +17,7 @@ import onnx.version_converter
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mtdp_export.errors import ExportError
+from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_runtime.proof import FEATURES
 
 LowType = Literal["fp16", "bf16"]
@@ -60,7 +60,8 @@ def to_low_type(model: onnx.ModelProto, low: LowType, fp32_nodes: Collection[str
         fp32_nodes: names of kernels and sums that stay in fp32 all the same.
 
     Raises:
-        ExportError: a weight does not fit into fp16, or a graph inside a node (If, Loop) reads a low value.
+        ParityFailure: a weight does not fit into fp16.
+        ExportError: a graph inside a node (If, Loop) reads a low value.
     """
     typed = onnx.ModelProto()
     typed.CopyFrom(_with_bf16_operators(model) if low == "bf16" else model)
@@ -224,7 +225,7 @@ def _rounded(tensor: onnx.TensorProto, name: str, low: LowType) -> onnx.TensorPr
         bits = round_to_bf16(array).view(np.uint32) >> 16
         return helper.make_tensor(name, TensorProto.BFLOAT16, array.shape, bits.astype("<u2").tobytes(), raw=True)
     if array.size and float(np.abs(array).max()) > _MAX_FP16:
-        raise ExportError(
+        raise ParityFailure(
             f"--precision fp16: the weight {tensor.name} holds {float(np.abs(array).max()):.3g}, fp16 ends at "
             f"{_MAX_FP16:g}",
             "Use --precision bf16, or fp32.",

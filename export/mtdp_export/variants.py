@@ -85,21 +85,20 @@ def prove(folder: Path, probe_task: Path | None) -> Proof:
     proof = Proof(rows, {}, [], [])
     for variant in load_bundle(folder).manifest.variants:
         precision = variant.precision
-        ran = [row for row in rows if row.precision == precision and isinstance(row, Comparison)]
-        wanted = [row for row in ran if row.required]
+        ran = [row for row in rows if row.precision == precision and not isinstance(row, CannotRun)]
         try:
+            wanted = [require(row) for row in ran if row.required]
             if not wanted:
                 what = f"{precision}: no engine here runs it{_refusals(rows, precision)}"
                 raise ExportError(what, "mtdp-doctor says what is missing.")
-            for row in wanted:
-                require(row)
             probe = _judge_int8(folder, probe_task, proof.notes) if precision == "int8" and probe_task else None
         except ExportError as error:
             if precision == "fp32":
                 raise
             proof.refused.append(_with_place(error, folder, precision) if isinstance(error, ParityFailure) else error)
             continue
-        engines = tuple(row.parity for row in ran if not row.backend.startswith(AS_TYPED))
+        compared = [row for row in ran if isinstance(row, Comparison)]
+        engines = tuple(row.parity for row in compared if not row.backend.startswith(AS_TYPED))
         reference = wanted[0].parity
         for row in wanted:
             if row.backend.startswith((AS_TYPED, "onnxruntime")):

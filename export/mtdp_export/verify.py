@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from mtdp_export.errors import ParityFailure
 from mtdp_export.isolated import isolated
-from mtdp_export.parity import CannotRun, Comparison, Row, compare, compare_outputs
+from mtdp_export.parity import CannotRun, Comparison, Refused, Row, compare, compare_outputs
 from mtdp_export.rounding import in_fp32, run
 from mtdp_runtime.backends import AUTO, Backend, backend_class, choose, probe_all
 from mtdp_runtime.bundle import PRECISIONS, Bundle, load_bundle
@@ -29,7 +30,7 @@ def verify_bundle(path: Path, backends: Sequence[str] = (), trust_engines: bool 
     """Check every digest, then compare each engine at each precision that it offers.
 
     A precision that this machine offers but does not take by itself is shown, and not required to pass. An engine that
-    refuses a variant is a row as well: it is required to run what it offers.
+    refuses a variant, or gives what is not finite, is a row as well: it is required to run what it offers.
 
     Args:
         path: the bundle.
@@ -92,7 +93,10 @@ def _on_engine(
     required = held and not overridden
     try:
         with backend.load(bundle, precision, batch, threads) as engine:
-            comparison = compare(engine, tiles, expected)
+            try:
+                comparison = compare(engine, tiles, expected)
+            except ParityFailure as error:
+                return [Refused(engine.name, precision, str(error), required, engine.note)]
             return [replace(comparison, required=required, note=engine.note)]
     except (BackendError, UsageError) as error:  # of this engine alone: the others are to be seen
         return [CannotRun(name, precision, str(error), required)]
@@ -100,12 +104,15 @@ def _on_engine(
 
 def _as_typed(
     bundle: Bundle, precision: str, tiles: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float32]]
-) -> Comparison:
+) -> Comparison | Refused:
     import onnxruntime
 
     model = in_fp32(onnx.load(bundle.path / bundle.variant(precision).file.file))
     name = f"{AS_TYPED} (onnxruntime {onnxruntime.__version__})"
-    return compare_outputs(name, precision, run(model, tiles), expected)
+    try:
+        return compare_outputs(name, precision, run(model, tiles), expected)
+    except ParityFailure as error:
+        return Refused(name, precision, str(error))
 
 
 def engines_not_run(path: Path, trust_engines: bool) -> dict[str, str]:

@@ -57,6 +57,8 @@ def _wrong_arrays(tiles: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> s
     for name, values in outputs.items():
         if values.dtype != np.float32 or values.ndim != 2 or len(values) != len(tiles) or not values.size:
             return f"{name} is {_shown(values)}, not float32[{len(tiles)}, ...]"
+        if not np.isfinite(values).all():  # it would compare with nothing, and pass unseen
+            return f"{name} is not finite"
     return ""
 
 
