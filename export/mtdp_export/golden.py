@@ -21,6 +21,7 @@ _SEED: Final = 5561
 _STAINED: Final = 12
 _FROM_IMAGES: Final = 32
 _FROM_A_SLIDE: Final = 16
+_QUICKHASH_DIGITS: Final = 16  # of 64: enough to find a slide by
 _IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 _ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -54,10 +55,18 @@ def calibration_tiles(source: Path, tile_px: int, mpp: float, most: int | None =
 
 
 def describe_source(calibration: Path | None, count: int) -> str:
-    """Say in bundle.json's words where `count` golden tiles come from."""
+    """Say in bundle.json's words where `count` golden tiles come from.
+
+    Without a file name: slides are often named after patients, and a bundle is passed on. Whoever has the slide finds
+    it by its quickhash, OpenSlide's digest of the content; feature files hold it, too.
+    """
     if calibration is None:
         return "synthetic"
-    return f"{count} images" if calibration.is_dir() else f"slide {calibration.name}"
+    if calibration.is_dir():
+        return f"{count} images"
+    with open_slide(calibration) as slide:
+        quickhash = slide.info.quickhash[:_QUICKHASH_DIGITS]
+    return f"{count} tiles of a slide" + (f" with quickhash {quickhash}" if quickhash else "")
 
 
 def _from_slide(path: Path, tile_px: int, mpp: float, most: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -138,20 +138,28 @@ def finish_graph(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
 
 
 def without_traces(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes of the source files: paths of this machine, and nothing that is computed."""
+    """Remove what exporters note of the source files: paths of this machine, and nothing that is computed."""
     model.doc_string = ""
-    model.graph.doc_string = ""
-    del model.graph.metadata_props[:]
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    for tensor in model.graph.initializer:
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
-    del model.functions[:]
+    del model.functions[:], model.training_info[:]
+    _without_traces(model.graph)
+
+
+def _without_traces(graph: onnx.GraphProto) -> None:
+    tensors = [*graph.initializer]
+    for node in graph.node:
+        _forget(node)
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _without_traces(inner)
+    for noted in (graph, *tensors, *graph.value_info, *graph.input, *graph.output):
+        _forget(noted)
+
+
+def _forget(noted: Any) -> None:
+    noted.doc_string = ""
+    del noted.metadata_props[:]
 
 
 def _store_as_fp16(model: onnx.ModelProto) -> None:

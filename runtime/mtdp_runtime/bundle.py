@@ -121,7 +121,7 @@ class Manifest:
     reference: str = "torch"  # what gave the golden outputs; onnxruntime for a model that was brought as an ONNX file
     interpolation: str = "bilinear"  # by which images of another size come to tile_px in training and in a probe
     engines: tuple[Engine, ...] = ()
-    golden_source: str = ""  # synthetic, slide NAME or N images; empty: not stated, as in the first bundles
+    golden_source: str = ""  # in words, without a file's name; empty: not stated, as in the first bundles
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
