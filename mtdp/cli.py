@@ -9,6 +9,8 @@ from typer.core import TyperGroup
 from mtdp import cli_catalogue
 from mtdp.errors import Interrupted, MtdpError
 
+_Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
 
 class _ErrorsAsLines(TyperGroup):
     """The one place that turns an error into a line, a hint and an exit code."""
@@ -58,7 +60,8 @@ def pretrain(
     image_px: Annotated[int, typer.Option(help="Side of the square input in pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="Of the heads, the samples and their augmentation.")] = 0,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it.")
+        _Precision,
+        typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it, fp16 on a GPU that has fp16 only."),
     ] = "auto",
     splits: Annotated[str, typer.Option(help="Splits of each task to train on, with commas.")] = "train,val",
     adaptation_batches: Annotated[
@@ -117,7 +120,8 @@ def finetune(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the head, the order and the augmentation.")] = 0,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it.")
+        _Precision,
+        typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it, fp16 on a GPU that has fp16 only."),
     ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in --out.")] = False,
 ) -> None:
@@ -168,7 +172,7 @@ def loto(
     warmup_lr: Annotated[float, typer.Option(help="Learning rate of the heads in the warm-up.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Samples a batch.")] = 64,
     image_px: Annotated[int, typer.Option(help="Side of the square input, in training and in transfer.")] = 224,
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Of training and transfer.")] = "auto",
+    precision: Annotated[_Precision, typer.Option(help="Of training and transfer.")] = "auto",
     adaptation_batches: Annotated[int, typer.Option(help="Of batch norm, before each pre-training.")] = 20,
     finetune: Annotated[
         list[str] | None, typer.Option(help="Evaluated task to fine-tune on, too; repeat, or all.")
@@ -246,7 +250,7 @@ def probe(
         int | None, typer.Option(help="Side of the square input in pixels.", show_default="that of --init, or its own")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random weights, and of the SVM's solver.")] = 0,
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Of the feature extraction.")] = "auto",
+    precision: Annotated[_Precision, typer.Option(help="Of the feature extraction.")] = "auto",
 ) -> None:
     """Judge features on a task: a linear SVM fitted on train and val, scored once on test; prints JSON."""
     import json

@@ -1,4 +1,4 @@
-"""The device to train on, its precision, and memory that is kept."""
+"""The device to train on, its precision and what fp16 needs beside it, and memory that is kept."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,8 @@ import torch
 
 from mtdp.errors import UsageError
 
-PRECISIONS: Final = ("auto", "fp32", "bf16")
+PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16")
+_FP16_TENSOR_CORES: Final = (7, 0)  # compute capability of Volta, the first with them
 _M_MMAP_MAX: Final = -4
 _M_TRIM_THRESHOLD: Final = -1
 _M_TOP_PAD: Final = -2
@@ -23,13 +24,18 @@ def best_device() -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """fp32 or bf16; `auto` takes bf16 where the device computes faster in it."""
+    """fp32, bf16 or fp16; `auto` takes bf16 where the device computes faster in it.
+
+    On a GPU that would only emulate bf16 (Volta, Turing), `auto` takes fp16; on a CPU it never does.
+    """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown", f"one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= _FP16_TENSOR_CORES else "fp32"
     return "bf16" if has_fast_bf16(_cpuinfo()) else "fp32"
 
 
@@ -42,7 +48,35 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """The context in which a forward pass runs at this precision."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
+
+
+def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """What multiplies the loss, so that small gradients do not vanish in fp16, and divides the gradients again.
+
+    Of any other precision it is switched off: it hands on the loss itself, and its step is the optimiser's own.
+    """
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def take_step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+    """Divides the gradients by the scale, and steps.
+
+    In fp16, gradients that are not finite mean that the scale was too large: there is no step, which leaves weights and
+    momentum alone, and the scale is halved. It is doubled after 2000 steps without that. Call it last, after all that
+    changes gradients, so that what is found finite is what is applied; and after they were averaged over processes, so
+    that all find the same.
+    """
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def gradients_overflow(scaler: torch.amp.GradScaler) -> bool:
+    """Whether the gradients were not finite even where the loss was not multiplied any more.
+
+    Such a run would go on for ever without a step. Reading this waits for the GPU.
+    """
+    return scaler.get_scale() < 1.0
 
 
 def keep_freed_memory() -> None:

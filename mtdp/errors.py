@@ -15,6 +15,13 @@ from typing import Final
 LOWER_RATE: Final = "it diverged in its last steps: train it at a lower learning rate"
 
 
+def or_overflow(hint: str, precision: str) -> str:
+    """The hint on values that are not finite: in fp16, a sound network may have them, too."""
+    if precision != "fp16":
+        return hint
+    return f"{hint}; or use --precision fp32, since in fp16 what is above 65504 is not finite"
+
+
 class MtdpError(Exception):
     """One line of what happened; `hint` is the next thing to do."""
 

@@ -19,8 +19,16 @@ from mtdp.backbones import build_backbone, native_preprocessing
 from mtdp.batchnorm import adapt_batch_norm
 from mtdp.checkpoint import CheckpointInfo, current_versions, load_checkpoint, save_checkpoint
 from mtdp.choices import FINETUNING_CHOICES
-from mtdp.devices import autocast, best_device, choose_precision, keep_freed_memory
-from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError
+from mtdp.devices import (
+    autocast,
+    best_device,
+    choose_precision,
+    gradient_scaler,
+    gradients_overflow,
+    keep_freed_memory,
+    take_step,
+)
+from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError, or_overflow
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet, routed_loss
 from mtdp.parallel import refuse_torchrun
@@ -31,6 +39,7 @@ from mtdp.run_state import (
     open_run,
     restore_momentum,
     restore_network,
+    restore_scaler,
     waiting_signals,
     write_json,
     write_state,
@@ -207,8 +216,10 @@ def finetune(
         if saved is not None:
             torch.set_rng_state(saved.tensors["rng"])
         optimizer = torch.optim.SGD(net.parameters(), lr=config.lr, momentum=config.momentum)
+        scaler = gradient_scaler(config.precision, device)
         if saved is not None:
             restore_momentum(net, optimizer, saved)
+            restore_scaler(scaler, saved)
         saved_at_s = time.monotonic()
         for epoch in range(start, config.epochs):
             net.train()
@@ -216,14 +227,15 @@ def finetune(
                 with autocast(config.precision, device):
                     features = net.backbone(normalise(batch.images.to(device)))  # (B, P, P, 3) -> (B, D)
                 loss, shares = routed_loss(net, features.float(), batch.tasks, batch.labels.to(device))
-                if not torch.isfinite(loss):
+                if not torch.isfinite(loss) or gradients_overflow(scaler):
+                    what = f"loss is {float(loss.detach())}" if not torch.isfinite(loss) else "gradients are not finite"
                     raise TrainingDiverged(
-                        f"{task.name}: the loss is {float(loss.detach())} in epoch {epoch + 1}",
-                        f"use a learning rate below {config.lr:g}",
+                        f"{task.name}: the {what} in epoch {epoch + 1}",
+                        or_overflow(f"use a learning rate below {config.lr:g}", config.precision),
                     )
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                take_step(scaler, optimizer)
                 log.count(shares)
                 if caught:
                     break
@@ -241,7 +253,8 @@ def finetune(
                 # The state names the epoch of the checkpoint: with a new one it is written at once.
                 if better or epoch + 1 == config.epochs or time.monotonic() - saved_at_s >= SAVE_EVERY_S:
                     progress = {"epoch": epoch + 1, "best_score": best_score, "best_epoch": best_epoch}
-                    write_state(out, net, optimizer, {**_STATE, **facts, **progress, "init": origin.to_json()})
+                    state = {**_STATE, **facts, **progress, "init": origin.to_json()}
+                    write_state(out, net, optimizer, scaler, state)
                     saved_at_s = time.monotonic()
             if caught:
                 raise Interrupted(caught[0], f"stopped in epoch {epoch + 1} of {config.epochs}", "go on with --resume")

@@ -19,8 +19,8 @@ from mtdp.backbones import build_backbone, native_preprocessing
 from mtdp.batchnorm import adapt_batch_norm
 from mtdp.checkpoint import CheckpointInfo, current_versions, save_checkpoint
 from mtdp.choices import PRETRAINING_CHOICES
-from mtdp.devices import autocast, best_device, keep_freed_memory
-from mtdp.errors import Interrupted, TrainingDiverged, UsageError
+from mtdp.devices import autocast, best_device, gradient_scaler, gradients_overflow, keep_freed_memory, take_step
+from mtdp.errors import Interrupted, TrainingDiverged, UsageError, or_overflow
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet, rescale_head_gradients, routed_loss
 from mtdp.parallel import Ranks, average_head_gradients, check_batch, joined_ranks, shared_backbone, whole_shares
@@ -32,6 +32,7 @@ from mtdp.run_state import (
     open_run,
     restore_momentum,
     restore_network,
+    restore_scaler,
     waiting_signals,
     write_state,
 )
@@ -69,7 +70,8 @@ def pretrain(
     Raises:
         UsageError: the folder holds another run, or a task has no image in these splits.
         CheckpointError: the saved state is of another configuration or of other images.
-        TrainingDiverged: the loss is not finite any more; the last saved state is kept.
+        TrainingDiverged: the loss, or a gradient whatever the scale, is not finite any more; the last saved state is
+            kept.
         Interrupted: SIGINT or SIGTERM came; the state was saved.
     """
     with joined_ranks() as ranks, waiting_signals() as caught, torch.random.fork_rng():
@@ -105,6 +107,9 @@ def _run(
     normalise = Normalise(preprocessing).to(device)
     cache = ImageCache(config.image_px, cache_bytes, preprocessing.interpolation)
     start = 0 if saved is None else int(saved.data["iteration"])
+    scaler = gradient_scaler(config.precision, device)
+    if saved is not None:
+        restore_scaler(scaler, saved)
 
     def save(iteration: int, optimizer: torch.optim.Optimizer) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in net.parameters()):
@@ -119,7 +124,7 @@ def _run(
             "versions": current_versions(),
         }
         info = CheckpointInfo(config.arch, net.class_names, preprocessing, training, iteration)
-        write_state(out, net, optimizer, info.to_json())
+        write_state(out, net, optimizer, scaler, info.to_json())
         save_checkpoint(out / CHECKPOINT_NAME, net, info)
 
     folder = out if ranks.leads else None
@@ -174,12 +179,14 @@ def _run(
             # Of all processes' losses: each refuses to go on, or none does.
             if not math.isfinite(sum(share.loss_sum for share in shares.values())):
                 raise _diverged(f"the loss is {float(loss.detach())} at iteration {iteration + 1}", iteration, config)
+            if gradients_overflow(scaler):  # of the steps before: here, the GPU has been waited for
+                raise _diverged(f"the gradients are not finite at iteration {iteration}", iteration - 1, config)
             # Heads without a sample keep grad None, so the optimiser leaves them and their momentum alone.
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             average_head_gradients(net, tuple(shares), ranks)
             rescale_head_gradients(net, shares)  # paper: head gradients times B / B_t, before the step
-            optimizer.step()
+            take_step(scaler, optimizer)
 
             done = iteration + 1
             log.batch(done, _phase(iteration, config), shares)
@@ -198,9 +205,8 @@ def _run(
 
 def _diverged(message: str, iteration: int, config: PretrainConfig) -> TrainingDiverged:
     option, rate = ("--warmup-lr", config.warmup_lr) if iteration < config.warmup else ("--lr", config.lr)
-    return TrainingDiverged(
-        message, f"use a lower learning rate ({option} below {rate:g}); the paper found rates above 1e-3 unstable"
-    )
+    hint = f"use a lower learning rate ({option} below {rate:g}); the paper found rates above 1e-3 unstable"
+    return TrainingDiverged(message, or_overflow(hint, config.precision))
 
 
 def _phase(iteration: int, config: PretrainConfig) -> str:

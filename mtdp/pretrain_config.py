@@ -29,7 +29,7 @@ class PretrainConfig:
     batch_size: int = 64
     image_px: int = 224  # not stated in the paper; the authors' code and published weights use it
     seed: int = 0
-    precision: str = "auto"  # fp32 or bf16; auto is resolved before training and kept
+    precision: str = "auto"  # fp32, bf16 or fp16; auto is resolved before training and kept
     splits: tuple[str, ...] = ("train", "val")  # of each task; never test, which judges transfer
     train_only: tuple[str, ...] = ()  # tasks of which only train is used: those that joint training is judged on
     adaptation_batches: int = (

@@ -21,7 +21,7 @@ from mtdp.weights import STATE_NAME
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Tensors `network.*`, `momentum.*` and `rng`, and a JSON document."""
+    """Tensors `network.*`, `momentum.*` and `rng`, and a JSON document, in fp16 with the state of the `scaler`."""
 
     tensors: dict[str, torch.Tensor]
     data: dict[str, Any]
@@ -53,15 +53,22 @@ def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
     return saved
 
 
-def write_state(out: Path, net: MultiTaskNet, optimizer: torch.optim.Optimizer, data: Mapping[str, Any]) -> None:
-    """Writes the network, its momentum and the generator's state, atomically."""
+def write_state(
+    out: Path,
+    net: MultiTaskNet,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    data: Mapping[str, Any],
+) -> None:
+    """Writes the network, its momentum, the scaler's and the generator's state, atomically."""
     tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
     for name, parameter in net.named_parameters():
         momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{name}"] = momentum
     tensors["rng"] = torch.get_rng_state()
-    write_tensors(out / STATE_NAME, tensors, data)
+    scaling = {"scaler": scaler.state_dict()} if scaler.is_enabled() else {}
+    write_tensors(out / STATE_NAME, tensors, {**data, **scaling})
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -82,6 +89,11 @@ def restore_momentum(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved:
         momentum = saved.tensors.get(f"momentum.{name}")
         if momentum is not None:
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, saved: RunState) -> None:
+    if scaler.is_enabled():
+        scaler.load_state_dict(saved.data["scaler"])
 
 
 @contextmanager

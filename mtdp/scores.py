@@ -10,7 +10,7 @@ from torch import nn
 
 from mtdp.augment import evaluation_view
 from mtdp.devices import autocast
-from mtdp.errors import LOWER_RATE, TrainingDiverged
+from mtdp.errors import LOWER_RATE, TrainingDiverged, or_overflow
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet
 from mtdp.sampling import in_order
@@ -41,7 +41,8 @@ def head_scores(
         parts.append(net.heads[head](features.float()).cpu().numpy())  # (B, D) -> (B, C)
     logits = np.concatenate(parts)
     if not np.isfinite(logits).all():
-        raise TrainingDiverged(f"{head}: the trained network gives values that are not finite", LOWER_RATE)
+        hint = or_overflow(LOWER_RATE, precision)
+        raise TrainingDiverged(f"{head}: the trained network gives values that are not finite", hint)
     return logits
 
 

@@ -23,7 +23,7 @@ from mtdp.backbones import Backbone, build_backbone, native_preprocessing
 from mtdp.bundle_features import BundleModel, features_of_bundle, is_bundle, open_bundle
 from mtdp.checkpoint import load_checkpoint
 from mtdp.devices import autocast, best_device, choose_precision
-from mtdp.errors import LOWER_RATE, TaskError, TrainingDiverged, UsageError
+from mtdp.errors import LOWER_RATE, TaskError, TrainingDiverged, UsageError, or_overflow
 from mtdp.images import ImageCache
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp.sampling import in_order
@@ -103,7 +103,7 @@ def extract_features(
         TrainingDiverged: a feature is not finite.
     """
     if isinstance(extractor, BundleModel):
-        return _finite(features_of_bundle(extractor, samples, precision, batch_size), extractor.description)
+        return _finite(features_of_bundle(extractor, samples, precision, batch_size), extractor.description, "fp32")
     device = best_device()
     context_precision = choose_precision(precision, device)
     backbone = extractor.backbone.to(device).to(memory_format=torch.channels_last)
@@ -116,12 +116,13 @@ def extract_features(
             pooled = backbone(normalise(images.to(device)))  # (B, P, P, 3) -> (B, D)
         features[row : row + len(images)] = pooled.float().cpu().numpy()
         row += len(images)
-    return _finite(features, extractor.description)
+    return _finite(features, extractor.description, context_precision)
 
 
-def _finite(features: NDArray[np.float32], description: str) -> NDArray[np.float32]:
+def _finite(features: NDArray[np.float32], description: str, precision: str) -> NDArray[np.float32]:
     if not np.isfinite(features).all():
-        raise TrainingDiverged(f"{description}: gives features that are not finite", LOWER_RATE)
+        hint = or_overflow(LOWER_RATE, precision)
+        raise TrainingDiverged(f"{description}: gives features that are not finite", hint)
     return features
 
 

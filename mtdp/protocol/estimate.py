@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mtdp.backbones import build_backbone
-from mtdp.devices import autocast, best_device, choose_precision, keep_freed_memory
+from mtdp.devices import autocast, best_device, choose_precision, gradient_scaler, keep_freed_memory, take_step
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp.progress import METRICS_NAME
 from mtdp.protocol.cells import cost
@@ -48,14 +48,15 @@ def _timed(config: ProtocolConfig) -> float:
     optimizer = torch.optim.SGD(backbone.parameters(), lr=1e-6, momentum=0.9)
     images = torch.randint(0, 256, (config.batch_size, config.image_px, config.image_px, 3), dtype=torch.uint8)
     precision = choose_precision(config.precision, device)
+    scaler = gradient_scaler(precision, device)
     times_s = []
     for _ in range(3):
         start_s = time.perf_counter()
         with autocast(precision, device):
             features = backbone(normalise(images.to(device)))
         optimizer.zero_grad(set_to_none=True)
-        features.float().square().mean().backward()
-        optimizer.step()
+        scaler.scale(features.float().square().mean()).backward()
+        take_step(scaler, optimizer)
         if device.type == "cuda":
             torch.cuda.synchronize()
         times_s.append(time.perf_counter() - start_s)

@@ -156,6 +156,27 @@ def test_options_reach_what_they_name(pool_file: Path, tmp_path: Path, monkeypat
     assert seen["probe"][0][0].preprocessing.image_px == 64  # type: ignore[index]
 
 
+def test_fp16_is_a_precision_of_every_command(pool_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def stop(*args: object, **options: object) -> object:
+        seen.append(options.get("precision") or getattr(getattr(args[0], "config", args[1]), "precision", None))
+        raise UsageError("seen")
+
+    for name in ("pretrain.pretrain", "finetune.finetune_best", "protocol.run.run_protocol", "transfer.probe_task"):
+        monkeypatch.setattr(f"mtdp.{name}", stop)
+    pool = ("--pool", pool_file, "--out", tmp_path / "out")
+    task = ("--task", pool_file.parent / "three", "--arch", "resnet18", "--init", "random")
+    for command in (
+        ("pretrain", *pool, *TINY),
+        ("finetune", *task, "--out", tmp_path / "out"),
+        ("loto", *pool, *TINY),
+        ("probe", *task),
+    ):
+        assert invoke(*command, "--precision", "fp16")[2] == "error: seen\n", command[0]
+    assert seen == ["fp16"] * 4
+
+
 def test_a_negative_seed_is_a_line(pool_file: Path, tmp_path: Path) -> None:
     common = ("--task", pool_file.parent / "three", "--arch", "resnet18", "--init", "random", "--seed", -1)
     for command in (("finetune", "--out", tmp_path / "t"), ("probe",)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from mtdp.checkpoint import load_checkpoint
 from mtdp.errors import UsageError
 from mtdp.parallel import Ranks, check_batch, whole_shares
 from mtdp.pretrain import pretrain
@@ -79,6 +82,59 @@ def test_two_processes_train_the_heads_that_one_trains(pool_file: Path, tmp_path
     assert "2 processes on cpu" in outputs[0][1]
     assert "processes" not in outputs[1][1], "rank 0 alone tells"
     assert list((tmp_path / "two/tensorboard").glob("events.*"))
+
+
+SPOIL_ONE_RANK = """
+import hashlib, os, sys
+from pathlib import Path
+import torch
+import mtdp.pretrain as module
+from mtdp.pretrain_config import PretrainConfig
+from mtdp.tasks import load_pool
+
+real, calls, nets = module.average_head_gradients, [], []
+
+def average(net, active, ranks):
+    calls.append(1)
+    nets[:] = [net]
+    if len(calls) == 3 and ranks.rank == 1:  # the second step of the training
+        for name in net.task_names:
+            for parameter in net.heads[name].parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("inf"))
+    real(net, active, ranks)
+
+scaler = torch.amp.GradScaler
+torch.amp.GradScaler = lambda device, enabled: scaler(device, init_scale=1024.0, enabled=enabled)
+module.average_head_gradients = average
+config = PretrainConfig("resnet18", "random", 4, 1, lr=1e-4, batch_size=8, image_px=32, precision="fp16")
+module.pretrain(load_pool(Path(sys.argv[1])), config, Path(sys.argv[2]), quiet=True)
+values = b"".join(parameter.detach().numpy().tobytes() for parameter in nets[0].parameters())
+print(hashlib.sha256(values).hexdigest())
+"""
+
+
+def test_processes_skip_a_step_together(pool_file: Path, tmp_path: Path) -> None:
+    """Gradients that are not finite in one process only: apart, the two would step with and without them for ever."""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPOIL_ONE_RANK, str(pool_file), str(tmp_path / "run")],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    net, _ = load_checkpoint(tmp_path / "run")
+    values = b"".join(parameter.detach().numpy().tobytes() for parameter in net.parameters())
+    assert outputs[0][0].strip() == hashlib.sha256(values).hexdigest()
+    told = json.loads(safe_open(tmp_path / "run/state.safetensors", framework="pt").metadata()["mtdp"])
+    assert told["scaler"]["scale"] == 512.0, "one step was skipped"
 
 
 def test_events_hold_what_metrics_hold(pool_file: Path, tmp_path: Path) -> None:

@@ -346,7 +346,7 @@ def test_another_run_in_the_folder_is_refused(tasks: tuple[Task, ...], pool_file
         ({"lr": -1.0}, "lr is -1.0"),
         ({"batch_size": 1}, "batch norm needs"),
         ({"image_px": 5}, "image_px 5"),
-        ({"precision": "fp16"}, "'fp16'"),
+        ({"precision": "int8"}, "'int8'"),
         ({"splits": ("train", "dev")}, "'train,dev'"),
         ({"splits": ()}, "splits"),
         ({"seed": -1}, "seed is -1"),
