@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,9 @@ from mtdp_runtime.bundle import Parity
 from mtdp_runtime.proof import FEATURES, MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, run_backend
 
 NEIGHBOURS: Final = 5
+# A cosine is blind to length: a sum in place of a mean, or features scaled to 1, would pass. By as much as a precision
+# may turn a vector it may stretch it.
+MAX_LENGTH_ERROR: Final = {name: math.sqrt(2 * (1 - cosine)) for name, cosine in MIN_COSINE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +31,14 @@ class Comparison:
     heads_max_abs_error: float | None  # of the probabilities; None without heads
     required: bool = True  # whether this machine would use it without being told to
     note: str = ""  # how the engine was loaded, such as why a bundle's own was not
+    length_max_error: float = 0.0  # of a feature vector's length, relative to the reference's
 
     @property
     def passed(self) -> bool:
-        """Whether cosine and probabilities are as near as the precision must be; k-NN agreement is shown, no bar."""
+        """Whether cosine, length and probabilities are as near as the precision must be; k-NN agreement is no bar."""
         heads_pass = (self.heads_max_abs_error or 0.0) <= MAX_PROBABILITY_ERROR[self.precision]
-        return heads_pass and self.parity.cosine_min >= MIN_COSINE[self.precision]
+        length_passes = self.length_max_error <= MAX_LENGTH_ERROR[self.precision]
+        return heads_pass and length_passes and self.parity.cosine_min >= MIN_COSINE[self.precision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,13 @@ def compare_outputs(
         error,
         knn_agreement(outputs[FEATURES], expected[FEATURES]),
     )
-    return Comparison(engine, precision, parity, max(heads, default=None))
+    length_error = _length_error(outputs[FEATURES], expected[FEATURES])
+    return Comparison(engine, precision, parity, max(heads, default=None), length_max_error=length_error)
+
+
+def _length_error(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    got, reference = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (features, wanted))
+    return float((np.abs(got - reference) / np.where(reference > 0, reference, 1)).max())
 
 
 def knn_agreement(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float | None:
@@ -138,15 +150,17 @@ def require(comparison: Comparison | Refused) -> Comparison:
             else "Nothing was written. The exported graph does not compute what the network does.",
         )
     if not comparison.passed:
+        precision, parity = comparison.precision, comparison.parity
         raise ParityFailure(
-            f"{comparison.precision} on {comparison.backend}: smallest cosine to the reference "
-            f"{comparison.parity.cosine_min:.7f}, {MIN_COSINE[comparison.precision]} is required "
-            f"(largest error {comparison.parity.max_abs_error:.3g}); largest error of a probability "
-            f"{comparison.heads_max_abs_error or 0.0:.3g}, {MAX_PROBABILITY_ERROR[comparison.precision]:g} is allowed",
+            f"{precision} on {comparison.backend}: smallest cosine to the reference "
+            f"{parity.cosine_min:.7f}, {MIN_COSINE[precision]} is required "
+            f"(largest error {parity.max_abs_error:.3g}); largest error of a vector's length "
+            f"{comparison.length_max_error:.3g}, {MAX_LENGTH_ERROR[precision]:.3g} is allowed; of a probability "
+            f"{comparison.heads_max_abs_error or 0.0:.3g}, {MAX_PROBABILITY_ERROR[precision]:g} is allowed",
             "It was not written. "
             + (
                 "Calibrate on tissue like what it will see, or export without --precision int8."
-                if comparison.precision == "int8"
+                if precision == "int8"
                 else "The exported graph does not compute what the network does."
             ),
         )
@@ -156,10 +170,8 @@ def require(comparison: Comparison | Refused) -> Comparison:
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as lines for a terminal."""
     width = max([len("backend"), *(len(row.backend) for row in rows)]) + 2
-    knn = f"{NEIGHBOURS}-NN"
-    lines = [
-        f"{'backend':<{width}}{'precision':<11}{'cosine min':<12}{'mean':<12}{'max error':<11}{knn:<7}{'heads':<9}"
-    ]
+    figures = f"{'cosine min':<12}{'mean':<12}{'max error':<11}{'length':<9}{f'{NEIGHBOURS}-NN':<7}{'heads':<9}"
+    lines = [f"{'backend':<{width}}{'precision':<11}{figures}"]
     for row in rows:
         start = f"{row.backend:<{width}}{row.precision:<11}"
         if isinstance(row, CannotRun):
@@ -172,8 +184,8 @@ def table(rows: Sequence[Row]) -> str:
         heads = "-" if row.heads_max_abs_error is None else f"{row.heads_max_abs_error:.1e}"
         agreement = "-" if p.knn_agreement is None else f"{p.knn_agreement:.1%}"
         lines.append(
-            f"{start}{p.cosine_min:<12.8f}{p.cosine_mean:<12.8f}{p.max_abs_error:<11.1e}{agreement:<7}{heads:<9}"
-            f"{_verdict(row)}"
+            f"{start}{p.cosine_min:<12.8f}{p.cosine_mean:<12.8f}{p.max_abs_error:<11.1e}"
+            f"{row.length_max_error:<9.1e}{agreement:<7}{heads:<9}{_verdict(row)}"
         )
     for row in rows:
         if not isinstance(row, CannotRun) and row.note:

@@ -167,6 +167,8 @@ class _Rewriter:
         self._weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
         self._has: dict[str, str] = dict.fromkeys(self._floats, "fp32")
         self._made: dict[tuple[str, str], str] = {}
+        self._names = {name for node in model.graph.node for name in node.output}
+        self._names |= {tensor.name for tensor in model.graph.initializer}
         self._nodes: list[onnx.NodeProto] = []
 
     def rewrite(self) -> None:
@@ -211,7 +213,11 @@ class _Rewriter:
     def _in_type(self, name: str, wanted: str) -> str:
         if (name, wanted) in self._made:
             return self._made[name, wanted]
-        new = self._made[name, wanted] = f"{name}.{wanted}"
+        new = f"{name}.{wanted}"
+        while new in self._names:  # weights that are stored in fp16 are named like this already
+            new += "+"
+        self._names.add(new)
+        self._made[name, wanted] = new
         if name in self._weights:
             self._graph.initializer.append(_rounded(self._weights[name], new, self._low))
         else:

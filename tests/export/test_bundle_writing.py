@@ -19,7 +19,7 @@ from mtdp.preprocess import Preprocessing
 from mtdp_export.card import model_card
 from mtdp_export.errors import ExportUsageError, ParityFailure
 from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
-from mtdp_export.parity import Comparison, require
+from mtdp_export.parity import Comparison, compare_outputs, require, table
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
@@ -152,6 +152,18 @@ def test_a_variant_below_the_bar_is_refused() -> None:
     comparison = Comparison("engine 1", "fp32", Parity("engine 1", 16, 0.99999, 1.0, 0.1), None)
     with pytest.raises(ParityFailure, match=r"smallest cosine to the reference 0\.9999900, 0\.999999 is required"):
         require(comparison)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_features_of_another_length_fail_though_the_cosine_is_1(precision: str) -> None:
+    """As those of an engine that sums where it should average, or normalises what it gives."""
+    wanted = {"features": np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)}
+    right = compare_outputs("engine 1", precision, {"features": wanted["features"] * np.float32(1.0001)}, wanted)
+    longer = compare_outputs("engine 1", precision, {"features": 49 * wanted["features"]}, wanted)
+    assert (right.passed, longer.passed, longer.parity.cosine_min) == (True, False, pytest.approx(1))
+    with pytest.raises(ParityFailure, match=r"largest error of a vector's length 48, \S+ is allowed"):
+        require(longer)
+    assert table([longer]).endswith("4.8e+01  100.0% -        FAIL")
 
 
 def test_a_checkpoint_keeps_its_heads_and_tells_its_story(small_network: MultiTaskNet, tmp_path: Path) -> None:

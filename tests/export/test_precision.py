@@ -26,6 +26,7 @@ from mtdp.errors import MtdpError, TaskError
 from mtdp_export import variants, verify
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import synthetic_tiles
+from mtdp_export.graph import _store_as_fp16
 from mtdp_export.int8 import Probe as ProbeScore
 from mtdp_export.int8 import Speed, time_int8, write_int8
 from mtdp_export.isolated import isolated
@@ -160,6 +161,19 @@ class TestTypedGraph:
         model.graph.node[1].name = model.graph.node[0].name = "2:Mul"
         name_nodes(model)
         assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+
+    def test_a_graph_with_weights_stored_in_fp16_is_typed_like_another(self) -> None:
+        plain = cancelling(2)
+        for tensor in plain.graph.initializer:
+            rounded = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+        stored = onnx.ModelProto()
+        stored.CopyFrom(plain)
+        _store_as_fp16(stored)
+        name_nodes(stored)
+        tiles = nearly_grey()
+        wanted, got = (run(in_fp32(to_low_type(model, "fp16")), tiles)[FEATURES] for model in (plain, stored))
+        np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-2)
 
     def test_a_weight_that_fp16_cannot_hold_is_an_error(self) -> None:
         model = cancelling(2)
