@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import onnx
 import onnx.compose
-import onnx.inliner
 import onnxscript.optimizer
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -27,16 +26,20 @@ from mtdp.preprocess import Preprocessing
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import INPUT, finish_graph
+from mtdp_export.onnx_file import (
+    Layout,
+    all_nodes,
+    check_operations,
+    feature_output,
+    first_line,
+    image_input,
+    layout_and_side,
+    load_onnx,
+)
 from mtdp_export.typed import name_nodes, nested_nodes
 from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
 
-MIN_OPSET: Final = 13  # the first in which Cast, Softmax and the quantisers mean what they mean today
-LARGEST_BYTES: Final = 2**31 - 1  # of a protocol buffer, so of a graph in one file
-_QUANTISED: Final = frozenset(
-    {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"}
-)
 _PREFIX: Final = "net/"
-Layout = Literal["nchw", "nhwc"]
 Triple = tuple[float, float, float]
 
 
@@ -83,16 +86,16 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
         ExportUsageError: something must be declared, or what was declared does not fit the graph.
         ExportError: the file cannot be used: its opset is too old, its batch is fixed, it has operations of its own...
     """
-    model = _load(path)
-    _check_operations(model, path)
-    tensor = _input(model, path)
-    output = _output(model, path, declared.output)
+    model = load_onnx(path)
+    check_operations(model, path)
+    tensor = image_input(model, path)
+    output = feature_output(model, path, declared.output)
     kind = tensor.type.tensor_type.elem_type
     if kind not in (TensorProto.FLOAT, TensorProto.UINT8):
         raise ExportError(
             f"{path}: its input is {TensorProto.DataType.Name(kind).lower()}", "export it with a float32 or uint8 input"
         )
-    layout, side = _shape(tensor, path, declared)
+    layout, side = layout_and_side(tensor, path, declared.layout, declared.tile_px)
     takes_uint8 = kind == TensorProto.UINT8
     del model.graph.output[:]
     model.graph.output.append(output)
@@ -133,7 +136,7 @@ def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, 
             source.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its errors share no base class of their own
-        raise ExportError(f"{source.arch}: ONNX Runtime refuses it: {_first_line(error)}") from error
+        raise ExportError(f"{source.arch}: ONNX Runtime refuses it: {first_line(error)}") from error
     pixels = _prepared(source, tiles)
     single = np.concatenate([_run(session, pixels[i : i + 1], source.arch) for i in range(len(pixels))])
     together = _run(session, pixels, source.arch)
@@ -182,128 +185,6 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     return model
 
 
-def _load(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ExportUsageError(f"--onnx {path}: no such file", "check the path")
-    try:
-        model = onnx.load(path)  # weights in files beside it come with it, into memory
-        if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_BYTES:
-            raise ExportError(f"{path}: more than 2 GB of weights, which no single ONNX file can hold")
-        onnx.checker.check_model(model)
-        model = onnx.inliner.inline_local_functions(model)
-    except FileNotFoundError as error:
-        raise ExportError(
-            f"{path}: its weights are in another file, which is missing: {error.filename or _first_line(error)}",
-            "copy that file beside it",
-        ) from error
-    except ExportError:
-        raise
-    except Exception as error:  # of protobuf, of the checker, of external data: they share no base class
-        raise ExportError(f"{path}: not a usable ONNX file: {_first_line(error)}", "export it again") from error
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    newest = onnx.defs.onnx_opset_version()
-    if not MIN_OPSET <= opset <= newest:
-        raise ExportError(
-            f"{path}: opset {opset}; {MIN_OPSET} to {newest} can be exported",
-            "export it again, or use onnx.version_converter.convert_version(model, 20)",
-        )
-    return model
-
-
-def _check_operations(model: onnx.ModelProto, path: Path) -> None:
-    foreign = sorted(
-        {f"{node.domain}::{node.op_type}" for node in _nodes(model.graph) if node.domain not in ("", "ai.onnx")}
-    )
-    if foreign:
-        hint = "export the plain graph, before an optimiser or a plug-in put its own operations in"
-        raise ExportError(f"{path}: operations outside the ONNX standard: {', '.join(foreign[:5])}", hint)
-    quantised = sorted({node.op_type for node in _nodes(model.graph)} & _QUANTISED)
-    inferred = onnx.shape_inference.infer_shapes(model)
-    halves = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
-    computed = {name for node in model.graph.node for name in node.output}
-    typed = any(v.name in computed and v.type.tensor_type.elem_type in halves for v in inferred.graph.value_info)
-    if quantised or typed:
-        what = quantised[0] if quantised else "float16 values"
-        raise ExportError(f"{path}: it computes with less than fp32 ({what})", "bring the fp32 model")
-    del model.opset_import[:]
-    model.opset_import.append(next(o for o in inferred.opset_import if o.domain in ("", "ai.onnx")))
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        yield from nested_nodes(node)
-
-
-def _input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs: list[onnx.ValueInfoProto] = [tensor for tensor in model.graph.input if tensor.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(tensor.name for tensor in inputs) or "none"
-        raise ExportError(f"{path}: one input is needed, the image; it has {len(inputs)} ({names})")
-    del model.graph.input[:]
-    model.graph.input.append(inputs[0])
-    return inputs[0]
-
-
-def _output(model: onnx.ModelProto, path: Path, name: str | None) -> onnx.ValueInfoProto:
-    outputs: dict[str, onnx.ValueInfoProto] = {output.name: output for output in model.graph.output}
-    if name is None and len(outputs) > 1:
-        raise ExportUsageError(
-            f"{path}: several outputs: {', '.join(outputs)}", "name the features with --feature-output"
-        )
-    if name is not None and name not in outputs:
-        raise ExportUsageError(f"--feature-output {name}: {path} gives {', '.join(outputs)}", "name one of these")
-    output = outputs[name] if name is not None else next(iter(outputs.values()))
-    kind = output.type.tensor_type.elem_type
-    dims = output.type.tensor_type.shape.dim
-    vector = len(dims) == 2 or (len(dims) == 4 and all(dim.dim_value == 1 for dim in dims[2:]))
-    if kind != TensorProto.FLOAT or not vector:
-        shown = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in dims)
-        raise ExportError(
-            f"{path}: output {output.name} is {TensorProto.DataType.Name(kind).lower()}[{shown}], not float[batch, D]",
-            "pool it in the model, or name another output with --feature-output",
-        )
-    return output
-
-
-def _shape(tensor: onnx.ValueInfoProto, path: Path, declared: Declared) -> tuple[Layout, int]:
-    """Return the layout and the side of the input."""
-    dims = tensor.type.tensor_type.shape.dim
-    if len(dims) != 4:
-        raise ExportError(
-            f"{path}: input {tensor.name} has {len(dims)} axes; images have 4", "export it with a batch axis"
-        )
-    if dims[0].dim_value > 0:
-        raise ExportError(
-            f"{path}: the batch axis of {tensor.name} is fixed to {dims[0].dim_value}",
-            f"export it with a dynamic one: dynamic_axes={{'{tensor.name}': {{0: 'batch'}}}}",
-        )
-    stated: list[Layout] = [name for name, at in _CHANNELS.items() if dims[at].dim_value == 3]
-    if declared.layout is None and len(stated) != 1:
-        raise ExportUsageError(
-            f"{path}: its shape does not tell where the channels are", "add --input-layout nchw or nhwc"
-        )
-    layout = declared.layout or stated[0]
-    if dims[_CHANNELS[layout]].dim_value not in (0, 3):
-        raise ExportUsageError(f"--input-layout {layout}: {path} has no 3 channels there", "give the other layout")
-    sides = {dim.dim_value for dim in (dims[2:4] if layout == "nchw" else dims[1:3])}
-    fixed = sides - {0}
-    if len(fixed) > 1:
-        raise ExportError(f"{path}: its input is not square ({' x '.join(map(str, sorted(fixed)))})")
-    side = next(iter(fixed), None)
-    if side is None and declared.tile_px is None:
-        raise ExportUsageError(
-            f"{path}: it takes images of any size", "add --tile-px, the size that it was trained for"
-        )
-    if side is not None and declared.tile_px not in (None, side):
-        raise ExportUsageError(f"--tile-px {declared.tile_px}: {path} takes {side} px only", "leave --tile-px out")
-    return layout, side or declared.tile_px or 0
-
-
-_CHANNELS: Final[dict[Layout, int]] = {"nchw": 1, "nhwc": 3}
-
-
 def _preprocessing(side: int, takes_uint8: bool, declared: Declared) -> Preprocessing:
     """Express what was declared as mean and std on the scale 0..1."""
     if takes_uint8:
@@ -343,7 +224,7 @@ def _run(session: Any, pixels: NDArray[Any], name: str) -> NDArray[np.float32]:
         values: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: pixels})[0]
     except Exception as error:  # its errors share no base class of their own
         hint = "the batch axis may be fixed inside the graph: export it again with a dynamic one"
-        raise ExportError(f"{name}: fails on a batch of {len(pixels)}: {_first_line(error)}", hint) from error
+        raise ExportError(f"{name}: fails on a batch of {len(pixels)}: {first_line(error)}", hint) from error
     return values.reshape(len(values), -1)
 
 
@@ -384,12 +265,8 @@ def _constant_nodes(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
     """Return the tensors of Constant nodes, where some exporters put the weights, by the names of the values."""
     return {
         node.output[0]: numpy_helper.to_array(attribute.t)
-        for node in _nodes(graph)
+        for node in all_nodes(graph)
         if node.op_type == "Constant"
         for attribute in node.attribute
         if attribute.name == "value"
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
