@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
-from openvino.preprocess import PrePostProcessor
 
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
+from mtdp_runtime.offline import import_openvino
+
+openvino = import_openvino()
 
 
 def compiled(way: str, file: Path, batch: int, tile_px: int, threads: int, precision: str) -> Any:
@@ -29,7 +30,7 @@ def compiled(way: str, file: Path, batch: int, tile_px: int, threads: int, preci
     model = core.read_model(file)
     model.reshape([batch, tile_px, tile_px, 3])
     if way != "packaged":
-        steps = PrePostProcessor(model)
+        steps = openvino.preprocess.PrePostProcessor(model)
         kind = openvino.Type.u8 if way == "channels-last" else openvino.Type.f32
         layout = "NCHW" if way == "fp32 NCHW" else "NHWC"
         steps.input().tensor().set_element_type(kind).set_layout(openvino.Layout(layout))

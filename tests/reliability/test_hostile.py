@@ -6,7 +6,10 @@ import ast
 import doctest
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -272,19 +275,52 @@ def test_a_failure_shows_a_name_without_obeying_it(capfd: pytest.CaptureFixture[
     assert json.dumps(evil).isprintable()  # what --json prints
 
 
+# Python runs it at its start, in every process that is spawned, too; what is forked keeps the hook.
+_WATCH = """
+import os, sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"):
+        with open(os.environ["MTDP_TEST_CALLS"], "a") as file:
+            file.write(f"{event} {arguments}\\n")
+sys.addaudithook(watch)
+"""
+
+
 def test_a_run_opens_no_network_connection(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
-    """The kernel kills the process at its first internet socket, whatever library asks for it."""
+    """The kernel kills a process at its first internet socket, whatever library asks for it.
+
+    A library may ask in a child process, whose death nobody notices: so Python itself notes who asks, in all of them.
+    """
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(_WATCH)
+    (tmp_path / "home").mkdir()
+    calls = tmp_path / "calls"
+    env = {"PYTHONPATH": str(tmp_path / "watch"), "HOME": str(tmp_path / "home"), "MTDP_TEST_CALLS": str(calls)}
     for backend in ("openvino", "onnxruntime"):
         out = tmp_path / backend
-        result = run_without("network", [make_slide(), "--model", tiny_bundle, "--out", out, "--backend", backend])
+        arguments = [make_slide(), "--model", tiny_bundle, "--out", out, "--backend", backend]
+        result = run_without("network", arguments, env)
         assert result.returncode == 0, result.stderr
         assert (out / "slide.h5").exists()
+    assert not calls.exists(), calls.read_text()
+    assert {path.name for path in (tmp_path / "home").iterdir()} <= {".cache"}  # and nobody leaves an identifier
+
+
+def test_python_would_have_noted_who_asks_for_the_network(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_WATCH)
+    code = """
+import multiprocessing, urllib.request
+child = multiprocessing.Process(target=urllib.request.urlopen, args=("http://127.0.0.1:9",))
+child.start()
+child.join()
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "MTDP_TEST_CALLS": str(tmp_path / "calls")}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
+    assert "urllib.Request" in (tmp_path / "calls").read_text()
 
 
 def test_the_kernel_would_have_noticed() -> None:
     import signal
-    import subprocess
-    import sys
 
     import denied
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.backends import Probe, check_outputs
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, UsageError
+from mtdp_runtime.offline import import_openvino
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _DEPTH: Final = 2
@@ -37,15 +38,14 @@ class OpenVINO:
         self.depth = _DEPTH
         self._outputs = [(i, _output_name(port.get_names())) for i, port in enumerate(compiled.outputs)]
         self._requests = [compiled.create_infer_request() for _ in range(_DEPTH)]
+        self._tensor = import_openvino().Tensor
         self._tiles: list[NDArray[np.uint8] | None] = [None] * _DEPTH  # kept alive: the request reads them in place
         self._submitted = 0
 
     @classmethod
     def probe(cls) -> Probe:
         try:
-            import openvino
-
-            core = openvino.Core()
+            core = import_openvino().Core()
         except (ImportError, AttributeError, OSError, RuntimeError) as error:
             return Probe("openvino", False, f"not installed ({error})", _HINT)
         if "CPU" not in core.available_devices:
@@ -94,11 +94,9 @@ class OpenVINO:
 
     @classmethod
     def _compile(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
-        import openvino
-
         typed = bundle.holds(precision) or precision != "bf16"
         file = bundle.checked(bundle.variant(precision if typed else "fp32").file)
-        core = openvino.Core()
+        core = import_openvino().Core()
         converts = precision == "bf16" and (not typed or cls.probe().precisions[0] == "bf16")
         config = {
             "INFERENCE_PRECISION_HINT": "bf16" if converts else "f32",
@@ -118,12 +116,10 @@ class OpenVINO:
         return engine
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
-        import openvino
-
         ticket = self._submitted
         slot = ticket % _DEPTH
         self._tiles[slot] = tiles
-        self._requests[slot].set_input_tensor(openvino.Tensor(tiles, shared_memory=True))
+        self._requests[slot].set_input_tensor(self._tensor(tiles, shared_memory=True))
         self._requests[slot].start_async()
         self._submitted += 1
         return ticket
