@@ -99,7 +99,11 @@ def _engines(manifest: Manifest) -> list[str]:
         "",
         "## Engines",
         "",
-        "Built ahead of time. Engines are code: `--trust-engines` loads one, where its key fits the machine.",
+        (
+            "Built ahead of time, and not run by the export: the table above says nothing of them. Each proves itself "
+            "on the golden tiles where it is loaded. Engines are code: `--trust-engines` loads one, where its key fits "
+            "the machine."
+        ),
         "",
         "| file | library | variant | batches | compute capability | GPU |",
         "|---|---|---|---|---|---|",
@@ -152,8 +156,9 @@ def _training(info: CheckpointInfo) -> list[str]:
     # Without `init`: the origin above says it, and here it may be a path of the machine that trained.
     config = {key: value for key, value in info.training["config"].items() if key != "init"}
     settings = ", ".join(f"{key} {value}" for key, value in sorted(config.items()))
+    unit = "epochs" if "epochs" in config else "batches"
     lines = [
-        f"{info.iteration} batches were done. Settings: {settings}.",
+        f"{info.iteration} {unit} were done. Settings: {settings}.",
         "",
         "| task | images | classes |",
         "|---|---|---|",

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_export.errors import ExportUsageError
-from mtdp_runtime.extraction import ExtractSettings, make_plan
+from mtdp_runtime.errors import SlideScaleUnknown
+from mtdp_runtime.plan import ExtractSettings, make_plan
 from mtdp_runtime.proof import TILES
 from mtdp_runtime.slide.open import open_slide
 
@@ -72,7 +73,10 @@ def describe_source(calibration: Path | None, count: int) -> str:
 def _from_slide(path: Path, tile_px: int, mpp: float, most: int) -> NDArray[np.uint8]:
     settings = ExtractSettings(mpp=mpp, stride_px=tile_px, min_tissue=0.5)
     with open_slide(path) as slide:
-        plan = make_plan(slide, tile_px, settings)
+        try:
+            plan = make_plan(slide, tile_px, settings)
+        except SlideScaleUnknown as error:  # its hint is an option of mtdp-extract
+            raise ExportUsageError(f"--calibration: {error}", "give a slide that states its scale") from error
         if not len(plan.kept):
             raise ExportUsageError(f"--calibration {path}: no tile with tissue", "give another slide")
         picked = np.linspace(0, len(plan.kept) - 1, min(most, len(plan.kept))).astype(int)
@@ -117,7 +121,10 @@ def _stained(rng: np.random.Generator, tile_px: int) -> NDArray[np.uint8]:
 
 
 def _centre(file: Path, tile_px: int) -> NDArray[np.uint8]:
-    image = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+    try:
+        image = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:  # larger than it reads: a slide among the tiles
+        image = None
     if image is None:
         raise ExportUsageError(f"--calibration: {file}: cannot be decoded", "remove it from the folder")
     side = min(image.shape[:2])

@@ -22,6 +22,7 @@ from torch import nn
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp_export.errors import ExportError
+from mtdp_export.onnx_file import LARGEST_BYTES
 from mtdp_runtime.proof import FEATURES
 
 OPSET: Final = 20
@@ -74,11 +75,17 @@ def round_weights_to_fp16(network: nn.Module) -> None:
     """Round the kernels to fp16 values, so that torch computes with what the file will hold.
 
     Vectors (biases, batch-norm) stay: they weigh nothing and may lie outside fp16's range.
+
+    Raises:
+        ExportError: so may a kernel.
     """
     with torch.no_grad():
-        for tensor in network.state_dict().values():
+        for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and tensor.dim() > 1:
-                tensor.copy_(tensor.half().float())
+                rounded = tensor.half().float()
+                if torch.isinf(rounded).any():
+                    raise ExportError(f"--weights-storage fp16: {name} is beyond fp16", "Leave --weights-storage out.")
+                tensor.copy_(rounded)
 
 
 def export_graph(
@@ -91,7 +98,11 @@ def export_graph(
         metadata: goes into the file's properties.
         weights_storage: fp16 stores the weights in half the bytes and casts them back in the graph; engines fold that
             when they load it. The caller rounds the weights of the torch model first (`round_weights_to_fp16`).
+
+    Raises:
+        ExportError: the file would be larger than one can be, or torch cannot trace the network.
     """
+    _check_size(model, weights_storage)
     side = model.normalise.preprocessing.image_px
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -125,6 +136,15 @@ def export_graph(
         _store_as_fp16(graph)
     finish_graph(graph, metadata)
     return graph
+
+
+def _check_size(model: nn.Module, weights_storage: WeightsStorage) -> None:
+    halves = weights_storage == "fp16"
+    weights = model.state_dict().values()
+    size_bytes = sum(w.numel() * (2 if halves and w.dim() > 1 else w.element_size()) for w in weights)
+    if size_bytes > LARGEST_BYTES:
+        hint = "A smaller network is needed." if halves else "--weights-storage fp16 takes half of that."
+        raise ExportError(f"{size_bytes / 1e9:.1f} GB of weights; one ONNX file holds at most 2.1 GB", hint)
 
 
 def finish_graph(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

@@ -26,6 +26,7 @@ from mtdp_runtime.backends import Backend, backend_class, probe_all
 from mtdp_runtime.bundle import PRECISIONS, Bundle, load_bundle
 from mtdp_runtime.cores import usable_cores
 from mtdp_runtime.errors import BackendError, UsageError
+from mtdp_runtime.offline import forbid_reports
 from mtdp_runtime.proof import FEATURES, load_golden
 
 if TYPE_CHECKING:
@@ -190,9 +191,10 @@ def _features(bundle: Bundle, engine: str, precision: str, samples: Any) -> NDAr
 
     manifest = bundle.manifest
     features = np.empty((len(samples), manifest.features_dim), np.float32)
+    cache = ImageCache(manifest.tile_px, 0, manifest.interpolation)
     row = 0
     with backend_class(engine).load(bundle, precision, _BATCH, _threads()) as backend:
-        for images in in_order(samples, ImageCache(manifest.tile_px, budget_bytes=0), evaluation_view, _BATCH):
+        for images in in_order(samples, cache, evaluation_view, _BATCH):
             batch = np.zeros((_BATCH, manifest.tile_px, manifest.tile_px, 3), np.uint8)
             batch[: len(images)] = images.numpy()
             features[row : row + len(images)] = backend.result(backend.submit(batch))[FEATURES][: len(images)]
@@ -201,6 +203,7 @@ def _features(bundle: Bundle, engine: str, precision: str, samples: Any) -> NDAr
 
 
 def _nncf() -> Any:
+    forbid_reports()  # NNCF, too, would report each use to its maker
     try:
         import nncf
     except ImportError as error:

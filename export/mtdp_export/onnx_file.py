@@ -1,4 +1,4 @@
-"""What an ONNX file must be to become a bundle: an image in, a vector out, standard operations in fp32, a free batch."""
+"""What an ONNX file must be to become a bundle: image in, vector out, standard operations in fp32, a free batch."""
 
 from __future__ import annotations
 

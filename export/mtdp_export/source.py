@@ -12,7 +12,7 @@ from mtdp.backbones import ARCHITECTURES, build_backbone, native_preprocessing
 from mtdp.checkpoint import CheckpointInfo, load_checkpoint
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
-from mtdp.weights import load_backbone_weights
+from mtdp.weights import is_named_source, load_backbone_weights, names_its_architecture
 from mtdp_export.errors import ExportUsageError
 
 
@@ -59,6 +59,11 @@ def open_source(name: str, weights: str | None, tile_px: int | None, heads: bool
             f"{name}: neither a run, nor a checkpoint, nor an architecture",
             f"architectures: {', '.join(ARCHITECTURES)}, timm:NAME; an ONNX file is given with --onnx",
         )
+    if weights is not None and not is_named_source(weights) and names_its_architecture(weights) is not None:
+        raise ExportUsageError(
+            f"--weights {weights}: a training run of ours, which has a preprocessing of its own",
+            f"mtdp-export {weights} --out BUNDLE, with --no-heads for the features alone",
+        )
     if weights is None:
         raise ExportUsageError(f"{name}: an architecture needs weights", "--weights imagenet, mtdp, random or a path")
     backbone = build_backbone(name)
@@ -86,6 +91,11 @@ def _with_side(network: MultiTaskNet, preprocessing: Preprocessing, tile_px: int
 def _origin(info: CheckpointInfo) -> str:
     tasks, config = info.training["tasks"], info.training["config"]
     images = sum(task["images"] for task in tasks.values())
+    if "epochs" in config:
+        return (
+            f"fine-tuning on {', '.join(tasks)} ({images} images), epoch {info.iteration} of {config['epochs']}, "
+            f"started from: {info.origin.description}"
+        )
     return (
         f"multi-task pre-training, {info.iteration} batches of {config['batch_size']} from "
         f"{len(tasks)} tasks ({images} images), started from: {info.origin.description}"

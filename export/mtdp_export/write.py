@@ -45,6 +45,7 @@ from mtdp_runtime.bundle import (
     write_manifest,
 )
 from mtdp_runtime.extraction import writable_folder
+from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
 
 _REFERENCE: Final = "onnxruntime"
 _GOLDEN_FILE: Final = "golden.npz"
@@ -106,6 +107,8 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
     tiles = golden_tiles(settings, source.preprocessing.image_px)
     calibrating = _calibration(settings, tiles) if "int8" in settings.precisions else tiles
     graph, expected, digest = _graph_and_reference(source, settings, tiles)
+    if settings.weights_storage == "fp16" and isinstance(source, Source):
+        source = _with_rounding(source, tiles, expected)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
     refused: list[ExportError] = []
     try:
@@ -173,6 +176,24 @@ def _graph_and_reference(
     metadata["weights_sha256"] = weights_digest(network)
     graph = export_graph(model, metadata, settings.weights_storage)
     return graph, reference_outputs(model, tiles), metadata["weights_sha256"]
+
+
+def _with_rounding(source: Source, tiles: NDArray[np.uint8], rounded: dict[str, NDArray[np.float32]]) -> Source:
+    """Say in the origin how far rounded weights are from those that were given: every other number is against them.
+
+    Raises:
+        ParityFailure: further than fp16 may be.
+    """
+    given = reference_outputs(Deployed(source.network, source.preprocessing).eval(), tiles)
+    cosine = float(cosines(rounded[FEATURES], given[FEATURES]).min())
+    if not cosine >= MIN_COSINE["fp16"]:
+        raise ParityFailure(
+            f"--weights-storage fp16: rounding the weights brings features to a cosine of {cosine:.6f} to the "
+            f"network's own, {MIN_COSINE['fp16']} is required",
+            "Nothing was written. Leave --weights-storage out.",
+        )
+    said = f"kernels rounded to fp16, smallest cosine to the network before that {cosine:.7f}"
+    return replace(source, origin=f"{source.origin}; {said}")
 
 
 def golden_tiles(settings: ExportSettings, tile_px: int) -> NDArray[np.uint8]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from mtdp_runtime.bundle import Bundle, Engine, FileRef, Parity, file_ref, load_
 from mtdp_runtime.errors import BundleDigestMismatch
 from mtdp_runtime.proof import Replayed, load_golden, replay
 from mtdp_runtime.trt.key import EngineKey
+from support import pyramid, stained
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -179,6 +182,7 @@ def test_a_checkpoint_keeps_its_heads_and_tells_its_story(small_network: MultiTa
     save_checkpoint(tmp_path / "checkpoint.safetensors", small_network, info)
     result = export(tmp_path, "--out", tmp_path / "b", "--name", "mine", "--licence", "CC0", "--json")
     assert result.returncode == 0, result.stderr
+    assert "note: --mpp was left out: 0.5 µm a pixel is taken as the model's scale" in result.stderr
     manifest = load_bundle(tmp_path / "b").manifest
     assert [(h.name, h.class_names) for h in manifest.heads] == list(small_network.class_names.items())
     assert (manifest.name, manifest.weights.licence) == ("mine", "CC0")
@@ -218,6 +222,7 @@ def test_the_card_tells_all_that_was_measured(resnet18_bundle: Path) -> None:
     ):
         assert text in card
     assert "(synthetic)" in (resnet18_bundle / "card.md").read_text()
+    assert "not run by the export: the table above says nothing of them" in card
     assert "## Engines" not in model_card(manifest)
 
 
@@ -230,6 +235,27 @@ def test_where_the_golden_tiles_come_from_is_said(resnet18_bundle: Path) -> None
 def test_golden_tiles_of_a_folder(data_dir: Path) -> None:
     tiles = calibration_tiles(data_dir / "tasks" / "wbc_cellavision" / "test", 96, 0.5)
     assert tiles.shape == (27, 96, 96, 3)
+
+
+def test_a_slide_without_a_scale_is_refused_with_a_hint_that_works_here(tmp_path: Path) -> None:
+    slide = pyramid(stained(512, 512), tmp_path / "a.tiff", mpp=None)
+    with pytest.raises(ExportUsageError, match=r"--calibration: .*a\.tiff") as caught:
+        calibration_tiles(slide, 96, 0.5)
+    assert caught.value.hint == "give a slide that states its scale"
+
+
+def test_a_slide_among_the_images_is_named(tmp_path: Path) -> None:
+    """OpenCV raises an error of its own for what is larger than it reads."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"pixels")),
+    ]
+    packed = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    (tmp_path / "slide.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    with pytest.raises(ExportUsageError, match=r"slide\.png: cannot be decoded"):
+        calibration_tiles(tmp_path, 96, 0.5)
 
 
 def test_synthetic_tiles_are_the_same_everywhere() -> None:

@@ -105,8 +105,9 @@ class TestOneEngine:
         shown = capsys.readouterr().out
         assert NOT_FINITE in shown
         if options:
-            rows = json.loads(shown)["parity"]
-            assert [row["passed"] for row in rows].count(False) == 1
+            found = json.loads(shown)
+            assert [row["passed"] for row in found["parity"]].count(False) == 1
+            assert (found["passed"], found["digest"]) == (False, load_bundle(bundle).digest)
 
     def test_is_refused_at_its_export_and_named(self, bundle: Path) -> None:
         proof = variants.prove(bundle, None)
@@ -119,6 +120,21 @@ class TestOneEngine:
     def test_of_fp32_ends_an_export(self, bundle: Path) -> None:
         with pytest.raises(ParityFailure, match=f"fp32 on overflowing 1: {NOT_FINITE}"):
             variants.prove(bundle, None)
+
+
+@pytest.mark.usefixtures("engines")
+def test_where_nothing_runs_nothing_is_verified(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No row failed; none passed, either."""
+    manifest = load_bundle(bundle).manifest
+    write_manifest(bundle, replace(manifest, variants=(replace(manifest.variants[0], precision="int8"),)))
+    monkeypatch.setattr(verify, "probe_all", lambda: [Overflowing.probe()])
+    monkeypatch.setattr(sys, "argv", ["mtdp-export", "--verify", str(bundle)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "not run: this engine runs fp32, fp16 here" in capsys.readouterr().out
 
 
 def test_a_graph_that_overflows_is_a_row_as_it_is_typed(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import _store_as_fp16
 from mtdp_export.int8 import Probe as ProbeScore
-from mtdp_export.int8 import Speed, time_int8, write_int8
+from mtdp_export.int8 import Speed, _features, time_int8, write_int8
 from mtdp_export.isolated import isolated
 from mtdp_export.parity import Comparison, knn_agreement, table
 from mtdp_export.precision import write_typed
@@ -42,6 +42,7 @@ from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import Manifest, load_bundle
 from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.proof import FEATURES, cosines, load_golden, replay
+from support import write_tiny_bundle
 
 PX = 32
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -394,6 +395,16 @@ class TestInt8:
         (tmp_path / "00.png").unlink()
         with pytest.raises(ExportUsageError, match="32 tiles are too few for int8"):
             _calibration(settings, golden_tiles(settings, PX))
+
+    def test_it_is_judged_on_images_that_are_resized_as_in_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bundle = load_bundle(write_tiny_bundle(tmp_path / "tiny"))
+        bundle = replace(bundle, manifest=replace(bundle.manifest, interpolation="bicubic"))
+        made: list[tuple[object, ...]] = []
+        monkeypatch.setattr("mtdp.images.ImageCache", lambda *arguments: made.append(arguments))
+        assert _features(bundle, "onnxruntime", "fp32", []).shape == (0, 12)
+        assert made == [(64, 0, "bicubic")]
 
     def test_without_nncf_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, "nncf", None)

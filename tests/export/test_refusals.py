@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,12 +18,12 @@ from mtdp.backbones import Backbone
 from mtdp.checkpoint import CheckpointInfo, save_checkpoint
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
-from mtdp_export.errors import ExportError, ExportUsageError
-from mtdp_export.golden import save_golden
-from mtdp_export.graph import Deployed, export_graph
+from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
+from mtdp_export.golden import save_golden, synthetic_tiles
+from mtdp_export.graph import Deployed, _check_size, export_graph, round_weights_to_fp16
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
-from mtdp_export.write import ExportSettings, write_bundle
+from mtdp_export.write import ExportSettings, _with_rounding, write_bundle
 from mtdp_runtime.bundle import file_ref, load_bundle
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.proof import load_golden
@@ -142,6 +144,36 @@ def test_fp16_storage_leaves_the_callers_network_alone(run_folder: Path, tmp_pat
     bundle, _ = write_bundle(source, tmp_path / "b", ExportSettings("b", 0.5, weights_storage="fp16"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in source.network.state_dict().items())
     assert bundle.manifest.variants[0].file.size_bytes < 24e6  # of 45e6
+    # Every other number is against the rounded network: how far that is from the one that was given stands in words.
+    origin = bundle.manifest.weights.origin
+    said = re.search(r"; kernels rounded to fp16, smallest cosine to the network before that (\S+)$", origin)
+    assert said is not None
+    assert 0.9999 < float(said[1]) <= 1
+
+
+def test_weights_that_fp16_changes_too_much_are_not_stored_in_it(run_folder: Path) -> None:
+    source = open_source(str(run_folder), None, None, True)
+    tiles = synthetic_tiles(64)[:2]
+    other = {"features": np.random.default_rng(0).normal(size=(2, 512)).astype(np.float32)}
+    with pytest.raises(
+        ParityFailure, match=r"rounding the weights brings features to a cosine of .* 0\.9999 is required"
+    ):
+        _with_rounding(source, tiles, other)
+    network = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        network.weight[0, 1] = 1e5
+    with pytest.raises(ExportError, match="--weights-storage fp16: weight is beyond fp16"):
+        round_weights_to_fp16(network)
+
+
+def test_a_network_that_no_file_can_hold_is_said_before_it_is_traced() -> None:
+    network = torch.nn.Linear(30_000, 20_000, device="meta")
+    with pytest.raises(ExportError, match=r"2\.4 GB of weights; one ONNX file holds at most 2\.1 GB") as caught:
+        _check_size(network, "fp32")
+    assert "--weights-storage fp16" in caught.value.hint
+    _check_size(network, "fp16")
+    with pytest.raises(ExportError, match=r"2\.4 GB of weights"):
+        _check_size(torch.nn.Linear(30_000, 40_000, device="meta"), "fp16")
 
 
 def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
@@ -176,6 +208,7 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
             ["resnet18", "--weights", "random", "--out", "b", "--batch", "1", "2", "3"],
             "--batch is an option of --engine",
         ),
+        (["resnet18", "--weights", "random", "--out", "b", "--tile-px", "0"], "--tile-px 0: no side of a tile"),
         (["--verify", "b", "--no-heads"], "--verify goes with --backend, --trust-engines and --json only"),
     ],
 )

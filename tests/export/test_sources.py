@@ -22,8 +22,9 @@ from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
 from mtdp.tasks import load_task
 from mtdp.transfer import extract_features, load_extractor, probe_task
+from mtdp_export.card import model_card
 from mtdp_export.cli import main
-from mtdp_export.errors import ExportError
+from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.schema import check_schema
 from mtdp_export.source import open_source
 from mtdp_export.write import ExportSettings, write_bundle
@@ -91,6 +92,29 @@ def test_a_checkpoint_with_other_classes_than_its_heads_is_refused(tmp_path: Pat
     code, _, err = run(tmp_path, "--out", tmp_path / "b")
     assert (code, err.startswith("error: "), "Traceback" in err) == (1, True, False)
     assert not (tmp_path / "b").exists()
+
+
+def test_the_weights_of_a_run_bring_its_preprocessing_or_are_refused(checkpoint: Path) -> None:
+    """By the architecture's mean, std and size they would compute something else than was trained."""
+    with pytest.raises(
+        ExportUsageError, match="a training run of ours, which has a preprocessing of its own"
+    ) as caught:
+        open_source("resnet18", str(checkpoint), None, True)
+    assert caught.value.hint.startswith(f"mtdp-export {checkpoint} --out BUNDLE")
+    assert open_source(str(checkpoint), None, None, True).preprocessing.mean == (0.6, 0.5, 0.7)
+
+
+def test_a_network_that_was_fine_tuned_is_not_called_pre_trained(resnet18_bundle: Path, tmp_path: Path) -> None:
+    training = {**TRAINING, "config": {"epochs": 50, "batch_size": 64, "lr": 0.01}}
+    training["tasks"] = {"wbc": {"images": 90, "classes": ["a", "b"]}}
+    net = MultiTaskNet(build_backbone("resnet18"), {"wbc": ("a", "b")})
+    info = CheckpointInfo("resnet18", net.class_names, Preprocessing(64), training, 12)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", net, info)
+    source = open_source(str(tmp_path), None, None, True)
+    expected = "fine-tuning on wbc (90 images), epoch 12 of 50, started from: random initialisation"
+    assert source.origin == expected
+    card = model_card(load_bundle(resnet18_bundle).manifest, source.checkpoint)
+    assert "12 epochs were done. Settings: batch_size 64" in card
 
 
 class TestVerifySaysWhatIsWrong:
