@@ -22,7 +22,7 @@ from mtdp_runtime.errors import UsageError
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.extraction import ExtractSettings, Plan
+    from mtdp_runtime.plan import ExtractSettings, Plan
     from mtdp_runtime.slide import Slide
 
 _FROM_SHARED = "reading and inferring on the same cores"
@@ -68,7 +68,7 @@ def bench(
     """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.demo import write_demo_slide
-    from mtdp_runtime.extraction import ExtractSettings
+    from mtdp_runtime.plan import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
 
     bundle = load_bundle(model if model is not None else default_bundle_path())
@@ -102,7 +102,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the median tiles/s of each stage asked for, with what they were measured on."""
     from mtdp_runtime.backends import load
-    from mtdp_runtime.extraction import make_plan
+    from mtdp_runtime.plan import make_plan
 
     plan = make_plan(slide, bundle.manifest.tile_px, settings)
     if not len(plan.kept):

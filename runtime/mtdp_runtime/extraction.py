@@ -15,6 +15,7 @@ from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.check import Agreement, check_rows
 from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
 from mtdp_runtime.grid import known_mpp
+from mtdp_runtime.layout import TileStatus
 from mtdp_runtime.mask import GivenMask
 from mtdp_runtime.outcome import Outcome
 from mtdp_runtime.pipeline import run_pipeline
@@ -22,10 +23,8 @@ from mtdp_runtime.plan import ExtractSettings, Plan, make_plan, why_empty
 from mtdp_runtime.proof import MIN_COSINE
 from mtdp_runtime.provenance import layout_of, made_of, run_attrs
 from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
-from mtdp_runtime.store import FeatureStore, TileStatus, differences, remove_leftovers
+from mtdp_runtime.store import FeatureStore, differences, remove_leftovers
 from mtdp_runtime.together import JoinedEngines, JoinedStores, Model, Target
-
-__all__ = ["ExtractSettings", "Plan", "extract_slide", "extract_targets", "make_plan", "writable_folder"]
 
 OnPlan = Callable[[Plan, int], None]  # what will be computed, and how many of its tiles an earlier run did
 

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import BackendError, TileUnreadable
+from mtdp_runtime.layout import TileStatus
 from mtdp_runtime.read import read_tile
 from mtdp_runtime.slide import Slide
-from mtdp_runtime.store import TileStatus
 
 # Neighbouring tiles share compressed tiles: readers that take turns tile by tile wait for each other's decoding. With
 # 8 at a time two threads read an unaligned grid 1.9 times as fast as one by one (benchmarks/RESULTS.md).
@@ -71,6 +71,7 @@ class RunTimes:
 
     wall_s: float = 0.0
     tiles: int = 0
+    readers: int = 1  # that kept the engine fed, of the threads of `read`
     read: StageTime = field(default_factory=lambda: StageTime("read", 1))
     infer: StageTime = field(default_factory=lambda: StageTime("infer", 1))
     store: StageTime = field(default_factory=lambda: StageTime("store", 1))
@@ -325,6 +326,7 @@ def run_pipeline(
             if number + 1 == backend.depth:
                 run.engine_is_fed()
         _put(run, in_flight, None)
+    times.readers = run.turns
     times.wall_s = time.perf_counter() - start
     return times, run.bad
 

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable
+from mtdp_runtime.layout import TileStatus
 from mtdp_runtime.outcome import Outcome
 from mtdp_runtime.plan import Plan
-from mtdp_runtime.store import TileStatus
 
 _SIDE_PX: Final = 1100
 _PCA_ROWS: Final = 20_000
@@ -190,11 +191,9 @@ def _facts(attrs: Mapping[str, Any]) -> str:
 
 def _readable(value: Any) -> str:
     """Return a fact as a person reads it: what the file keeps as JSON (grid, timing, ...) as names and values."""
-    if isinstance(value, str) and value[:1] in "{[":
-        try:
+    if isinstance(value, str) and value.startswith(("{", "[")):
+        with suppress(ValueError):
             value = json.loads(value)
-        except ValueError:
-            return value
     if isinstance(value, dict):
         return ", ".join(f"{key} {_readable(inner)}" for key, inner in value.items())
     if isinstance(value, list):

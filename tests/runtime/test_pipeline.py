@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from mtdp_runtime.backends import Probe
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, OutputUnwritable, TileUnreadable
+from mtdp_runtime.layout import Layout, TileStatus
 from mtdp_runtime.pipeline import run_pipeline
-from mtdp_runtime.store import FeatureStore, Layout, TileStatus
+from mtdp_runtime.store import FeatureStore
 from support import info_of
 
 TILE_PX, BATCH = 4, 8

@@ -18,7 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable, StoreError
-from mtdp_runtime.store import FeatureStore, Layout, TileStatus, differences, partial_path
+from mtdp_runtime.layout import Layout, TileStatus
+from mtdp_runtime.store import FeatureStore, differences, partial_path
 
 ROWS, DIM, BATCH = 1000, 300, 16  # 300 columns: chunks of 873 rows, so that a batch crosses a chunk's end
 
