@@ -51,10 +51,8 @@ from mtdp.weights import (
     CHECKPOINT_NAME,
     STATE_NAME,
     WeightsOrigin,
-    file_sha256,
-    find_weights_file,
-    is_named_source,
     load_backbone_weights,
+    same_start,
 )
 
 LEARNING_RATES: Final = (1e-3, 1e-4, 1e-5, 1e-6)  # the paper's
@@ -284,16 +282,10 @@ def _check_saved(saved: RunState | None, facts: dict[str, Any]) -> None:
         now = json.loads(json.dumps(facts[key]))
         before = saved.data.get(key) or {}
         if key == "config":  # weights are compared by what they are: a path may be spelt in several ways
-            before = {**before, "init": now["init"] if _same_start(before.get("init"), now["init"], saved) else None}
+            same = same_start(before.get("init"), saved.data["init"]["sha256"], now["init"])
+            before = {**before, "init": now["init"] if same else None}
         if before != now:
             names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
             raise CheckpointError(
                 f"the run to resume differs in {', '.join(names)}", "give the same options and images, or another --out"
             )
-
-
-def _same_start(before: str | None, now: str, saved: RunState) -> bool:
-    """Whether the run began from these weights, by whatever path they were named then."""
-    if before is None or is_named_source(before) or is_named_source(now):
-        return before == now
-    return bool(file_sha256(find_weights_file(now)) == saved.data["init"]["sha256"])

@@ -12,6 +12,7 @@ from mtdp.errors import CheckpointError, UsageError
 from mtdp.preprocess import Preprocessing
 from mtdp.run_state import RunState
 from mtdp.tasks import SPLITS, Task
+from mtdp.weights import same_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,12 @@ def resolve(config: PretrainConfig, saved: RunState | None, device: torch.device
     before = saved.data["training"]["config"]
     if config.precision == "auto":
         config = replace(config, precision=before["precision"])
+    if not same_start(before["init"], saved.data["training"]["init"]["sha256"], config.init):
+        raise CheckpointError(
+            f"the run to resume had other starting weights: init was {before['init']!r}, now it is {config.init!r}",
+            "give the same weights, by whatever path, or another --out",
+        )
+    config = replace(config, init=before["init"])  # of several spellings, the first is kept
     defaults = _plain(PretrainConfig())  # what a field was worth before it existed
     now = _plain(config)
     changed = [name for name in now if name != "iterations" and now[name] != before.get(name, defaults[name])]

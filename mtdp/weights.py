@@ -126,6 +126,27 @@ def find_weights_file(source: str) -> Path:
     return path
 
 
+def source_sha256(source: str) -> str | None:
+    """The digest of the weights file that a path names; None of a name."""
+    return None if is_named_source(source) else file_sha256(find_weights_file(source))
+
+
+def same_start(before: str | None, before_sha256: str | None, now: str) -> bool:
+    """Whether a run's starting weights are those named now: a file by its digest, by whatever path it is named.
+
+    Args:
+        before, before_sha256: what the run wrote down. Without a digest, the names decide.
+
+    Raises:
+        UsageError: the file that is named now cannot be found, and was named otherwise then.
+    """
+    if before is None or before_sha256 is None or is_named_source(before) or is_named_source(now):
+        return before == now
+    if before == now and not Path(now).exists():  # a run that goes on needs it no more
+        return True
+    return source_sha256(now) == before_sha256
+
+
 def names_its_architecture(source: str) -> str | None:
     """The architecture that a checkpoint of ours names; None for other weights files."""
     arch = _own_description(find_weights_file(source)).get("arch")

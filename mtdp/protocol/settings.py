@@ -16,7 +16,7 @@ from mtdp.protocol.config import ProtocolConfig, evaluated_tasks, finetuned_task
 from mtdp.run_state import write_json
 from mtdp.tasks import SPLITS, Task
 from mtdp.transfer import folds_of
-from mtdp.weights import STATE_NAME, find_weights_file, is_named_source
+from mtdp.weights import STATE_NAME, find_weights_file, is_named_source, same_start, source_sha256
 
 SETTINGS_NAME: Final = "protocol.json"
 # What may change from one run to the next: it adds cells, and leaves those that are there true.
@@ -66,6 +66,7 @@ def hold_to_settings(tasks: tuple[Task, ...], config: ProtocolConfig, out: Path,
     path = out / SETTINGS_NAME
     now: dict[str, Any] = {
         **_plain(config),
+        "init_sha256": source_sha256(config.init),
         "tasks": {task.name: task.summary(SPLITS) for task in tasks},
         "pool": [[task.name, sorted(task.leave_out_with), _digest(task)] for task in tasks],
     }
@@ -83,7 +84,10 @@ def hold_to_settings(tasks: tuple[Task, ...], config: ProtocolConfig, out: Path,
 def _compare(written: Mapping[str, Any], now: Mapping[str, Any], config: ProtocolConfig, out: Path) -> None:
     # A file from before a setting existed was made with what is its default now, and of a pool that it does not tell.
     before = {**_plain(ProtocolConfig()), "pool": now["pool"], **written}
-    free = set(MAY_GROW)
+    # Weights are compared by what they are: a path may be spelt in several ways, or hold others than then.
+    same = same_start(before["init"], before.get("init_sha256"), config.init)
+    before["init"] = config.init if same else None
+    free = {*MAY_GROW, "init_sha256"}
     if len(config.combinations()) == 1:
         free |= set(MAY_GROW_WITHOUT_CHOICE)
     if (out / "pretrain" / JOINT).exists():

@@ -359,6 +359,27 @@ def test_a_configuration_that_makes_no_sense_is_wrong_usage(change: dict[str, ob
     assert words in caught.value.message
 
 
+def test_the_weights_count_and_not_the_spelling_of_their_path(
+    tasks: tuple[Task, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = (tmp_path / name for name in ("first.pth", "other.pth"))
+    for path in (first, other):
+        torch.save(build_backbone("resnet18").trunk.state_dict(), path)
+    config = replace(TINY, iterations=2, init=str(first), adaptation_batches=0)
+    whole = pretrain(tasks, config, tmp_path / "whole", quiet=True)
+    for run in ("run", "gone"):
+        pretrain(tasks, replace(config, iterations=1), tmp_path / run, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        again = pretrain(tasks, replace(config, init="first.pth"), Path("run"), resume=True, quiet=True)
+        assert again.read_bytes() == whole.read_bytes()
+    first.write_bytes(other.read_bytes())
+    with pytest.raises(CheckpointError, match="the run to resume had other starting weights"):
+        pretrain(tasks, config, tmp_path / "gone", resume=True, quiet=True)
+    first.unlink()  # a run that goes on does not need them
+    assert pretrain(tasks, config, tmp_path / "gone", resume=True, quiet=True).read_bytes() == whole.read_bytes()
+
+
 def test_no_task_and_no_image_are_wrong_usage(tasks: tuple[Task, ...], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no task"):
         pretrain((), TINY, tmp_path / "run", quiet=True)

@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
 from mtdp.choices import PROTOCOL_CHOICES
 from mtdp.errors import CheckpointError, MtdpError, UsageError
@@ -327,9 +329,46 @@ def test_without_results_a_mistake_may_be_corrected(tasks: tuple[Task, ...], tmp
     with pytest.raises(UsageError, match="no weights 'imagnet'"):
         run_protocol(wrong)
     assert not (tmp_path / "run").exists()
-    hold_to_settings(tasks, wrong.config, wrong.out)
+    hold_to_settings(tasks, replace(wrong.config, init="mtdp"), wrong.out)  # of which there is no resnet18
     hold_to_settings(tasks, replace(TINY, evaluate=("c",)), wrong.out)
     assert json.loads((tmp_path / "run/protocol.json").read_text())["init"] == "random"
+
+
+def test_the_starting_weights_count_and_not_the_spelling_of_their_path(
+    tasks: tuple[Task, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the settings, and of a training that was stopped half-way, which is compared when it goes on."""
+    setting = TINY.pretraining(TINY.combinations()[0], 0)
+    for seed, name in enumerate(("start", "other")):
+        pretrain(tasks, replace(setting, seed=seed, iterations=1), tmp_path / name, quiet=True)
+    weights = tmp_path / "start/checkpoint.safetensors"
+    config = replace(TINY, evaluate=("c",), init=str(tmp_path / "start"))
+    protocol = Protocol(tasks, config, tmp_path / "run")
+    training = protocol.cells()[0]
+    begun = replace(protocol.config.pretraining(TINY.combinations()[0], 0), iterations=1)
+    pretrain([task for task in tasks if task.name != "c"], begun, training_folder(protocol, training), quiet=True)
+    hold_to_settings(tasks, config, protocol.out)
+    monkeypatch.chdir(tmp_path)
+    for init in ("start", "./start", str(weights)):
+        run_protocol(replace(protocol, config=replace(config, init=init)))
+    assert protocol.result(training) is not None
+    weights.write_bytes((tmp_path / "other/checkpoint.safetensors").read_bytes())
+    for init in (config.init, "start", "other"):
+        with pytest.raises(UsageError, match=r"other settings: init$"):
+            run_protocol(replace(protocol, config=replace(config, init=init)))
+
+
+def test_settings_of_before_digests_are_compared_by_name(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    for name in ("one.pth", "two.pth"):
+        torch.save(build_backbone("resnet18").trunk.state_dict(), tmp_path / name)
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",), init=str(tmp_path / "one.pth")), tmp_path / "run")
+    one_result(protocol)
+    path = tmp_path / "run/protocol.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in written.items() if name != "init_sha256"}))
+    plan(protocol)
+    with pytest.raises(UsageError, match="other settings: init"):
+        plan(replace(protocol, config=replace(protocol.config, init=str(tmp_path / "two.pth"))))
 
 
 def test_what_would_end_a_run_after_its_trainings_is_refused_before_them(
