@@ -24,7 +24,7 @@ import mtdp.finetune
 import mtdp.pretrain
 from mtdp.checkpoint import load_checkpoint
 from mtdp.devices import autocast, gradient_scaler, gradients_overflow, take_step
-from mtdp.errors import TrainingDiverged
+from mtdp.errors import LOWER_RATE, TrainingDiverged
 from mtdp.finetune import FinetuneConfig, finetune, finetune_best
 from mtdp.multitask import MultiTaskNet, TaskShare, rescale_head_gradients, routed_loss
 from mtdp.pretrain import pretrain
@@ -215,29 +215,37 @@ def test_fine_tuning_scales_its_loss(task: Task, tmp_path: Path, monkeypatch: py
     assert weights_moved(*(tmp_path / name / "checkpoint.safetensors" for name in ("start", "run")))
 
 
+@pytest.mark.parametrize(
+    ("init_scale", "stop", "scaling"),
+    [(2.0**8, 1, (2.0**8, 1)), (2.0**8, 3, (2.0**9, 1)), (2.0**40, 3, (2.0**38, 0))],
+    ids=["at the end of the warm-up", "while the scale grows", "while steps are skipped"],
+)
 def test_a_resumed_run_ends_with_the_same_bits(
-    tasks: tuple[Task, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    init_scale: float,
+    stop: int,
+    scaling: tuple[float, int],
+    tasks: tuple[Task, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The scale moves both ways: it doubles after two steps, and the first of the training are skipped."""
-    scales_from(monkeypatch, growth_interval=2)
-    config = replace(TINY, iterations=6)
+    """The scale doubles after two steps, the warm-up's one included; from 2^40 none after it is finite."""
+    scales_from(monkeypatch, init_scale=init_scale, growth_interval=2)
+    config = replace(TINY, iterations=5)
     whole = pretrain(tasks, config, tmp_path / "whole", quiet=True)
-    wanted = tmp_path / "whole/state.safetensors"
-    assert described(wanted)["scaler"]["scale"] < 2.0**16
-    for stop, scaling in ((1, (2.0**16, 1)), (3, (2.0**14, 0)), (5, None)):
-        run = tmp_path / f"stopped-{stop}"
-        pretrain(tasks, replace(config, iterations=stop), run, quiet=True)
-        half = described(run / "state.safetensors")["scaler"]
-        assert scaling in (None, (half["scale"], half["_growth_tracker"])), "there is something to restore"
-        assert pretrain(tasks, config, run, resume=True, quiet=True).read_bytes() == whole.read_bytes()
-        assert described(run / "state.safetensors") == described(wanted)
-        assert equal(load_file(run / "state.safetensors"), load_file(wanted))
+    pretrain(tasks, replace(config, iterations=stop), tmp_path / "parts", quiet=True)
+    half = described(tmp_path / "parts/state.safetensors")["scaler"]
+    assert (half["scale"], half["_growth_tracker"]) == scaling
+    parts = pretrain(tasks, config, tmp_path / "parts", resume=True, quiet=True)
+    assert whole.read_bytes() == parts.read_bytes()
+    one, two = (tmp_path / name / "state.safetensors" for name in ("whole", "parts"))
+    assert described(one) == described(two)
+    assert equal(load_file(one), load_file(two))
 
 
 def test_a_resumed_fine_tuning_ends_with_the_same_bits(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scales_from(monkeypatch, growth_interval=2)
+    scales_from(monkeypatch, init_scale=256.0, growth_interval=2)
     monkeypatch.setattr(mtdp.finetune, "SAVE_EVERY_S", 0.0)
     whole = finetune(task, TUNE, tmp_path / "whole", quiet=True)
     real, calls = mtdp.finetune.head_scores, []
@@ -252,7 +260,8 @@ def test_a_resumed_fine_tuning_ends_with_the_same_bits(
         patch.setattr(mtdp.finetune, "head_scores", die_in_the_second)
         with pytest.raises(RuntimeError, match="killed"):
             finetune(task, TUNE, tmp_path / "killed", quiet=True)
-    assert described(tmp_path / "killed/state.safetensors")["scaler"]["scale"] != 2.0**16
+    half = described(tmp_path / "killed/state.safetensors")["scaler"]
+    assert (half["scale"], half["_growth_tracker"]) == (512.0, 1), "after an epoch of three steps"
     assert finetune(task, TUNE, tmp_path / "killed", resume=True, quiet=True) == whole
     one, two = (tmp_path / name / "state.safetensors" for name in ("whole", "killed"))
     assert described(one) == described(two)
@@ -278,16 +287,23 @@ def test_gradients_that_are_never_finite_are_divergence(
         finetune(task, replace(TUNE, epochs=9), tmp_path / "fine", quiet=True)
 
 
-def test_a_loss_that_is_not_finite_is_divergence(tasks: tuple[Task, ...], task: Task, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_divergence(
+    tasks: tuple[Task, ...], task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hint names the other cause that there may be: a sound network may have values that fp16 has not."""
+    scales_from(monkeypatch, init_scale=256.0)
+    other = "; or use --precision fp32, since in fp16 what is above 65504 is not finite"
     with pytest.raises(TrainingDiverged, match="the loss is nan") as caught:
-        pretrain(tasks, replace(TINY, lr=1e30, iterations=30, warmup=0), tmp_path / "bad", quiet=True)
+        pretrain(tasks, replace(TINY, lr=1e30, iterations=9, warmup=0), tmp_path / "pre", quiet=True)
     assert "--lr below 1e+30" in caught.value.hint
-    assert "--precision fp32, since in fp16 what is above 65504 is not finite" in caught.value.hint
-    assert not (tmp_path / "bad/checkpoint.safetensors").exists()
-    with pytest.raises(TrainingDiverged, match=r"the loss is nan|values that are not finite") as caught:
-        finetune(task, replace(TUNE, lr=1e30, epochs=9), tmp_path / "fine", quiet=True)
-    assert "--precision fp32" in caught.value.hint
+    assert caught.value.hint.endswith(other)
+    assert not (tmp_path / "pre/checkpoint.safetensors").exists()
+    with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 1") as caught:
+        finetune(task, replace(TUNE, lr=1e30), tmp_path / "fine", quiet=True)
+    assert caught.value.hint == f"use a learning rate below 1e+30{other}"
+    with pytest.raises(TrainingDiverged, match="the trained network gives values that are not finite") as caught:
+        finetune(task, replace(TUNE, lr=1e30, batch_size=12, epochs=1), tmp_path / "one step", quiet=True)
+    assert caught.value.hint == f"{LOWER_RATE}{other}"
 
 
 def test_what_is_trained_in_fp16_is_judged_in_fp16(tasks: tuple[Task, ...], task: Task, tmp_path: Path) -> None:
