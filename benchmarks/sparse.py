@@ -59,7 +59,7 @@ CHILD = """
 import json, sys, time
 start_s = time.time()
 from pathlib import Path
-from mtdp_runtime.backends import choose
+from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
 from mtdp_runtime.extraction import extract_slide
 from mtdp_runtime.plan import ExtractSettings
@@ -69,7 +69,7 @@ slide, out, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 bundle = load_bundle(default_bundle_path())
 settings = ExtractSettings(bundle.manifest.mpp, bundle.manifest.tile_px)
 first, plans = [], []
-with choose("auto")[0].load(bundle, "auto", 16, threads) as engine, open_slide(slide) as opened:
+with load("auto", bundle, "auto", None, threads)[0] as engine, open_slide(slide) as opened:
     outcome, plan = extract_slide(
         opened, out, bundle, engine, settings, threads,
         on_plan=lambda plan, done: plans.append(plan), on_progress=lambda tiles: first.append(time.time() - start_s),

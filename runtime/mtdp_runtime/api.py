@@ -74,7 +74,7 @@ def extract(
         formats: what to derive from each file: pt, npy, csv, geojson, zarr.
         backend: auto, or the name of an engine.
         precision: auto, or one that the engine runs.
-        batch: tiles in a batch; where None 16 on a CPU, 64 on a GPU.
+        batch: tiles in a batch; where None 64 on a GPU, 4 to 16 on a CPU, by its cores.
         threads: CPU threads; the cores that this process may use where None.
         on_bad_tile: nan, drop or fail.
         overwrite: replace files of other settings and incomplete ones; what is already right is left alone.

@@ -51,7 +51,7 @@ def bench(
     backend: Annotated[str, typer.Option(help="auto, or one of mtdp-doctor's list.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, or one that the backend runs.")] = "auto",
     batch: Annotated[
-        str, typer.Option(help="Tiles in a batch. auto: 16 on a CPU, 64 on a GPU.", metavar="N|auto")
+        str, typer.Option(help="Tiles in a batch. auto: 64 on a GPU, 4 to 16 on a CPU, by its cores.", metavar="N|auto")
     ] = "auto",
     threads: Annotated[
         str, typer.Option(help="CPU threads. auto: the cores that this process may use.", metavar="N|auto")

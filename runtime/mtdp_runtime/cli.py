@@ -87,7 +87,7 @@ def extract(
         ),
     ] = False,
     batch: Annotated[
-        str, typer.Option(help="Tiles in a batch. auto: 16 on a CPU, 64 on a GPU.", metavar="N|auto")
+        str, typer.Option(help="Tiles in a batch. auto: 64 on a GPU, 4 to 16 on a CPU, by its cores.", metavar="N|auto")
     ] = "auto",
     threads: Annotated[
         str, typer.Option(help="CPU threads. auto: the cores that this process may use.", metavar="N|auto")

@@ -27,6 +27,16 @@ def usable_cores(quota: Path = _QUOTA) -> int:
         return cores
 
 
+def auto_batch(threads: int) -> int:
+    """Return how many tiles a CPU takes at a time: two a thread, from 4 to 16.
+
+    The rate hardly depends on it (benchmarks/RESULTS.md), but where it is small the first rows come sooner, and a slide
+    of three tiles costs less. It follows from the threads alone, and is not tuned: the last digits of a feature depend
+    on the company that its tile had, and the same command should give the same bytes.
+    """
+    return max(4, min(16, 2 * threads))
+
+
 def count_or_auto(option: str, text: str) -> int | None:
     """Return the number that an option says; None for `auto`.
 

@@ -9,7 +9,7 @@ import pytest
 
 from mtdp_runtime.backends import BACKENDS, backend_class, load
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.cores import count_or_auto, usable_cores
+from mtdp_runtime.cores import auto_batch, count_or_auto, usable_cores
 from mtdp_runtime.errors import UsageError
 from support import extract
 
@@ -36,12 +36,16 @@ def test_a_count_is_a_number_or_auto() -> None:
             count_or_auto("--batch", text)
 
 
-def test_every_rung_has_a_batch_of_its_own(tiny_bundle: Path) -> None:
-    cpu = {"openvino": 16, "onnxruntime": 16}
-    assert {name: backend_class(name).auto_batch for name in BACKENDS} == dict.fromkeys(BACKENDS, 64) | cpu
-    for name, batch in cpu.items():
+def test_every_rung_has_a_batch_of_its_own(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [auto_batch(threads) for threads in (1, 2, 3, 4, 8, 64)] == [4, 4, 6, 8, 16, 16]
+    monkeypatch.setattr("mtdp_runtime.backends.openvino.cpuinfo", lambda: "avx512f")
+    cpu = {"openvino": 6, "onnxruntime": 6}
+    assert {name: backend_class(name).auto_batch(3) for name in BACKENDS} == dict.fromkeys(BACKENDS, 64) | cpu
+    for name in cpu:
         with load(name, load_bundle(tiny_bundle), "fp32", None, 1)[0] as engine:
-            assert engine.batch == batch
+            assert engine.batch == 4
+    monkeypatch.setattr("mtdp_runtime.backends.openvino.cpuinfo", lambda: "amx_bf16")
+    assert backend_class("openvino").auto_batch(3) == 16
 
 
 def test_a_wrong_count_is_said_before_any_work(tmp_path: Path) -> None:

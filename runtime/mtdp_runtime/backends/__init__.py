@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,6 @@ class Backend(Protocol):
     may be in flight.
     """
 
-    auto_batch: ClassVar[int]  # a fixed number, since a resumed run must compute each row in the same company
     name: str  # with version, as it is stored with the features
     precision: str  # what is computed in: fp32, bf16, fp16 or int8
     batch: int  # the one batch size that it takes
@@ -61,6 +60,14 @@ class Backend(Protocol):
     @classmethod
     def probe(cls) -> Probe:
         """Say whether this machine can run it. Never raises."""
+        ...
+
+    @classmethod
+    def auto_batch(cls, threads: int) -> int:
+        """Return the batch for `auto`: of this machine and these threads always the same number.
+
+        A run that goes on must compute each row in the company that it would have had.
+        """
         ...
 
     @classmethod
@@ -144,7 +151,7 @@ def load(
     for probe, reason in _rungs(name, ladder):
         try:
             rung = backend_class(probe.name, ladder)
-            return rung.load(bundle, precision, batch or rung.auto_batch, threads), f"{reason}{failed}"
+            return rung.load(bundle, precision, batch or rung.auto_batch(threads), threads), f"{reason}{failed}"
         except (BackendError, UsageError) as error:
             first = first or error
             failed += f"; {probe.name} failed: {error}"

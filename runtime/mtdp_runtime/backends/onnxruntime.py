@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, check_outputs, first_that_loads, lacking, variant_precisions
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.cores import auto_batch
 from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
@@ -32,8 +33,6 @@ _NOT_THERE: Final = (ImportError, AttributeError, OSError)
 
 class OnnxRuntime:
     """A session; a thread of its own runs the batches, since `run` blocks."""
-
-    auto_batch: ClassVar[int] = 16
 
     def __init__(self, session: Any, name: str, batch: int, precision: str = "fp32") -> None:
         self.name = name
@@ -56,6 +55,10 @@ class OnnxRuntime:
         except _NOT_THERE as error:
             return Probe("onnxruntime", False, f"not installed ({error})", _HINT)
         return Probe("onnxruntime", True, f"ONNX Runtime {version} on the CPU, fp32", precisions=_PRECISIONS)
+
+    @classmethod
+    def auto_batch(cls, threads: int) -> int:
+        return auto_batch(threads)
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
@@ -107,7 +110,6 @@ class OnnxRuntime:
 class OnnxRuntimeCuda(OnnxRuntime):
     """ONNX Runtime's CUDA provider on the first visible GPU."""
 
-    auto_batch: ClassVar[int] = 64
     rung: ClassVar[str] = "onnxruntime-cuda"
     providers: ClassVar[tuple[tuple[str, dict[str, str]], ...]] = (
         ("CUDAExecutionProvider", {"use_tf32": "0"}),  # fp32 means fp32
@@ -139,6 +141,10 @@ class OnnxRuntimeCuda(OnnxRuntime):
         reason = f"ONNX Runtime {version}, {wanted}, on {gpu.name}"
         # No int8: it would run in fp32 on CUDA, and TensorRT refuses its zero points (see backends.tensorrt).
         return Probe(cls.rung, True, reason, precisions=("fp16", "fp32"))
+
+    @classmethod
+    def auto_batch(cls, threads: int) -> int:
+        return 64
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:

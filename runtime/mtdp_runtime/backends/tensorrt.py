@@ -31,7 +31,6 @@ class TensorRT:
     """The model on the GPUs, two batches in flight on each."""
 
     library: ClassVar[str] = TENSORRT
-    auto_batch: ClassVar[int] = 64
 
     def __init__(self, slots: Slots, name: str, precision: str, batch: int) -> None:
         self.name = name
@@ -69,6 +68,10 @@ class TensorRT:
             f"{library.name} {version} on {count}{gpu.name}",
             precisions=precisions,
         )
+
+    @classmethod
+    def auto_batch(cls, threads: int) -> int:
+        return 64
 
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
