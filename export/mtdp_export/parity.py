@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,12 +12,17 @@ from numpy.typing import NDArray
 from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Parity
-from mtdp_runtime.proof import FEATURES, MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, run_backend
+from mtdp_runtime.proof import (
+    FEATURES,
+    MAX_LENGTH_ERROR,
+    MAX_PROBABILITY_ERROR,
+    MIN_COSINE,
+    cosines,
+    length_error,
+    run_backend,
+)
 
 NEIGHBOURS: Final = 5
-# A cosine is blind to length: a sum in place of a mean, or features scaled to 1, would pass. By as much as a precision
-# may turn a vector it may stretch it.
-MAX_LENGTH_ERROR: Final = {name: math.sqrt(2 * (1 - cosine)) for name, cosine in MIN_COSINE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +110,8 @@ def compare_outputs(
         error,
         knn_agreement(outputs[FEATURES], expected[FEATURES]),
     )
-    length_error = _length_error(outputs[FEATURES], expected[FEATURES])
-    return Comparison(engine, precision, parity, max(heads, default=None), length_max_error=length_error)
-
-
-def _length_error(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    got, reference = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (features, wanted))
-    return float((np.abs(got - reference) / np.where(reference > 0, reference, 1)).max())
+    stretched = length_error(outputs[FEATURES], expected[FEATURES])
+    return Comparison(engine, precision, parity, max(heads, default=None), length_max_error=stretched)
 
 
 def knn_agreement(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from mtdp_runtime.errors import BundleInvalid
 
 # The smallest cosine between an engine's features and torch's that a precision may have, over all golden tiles.
 MIN_COSINE: Final = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.9999, "int8": 0.99}
+# A cosine is blind to length: a sum in place of a mean, or features scaled to 1, would pass. By as much as a precision
+# may turn a vector it may stretch it.
+MAX_LENGTH_ERROR: Final = {name: math.sqrt(2 * (1 - cosine)) for name, cosine in MIN_COSINE.items()}
 # The largest difference that a probability may have. A cosine says little of two or three numbers that sum to 1.
 MAX_PROBABILITY_ERROR: Final = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.1}
 _MOST_GOLDEN_BYTES: Final = 1 << 30
@@ -111,17 +115,29 @@ def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float6
     return result
 
 
+def length_error(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Return by how much a row's length is off at most, relative to the reference's; NaN where one is not finite."""
+    got, reference = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (features, wanted))
+    return float((np.abs(got - reference) / np.where(reference > 0, reference, 1)).max())
+
+
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """How an engine repeats the golden outputs here."""
 
     cosine: float  # the smallest of the features, over all tiles; NaN where one is not finite
     probability_error: float = 0.0  # the largest; 0 without heads
+    length_error: float = 0.0  # the largest of a feature vector's, relative
 
     def shortfall(self, precision: str) -> str:
         """What this precision lacks, to follow the engine's name; empty where it passes."""
         if not self.cosine >= MIN_COSINE[precision]:
             return f"has a cosine of {self.cosine:.6f} to its golden features here, {MIN_COSINE[precision]} is required"
+        if not self.length_error <= MAX_LENGTH_ERROR[precision]:
+            return (
+                f"has features that are {self.length_error:.3g} too long or too short here, "
+                f"{MAX_LENGTH_ERROR[precision]:.3g} is allowed"
+            )
         if not self.probability_error <= MAX_PROBABILITY_ERROR[precision]:
             return (
                 f"is off by {self.probability_error:.3g} in a probability of its golden tiles here, "
@@ -146,4 +162,7 @@ def replay(backend: Backend, bundle: Bundle) -> Replayed:
             )
     errors = [float(np.abs(outputs[name] - wanted).max()) for name, wanted in expected.items() if name != FEATURES]
     # NumPy's max keeps a NaN, Python's may lose it.
-    return Replayed(float(cosines(outputs[FEATURES], expected[FEATURES]).min()), float(np.max([0.0, *errors])))
+    features, reference = outputs[FEATURES], expected[FEATURES]
+    return Replayed(
+        float(cosines(features, reference).min()), float(np.max([0.0, *errors])), length_error(features, reference)
+    )

@@ -67,14 +67,27 @@ def test_right_features_with_wrong_probabilities_do_not_pass(copy: Path) -> None
     assert found.shortfall("int8") == ""
 
 
-@pytest.mark.parametrize("found", [Replayed(float("nan")), Replayed(1.0, float("nan"))])
+def test_features_of_the_right_direction_and_a_wrong_length_do_not_pass(copy: Path) -> None:
+    tiles, outputs = load_golden(copy / "golden.npz")
+    outputs["features"] = outputs["features"] / np.float32(1.05)
+    bundle = resign(copy, tiles=tiles, **outputs)
+    with engine_of(bundle) as engine:
+        found = replay(engine, bundle)
+    assert found.cosine == pytest.approx(1)
+    assert "has features that are 0.05 too long or too short here, 0.0141 is allowed" in found.shortfall("bf16")
+    assert found.shortfall("int8") == ""
+
+
+@pytest.mark.parametrize(
+    "found", [Replayed(float("nan")), Replayed(1.0, float("nan")), Replayed(1.0, 0.0, float("nan"))]
+)
 def test_no_number_is_no_pass(found: Replayed) -> None:
     assert all(found.shortfall(precision) for precision in ("fp32", "int8"))
 
 
-def test_a_remembered_proof_holds_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remembered_proof_holds_all_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTDP_CACHE", str(tmp_path))
-    for found in (Replayed(0.99995, 0.5), Replayed(0.9, 0.0)):
+    for found in (Replayed(0.99995, 0.5), Replayed(0.9, 0.0), Replayed(1.0, 0.0, 0.2)):
         remember(("a",), found)
         assert recall(("a",)) == found
         assert found.shortfall("bf16")
