@@ -82,7 +82,10 @@ def main() -> None:
         run(f"uint8_graph_{precision}.txt", steps, options.out)
     archs = ["resnet18"] if options.quick else ["resnet50", "densenet121"]
     run("infer.json", [python, f"{HERE}/infer.py", "--arch", *archs, "--json"], options.out)
+    run("batch.json", [python, f"{HERE}/batch.py", "--arch", *archs, "--rounds", repeats, "--json"], options.out)
     run("sparse.json", [python, f"{HERE}/sparse.py", *(["--side", "20000"] if options.quick else [])], options.out)
+    for turn in range(int(repeats)):
+        run(f"start_{turn + 1}.json", [python, f"{HERE}/sparse.py", "--side", "4096"], options.out)
     run("extract_demo.json", [*bench, "extract", "--repeats", repeats, "--json"], options.out)
     with tempfile.TemporaryDirectory() as folder:
         bundle = f"{folder}/resnet50"
