@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +18,7 @@ from mtdp_runtime.backends import Probe
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, OutputUnwritable, TileUnreadable
 from mtdp_runtime.layout import Layout, TileStatus
-from mtdp_runtime.pipeline import run_pipeline
+from mtdp_runtime.pipeline import StageTime, Stopped, _Batch, _Run, run_pipeline
 from mtdp_runtime.store import FeatureStore
 from support import info_of
 
@@ -167,22 +168,40 @@ class CrowdedSlide(CountingSlide):
             self.inside -= 1
 
 
-def test_one_reader_reads_while_that_keeps_the_engine_fed(tmp_path: Path) -> None:
-    slide = CrowdedSlide(read_s=0.0005)
-    rows, buffers = 16 * BATCH, EchoBackend.depth + 2
+def test_one_reader_reads_while_that_keeps_the_engine_fed() -> None:
+    """Without an engine and without clocks: who gets tiles to read, and when."""
+    run = _Run(coords_of(10 * BATCH), BATCH, TILE_PX, buffers=4, readers=4)
+    times = StageTime("read", 4)
 
-    class Patient(EchoBackend):
-        """Takes its time: until every buffer behind the batch is full, and a little longer."""
+    def claim() -> tuple[range, _Batch]:
+        claimed = run.claim(times)
+        assert claimed is not None
+        return claimed
 
-        def result(self, ticket: int) -> Mapping[str, NDArray[np.float32]]:
-            end_s = time.monotonic() + 10
-            while slide.reads < min(rows, (ticket + buffers) * BATCH) and time.monotonic() < end_s:
-                time.sleep(0.001)
-            return super().result(ticket)
+    def take() -> None:
+        with suppress(Stopped):
+            run.take(9)  # the engine has room, and no batch is there
 
-    run(tmp_path / "s.h5", rows, slide, Patient(delay_s=0.05), readers=4)
-    assert max(slide.crowd[: EchoBackend.depth * BATCH]) > 1  # at the start, all read
-    assert max(slide.crowd[buffers * BATCH :]) == 1
+    at_the_start = [claim() for _ in range(4)]  # the engine has nothing to do: each gets some
+    for tiles, batch in at_the_start:
+        run.filled(batch, len(tiles))
+    run.engine_is_fed()
+    tiles, batch = claim()
+    second = threading.Thread(target=claim, daemon=True)
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()  # it has no turn
+    run.filled(batch, len(tiles))
+    tiles, batch = claim()  # whoever is done goes on itself
+    second.join(0.2)
+    assert second.is_alive()
+    lagging = threading.Thread(target=take, daemon=True)
+    lagging.start()
+    second.join(10)
+    assert not second.is_alive()
+    assert run.turns == 2
+    run.fail(RuntimeError("the end of the test"))
+    lagging.join(10)
 
 
 def test_all_readers_read_where_the_engine_waits_for_them(tmp_path: Path) -> None:
