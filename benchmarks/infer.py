@@ -4,6 +4,7 @@
 
 Random weights; the rate does not depend on them. torch gets its tiles normalised, as float32[N, 3, H, W]; all others
 start from uint8[N, H, W, 3]. int8 is by NNCF, calibrated on the demo slide: its rate counts, its features do not.
+What this CPU does not run is left out.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def measure(arch: str, options: argparse.Namespace, folder: Path) -> dict[str, f
     ways = torch_ways(source, batch)
     with ExitStack() as stack:
         for engine, precision in GRAPHS:
+            if precision not in backend_class(engine).probe().precisions:
+                continue
             of = quantised if precision == "int8" else bundle
             backend = backend_class(engine).load(of, precision, options.batch, options.threads)
             stack.enter_context(backend)
