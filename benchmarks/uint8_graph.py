@@ -45,9 +45,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="f32")
+    parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    if options.precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        parser.error("this CPU does not compute in bf16")
     bundle = load_bundle(options.model or default_bundle_path())
     file, tile_px = bundle.checked(bundle.variant("fp32").file), bundle.manifest.tile_px
     tiles = np.random.default_rng(0).integers(0, 256, (options.batch, tile_px, tile_px, 3), np.uint8)
