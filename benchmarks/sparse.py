@@ -4,7 +4,8 @@
 
 The slide is one tiled JPEG level, without a pyramid, whose missing tiles take no bytes, with tissue in two opposite
 corners, so that all of it counts as scanned. A new process extracts it. Prints one JSON object: the largest resident
-size of that process, the seconds of tissue search and grid, those from its start to the first stored batch, and all.
+size of that process, the seconds of tissue search and grid, and those from its start to the end of its imports, to the
+loaded model, to the first stored batch, and all.
 """
 
 from __future__ import annotations
@@ -65,17 +66,20 @@ from mtdp_runtime.extraction import extract_slide
 from mtdp_runtime.plan import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 
+imported_s = time.time() - start_s
 slide, out, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 bundle = load_bundle(default_bundle_path())
 settings = ExtractSettings(bundle.manifest.mpp, bundle.manifest.tile_px)
 first, plans = [], []
 with load("auto", bundle, "auto", None, threads)[0] as engine, open_slide(slide) as opened:
+    loaded_s = time.time() - start_s
     outcome, plan = extract_slide(
         opened, out, bundle, engine, settings, threads,
         on_plan=lambda plan, done: plans.append(plan), on_progress=lambda tiles: first.append(time.time() - start_s),
     )
 print(json.dumps({
-    "tiles": outcome.tiles, "grid": len(plan.grid), "plan_s": plan.seconds, "first_batch_s": first[0],
+    "tiles": outcome.tiles, "grid": len(plan.grid), "batch": engine.batch, "imported_s": imported_s,
+    "loaded_s": loaded_s, "plan_s": plan.seconds, "first_batch_s": first[0],
     "all_s": time.time() - start_s, "reader": opened.info.reader,
 }))
 """
