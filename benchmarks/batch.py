@@ -17,30 +17,13 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from mtdp_export.source import open_source
 from mtdp_export.write import ExportSettings, write_bundle
-from mtdp_runtime.backends import Backend, backend_class
+from mtdp_runtime.backends import backend_class
+from mtdp_runtime.bench import infer_rate
 from mtdp_runtime.bundle import Bundle
 
 TILES_A_TURN = 32  # at least, for each size
-
-
-def turn(engine: Backend, tile_px: int) -> float:
-    """Return tiles/s of one turn."""
-    shape = (engine.batch, tile_px, tile_px, 3)
-    batches = [np.random.default_rng(i).integers(0, 256, shape, np.uint8) for i in range(engine.depth)]
-    count = max(engine.depth, TILES_A_TURN // engine.batch)
-    start = time.perf_counter()
-    waiting: list[int] = []
-    for number in range(count):
-        if len(waiting) == engine.depth:
-            engine.result(waiting.pop(0))
-        waiting.append(engine.submit(batches[number % engine.depth]))
-    for ticket in waiting:
-        engine.result(ticket)
-    return count * engine.batch / (time.perf_counter() - start)
 
 
 def measure(bundle: Bundle, name: str, precision: str, options: argparse.Namespace) -> dict[int, dict[str, float]]:
@@ -53,11 +36,11 @@ def measure(bundle: Bundle, name: str, precision: str, options: argparse.Namespa
             loaded_s[size] = time.perf_counter() - start
             engines[size] = stack.enter_context(engine)
         rates: dict[int, list[float]] = {size: [] for size in options.sizes}
-        for _ in range(options.rounds + 1):
+        for _ in range(options.rounds):
             for size, engine in engines.items():
-                rates[size].append(turn(engine, bundle.manifest.tile_px))
-    medians = {size: statistics.median(rates[size][1:]) for size in options.sizes}  # the first warms up
-    return {size: {"tiles_per_s": medians[size], "loaded_s": loaded_s[size]} for size in options.sizes}
+                tiles = max(TILES_A_TURN, engine.depth * size)
+                rates[size].append(infer_rate(engine, tiles, bundle.manifest.tile_px))
+    return {size: {"tiles_per_s": statistics.median(rates[size]), "loaded_s": loaded_s[size]} for size in options.sizes}
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def measure(
         return result | _medians(stages, repeats, prepare)
     with load(backend, bundle, precision, batch, threads)[0] as engine:
         result |= {"engine": engine.name, "precision": engine.precision, "batch": engine.batch}
-        stages["infer"] = lambda: _infer_rate(engine, len(plan.kept), bundle.manifest.tile_px)
+        stages["infer"] = lambda: infer_rate(engine, len(plan.kept), bundle.manifest.tile_px)
         last: dict[str, Any] = {}
         if what is What.EXTRACT:
             stages["extract"] = lambda: _extract_rate(slide, plan, bundle, engine, settings, threads, folder, last)
@@ -202,8 +202,11 @@ def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
     return len(coords) / (time.perf_counter() - start)
 
 
-def _infer_rate(engine: Backend, tiles: int, tile_px: int) -> float:
-    """Run the model on as many tiles as the slide has, two batches in flight, with nothing to wait for."""
+def infer_rate(engine: Backend, tiles: int, tile_px: int) -> float:
+    """Run the model on so many tiles of noise, after a batch to warm up, with nothing to wait for; return tiles/s.
+
+    Batches overlap as they do in a run. What is left of the tiles after whole batches is not run.
+    """
     import numpy as np
 
     shape = (engine.batch, tile_px, tile_px, 3)

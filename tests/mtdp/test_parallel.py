@@ -30,6 +30,24 @@ def free_port() -> int:
         return int(asked.getsockname()[1])
 
 
+def in_two_processes(code: str, *arguments: str) -> list[tuple[str, str]]:
+    """Run a program as torchrun would start it twice; return stdout and stderr of each, both having ended well."""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    return outputs
+
+
 def test_the_parts_of_a_batch_are_the_batch() -> None:
     whole = draw(0, 0, 5, [3, 9], 8)
     parts = [whole.of(slice(rank, None, 2)) for rank in (0, 1)]
@@ -59,19 +77,7 @@ def test_two_processes_train_the_heads_that_one_trains(pool_file: Path, tmp_path
     arguments = ["--pool", str(pool_file), "--out", str(tmp_path / "two"), "--arch", "resnet18", "--init", "random"]
     arguments += ["--iterations", "4", "--warmup", "3", "--warmup-lr", "1e-2", "--lr", "1e-12", "--batch-size", "6"]
     arguments += ["--image-px", "32", "--seed", "1", "--tensorboard"]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", "from mtdp.cli import main; main()", "pretrain", *arguments],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    outputs = in_two_processes("from mtdp.cli import main; main()", "pretrain", *arguments)
     one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("one", "two"))
     for name in one:
         if name.startswith("heads."):
@@ -116,19 +122,7 @@ print(hashlib.sha256(values).hexdigest())
 
 def test_processes_skip_a_step_together(pool_file: Path, tmp_path: Path) -> None:
     """Gradients that are not finite in one process only: apart, the two would step with and without them for ever."""
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", SPOIL_ONE_RANK, str(pool_file), str(tmp_path / "run")],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    outputs = in_two_processes(SPOIL_ONE_RANK, str(pool_file), str(tmp_path / "run"))
     assert outputs[0][0] == outputs[1][0]
     net, _ = load_checkpoint(tmp_path / "run")
     values = b"".join(parameter.detach().numpy().tobytes() for parameter in net.parameters())
