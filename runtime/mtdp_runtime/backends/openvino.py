@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, check_outputs
+from mtdp_runtime.backends.compiled import compiled
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cores import auto_batch
 from mtdp_runtime.errors import BackendError, UsageError
@@ -29,14 +30,14 @@ _SLOW_BF16: Final = ("fp32", "bf16", "fp16", "int8")
 class OpenVINO:
     """A model compiled by OpenVINO, with two requests in flight."""
 
-    def __init__(self, compiled: Any, name: str, precision: str, batch: int) -> None:
+    def __init__(self, model: Any, name: str, precision: str, batch: int) -> None:
         self.name = name
         self.note = ""
         self.precision = precision
         self.batch = batch
         self.depth = _DEPTH
-        self._outputs = [(i, _output_name(port.get_names())) for i, port in enumerate(compiled.outputs)]
-        self._requests = [compiled.create_infer_request() for _ in range(_DEPTH)]
+        self._outputs = [(i, _output_name(port.get_names())) for i, port in enumerate(model.outputs)]
+        self._requests = [model.create_infer_request() for _ in range(_DEPTH)]
         self._tensor = import_openvino().Tensor
         self._tiles: list[NDArray[np.uint8] | None] = [None] * _DEPTH  # kept alive: the request reads them in place
         self._submitted = 0
@@ -99,9 +100,10 @@ class OpenVINO:
     @classmethod
     def _compile(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
         typed = bundle.holds(precision) or precision != "bf16"
-        file = bundle.checked(bundle.variant(precision if typed else "fp32").file)
-        core = import_openvino().Core()
-        converts = precision == "bf16" and (not typed or cls.probe().precisions[0] == "bf16")
+        stored = bundle.variant(precision if typed else "fp32").file
+        file = bundle.checked(stored)
+        here = cls.probe()
+        converts = precision == "bf16" and (not typed or here.precisions[0] == "bf16")
         config = {
             "INFERENCE_PRECISION_HINT": "bf16" if converts else "f32",
             "INFERENCE_NUM_THREADS": threads,
@@ -109,13 +111,18 @@ class OpenVINO:
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:
-            model = core.read_model(file)
             tile_px = bundle.manifest.tile_px
-            model.reshape([batch, tile_px, tile_px, 3])
-            compiled = core.compile_model(model, "CPU", config)
+            model = compiled(
+                import_openvino().Core(),
+                file,
+                stored.sha256,
+                [batch, tile_px, tile_px, 3],
+                config,
+                f"{here.reason}; {_instructions(cpuinfo())}",
+            )
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {file}: {_last_line(error)}", "Try --backend onnxruntime.") from error
-        engine = cls(compiled, f"openvino {_version()}", precision, batch)
+        engine = cls(model, f"openvino {_version()}", precision, batch)
         check_outputs(bundle, [name for _, name in engine._outputs])
         return engine
 
@@ -171,6 +178,11 @@ def cpuinfo() -> str:
         return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def _instructions(cpuinfo: str) -> str:
+    """Return the line of what the CPU can; two of one name may differ in it."""
+    return next((line for line in cpuinfo.splitlines() if line.lower().startswith(("flags", "features"))), "")
 
 
 def _version() -> str:

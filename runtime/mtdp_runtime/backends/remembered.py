@@ -17,7 +17,7 @@ from mtdp_runtime.trt.files import cache_folder, private_folder, read_with_diges
 
 def recall(facts: Sequence[str | int]) -> Replayed | None:
     """Return what was found under the same facts; None where there is nothing to rely on."""
-    path = _path(facts)
+    path = place("proofs", facts, "json")
     try:
         private_folder(path.parent)  # what others may write decides nothing
         content, _ = read_with_digest(path)
@@ -31,12 +31,13 @@ def recall(facts: Sequence[str | int]) -> Replayed | None:
 
 def remember(facts: Sequence[str | int], found: Replayed) -> None:
     """Keep a result; where it cannot be kept, the proof is done again next time."""
-    path = _path(facts)
+    path = place("proofs", facts, "json")
     with contextlib.suppress(BackendError, OSError):
         private_folder(path.parent)
         save_with_digest(path, json.dumps({"facts": list(facts), **asdict(found)}).encode())
 
 
-def _path(facts: Sequence[str | int]) -> Path:
+def place(kind: str, facts: Sequence[str | int], suffix: str) -> Path:
+    """Return the file of the machine's cache that is for these facts, and for no others."""
     digest = hashlib.sha256(json.dumps(list(facts)).encode()).hexdigest()
-    return cache_folder().with_name("proofs") / f"{digest}.json"
+    return cache_folder().with_name(kind) / f"{digest}.{suffix}"
