@@ -178,26 +178,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = prepare(folder, options.threads, options.slide, options.side)
-        slide = Path(str(job["slide"]))
+        slide, here = Path(str(job["slide"])), str(job["precision"])
         seconds: dict[str, list[float]] = {"slide": [], "command": [], "fp32": []} | {peer: [] for peer in pythons}
         versions: dict[str, str] = {}
         for _ in range(options.repeats):
             slide_s, whole_s, tiles = ours(folder, slide, options.threads, "auto")
             seconds["slide"].append(slide_s)
             seconds["command"].append(whole_s)
-            seconds["fp32"].append(ours(folder, slide, options.threads, "fp32")[0])
+            if here != "fp32":
+                seconds["fp32"].append(ours(folder, slide, options.threads, "fp32")[0])
             for peer, python in pythons.items():
                 took, versions[peer] = theirs(folder, python, peer, options.threads)
                 seconds[peer].append(took)
-        rates = {key: tiles / statistics.median(values) for key, values in seconds.items()}
-        here, plain = str(job["precision"]), of_ours(folder, slide, "fp32")
+        rates = {key: tiles / statistics.median(values) for key, values in seconds.items() if values}
+        plain = of_ours(folder, slide, "fp32")
 
         def row(tool: str, version: str, key: str, *cosines: float) -> Row:
             return Row(tool, version, rates[key], rates["slide"] / rates[key], *cosines)
 
         rows = [row("mtdp-extract, slide", here, "slide", *agreement("auto", plain, of_ours(folder, slide, "auto")))]
         rows.append(row("mtdp-extract, command", here, "command"))
-        rows.append(row("mtdp-extract, slide", "fp32", "fp32"))
+        if here != "fp32":
+            rows.append(row("mtdp-extract, slide", "fp32", "fp32"))
         for peer, version in versions.items():
             rows.append(row(peer, version, peer, *agreement(peer, plain, of_peer(folder, peer))))
     if options.json:

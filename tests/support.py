@@ -10,7 +10,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from mtdp_runtime.bundle import FileRef, Head, Manifest, Parity, Variant, Weights, file_ref, write_manifest
+from mtdp_runtime.bundle import file_ref, write_manifest
+from mtdp_runtime.manifest import FileRef, Head, Manifest, Parity, Variant, Weights
 from mtdp_runtime.slide import Level, Slide, SlideInfo
 
 TILE_PX = 64
@@ -74,7 +75,9 @@ def write_tiny_bundle(folder: Path, heads: tuple[Head, ...] = ()) -> Path:
     onnx.save(model, folder / "model.fp32.onnx")
     tiles = rng.integers(0, 256, (4, TILE_PX, TILE_PX, 3), np.uint8)
     session = onnxruntime.InferenceSession(folder / "model.fp32.onnx", providers=["CPUExecutionProvider"])
-    np.savez(folder / "golden.npz", tiles=tiles, features=session.run(None, {"tiles": tiles})[0])
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(names, {"tiles": tiles}), strict=True))
+    np.savez(folder / "golden.npz", tiles=tiles, **outputs)
     write_manifest(folder, make_manifest(file_ref(folder, "model.fp32.onnx"), file_ref(folder, "golden.npz"), heads))
     return folder
 

@@ -89,7 +89,10 @@ def _from_slide(path: Path, tile_px: int, mpp: float, most: int) -> NDArray[np.u
 def _from_images(folder: Path, tile_px: int, most: int) -> NDArray[np.uint8]:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
-        raise ExportUsageError(f"--calibration {folder}: no images there", "give a folder of PNG or JPEG tiles")
+        raise ExportUsageError(
+            f"--calibration {folder}: no images there",
+            "give a folder of PNG or JPEG tiles, or a slide (of DICOM, one of its files)",
+        )
     picked = [files[i] for i in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]
     return np.stack([_centre(file, tile_px) for file in picked])
 

@@ -28,7 +28,6 @@ from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import INPUT, finish_graph
 from mtdp_export.onnx_file import (
     Layout,
-    all_nodes,
     check_operations,
     feature_output,
     first_line,
@@ -253,20 +252,22 @@ def _transpose(source: str, target: str) -> onnx.NodeProto:
 def _digest(model: onnx.ModelProto) -> str:
     """SHA-256 over all constants in the order of their names: name, dtype, shape, bytes."""
     digest = hashlib.sha256()
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    constants |= _constant_nodes(model.graph)
-    for name, array in sorted(constants.items()):
+    for name, array in sorted(_constants(model.graph).items()):
         digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-def _constant_nodes(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
-    """Return the tensors of Constant nodes, where some exporters put the weights, by the names of the values."""
-    return {
-        node.output[0]: numpy_helper.to_array(attribute.t)
-        for node in all_nodes(graph)
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
+def _constants(graph: onnx.GraphProto, inside: str = "") -> dict[str, NDArray[Any]]:
+    """Return initializers, and the tensors of Constant nodes, where some exporters put the weights, by name.
+
+    Those of the graph inside an If or a Loop follow the name of what that node computes: two branches may use one name.
+    """
+    found = {f"{inside}{tensor.name}": numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                found[f"{inside}{node.output[0]}"] = numpy_helper.to_array(attribute.t)
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                found |= _constants(inner, f"{inside}{node.output[0]}/{attribute.name}/")
+    return found

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from mtdp_export.errors import ExportError
-from mtdp_runtime.bundle import MANIFEST_NAME, schema
+from mtdp_runtime.bundle import schema
+from mtdp_runtime.manifest import MANIFEST_NAME
 
 
 def check_schema(folder: Path) -> None:

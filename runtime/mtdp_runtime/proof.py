@@ -82,7 +82,7 @@ def golden_of(bundle: Bundle) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.f
     side = (manifest.tile_px, manifest.tile_px, 3)
     wanted = {FEATURES: manifest.features_dim, **{head.output: len(head.class_names) for head in manifest.heads}}
     stored = {name: values.shape[1] for name, values in outputs.items()}
-    if tiles.shape[1:] != side or not stored.items() <= wanted.items():
+    if tiles.shape[1:] != side or stored != wanted:
         what = ", ".join(f"{name} of {width}" for name, width in stored.items())
         raise BundleInvalid(
             f"{path}: tiles of {' x '.join(map(str, tiles.shape[1:]))}, {what}; bundle.json states "

@@ -78,15 +78,15 @@ def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None 
     mpp = max(settings.mpp, info.mpp, info.mpp * max(width, height) / settings.max_side_px)
     scale = mpp / info.mpp
     image, unreadable = _read_blocks(slide, scale)
-    unreadable_blocks = int(cv2.connectedComponents(unreadable.astype(np.uint8))[0]) - 1
+    # Labels take four bytes a pixel: of a huge slide more than all else here.
+    unreadable_blocks = int(cv2.connectedComponents(unreadable.view(np.uint8))[0]) - 1 if unreadable.any() else 0
     if given is not None:
         areas = coverage(given, info, scale, image.shape[1], image.shape[0])
         source = f"given by {given.path.name}"
         return TissueMask(areas >= 0.5, image, scale, x0, y0, mpp, 0.0, unreadable_blocks, areas, source)
     mask, threshold = tissue_of(image, mpp, settings)
     mask |= unreadable
-    pieces = int(cv2.connectedComponents(unreadable.view(np.uint8))[0]) - 1 if unreadable.any() else 0
-    return TissueMask(mask, image, scale, x0, y0, mpp, threshold, pieces)
+    return TissueMask(mask, image, scale, x0, y0, mpp, threshold, unreadable_blocks)
 
 
 def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:

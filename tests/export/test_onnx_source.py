@@ -217,6 +217,36 @@ def test_weights_in_constant_nodes_are_part_of_the_digest(make_onnx: Make) -> No
     assert with_constants(1.0) == with_constants(1.0) != with_constants(2.0)
 
 
+@pytest.mark.parametrize("place", ["initializer", "Constant"])
+def test_weights_inside_a_branch_are_part_of_the_digest(make_onnx: Make, place: str) -> None:
+    """Two branches name their weights alike; it matters which of them has which."""
+
+    def with_branches(*factors: float) -> str:
+        file = make_onnx()
+        model = onnx.load(file)
+        branches = []
+        for name, factor in zip(("then", "else"), factors, strict=True):
+            weight = numpy_helper.from_array(np.full(1, factor, np.float32), "factor")
+            output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)
+            graph = helper.make_graph([helper.make_node("Mul", ["relu", "factor"], [output.name])], name, [], [output])
+            if place == "initializer":
+                graph.initializer.append(weight)
+            else:
+                graph.node.insert(0, helper.make_node("Constant", [], ["factor"], value=weight))
+            branches.append(graph)
+        switch = helper.make_node("If", ["yes"], ["chosen"], then_branch=branches[0], else_branch=branches[1])
+        position = next(i for i, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool")
+        model.graph.node[position].input[0] = "chosen"
+        model.graph.node.insert(position, switch)
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        onnx.save(model, file)
+        return open_onnx(file, DECLARED).digest
+
+    digests = {with_branches(1.0, 2.0), with_branches(2.0, 1.0), with_branches(1.0, 3.0)}
+    assert len(digests) == 3
+    assert with_branches(1.0, 2.0) in digests
+
+
 def test_a_graph_inside_a_node_that_reads_a_low_value_is_said(make_onnx: Make, tmp_path: Path) -> None:
     file = make_onnx()
     model = onnx.load(file)

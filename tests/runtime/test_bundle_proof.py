@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from mtdp_runtime.backends import Backend, backend_class
 from mtdp_runtime.backends.openvino import _output_name
 from mtdp_runtime.backends.remembered import recall, remember
-from mtdp_runtime.bundle import Bundle, Head, file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
 from mtdp_runtime.errors import BundleInvalid
+from mtdp_runtime.manifest import Head
 from mtdp_runtime.proof import FEATURES, Replayed, load_golden, replay, run_backend
 from support import FEATURES_DIM, TILE_PX, write_tiny_bundle
 
@@ -116,6 +117,7 @@ ONES = np.ones((4, FEATURES_DIM), np.float32)
         ({"tiles": FOUR[:, :32, :32], "features": ONES}, "tiles of 32 x 32 x 3, .* bundle.json states 64 x 64 x 3"),
         ({"tiles": FOUR, "features": ONES[:, :5]}, "features of 5; bundle.json states .* features of 12"),
         ({"tiles": FOUR, "features": ONES, "probabilities_x": ONES}, "probabilities_x of 12; bundle.json states"),
+        ({"tiles": FOUR, "features": ONES}, "features of 12; bundle.json states .* probabilities_lung of 3"),
     ],
 )
 def test_a_golden_file_that_does_not_fit_is_refused(copy: Path, arrays: dict[str, Any], message: str) -> None:

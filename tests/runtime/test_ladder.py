@@ -32,7 +32,7 @@ from mtdp_runtime.backends.openvino import fast_bf16_units
 from mtdp_runtime.bundle import Bundle, load_bundle
 from mtdp_runtime.doctor import _self_test, conflicts
 from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
-from mtdp_runtime.trt.cuda import Gpu
+from mtdp_runtime.trt.gpus import Gpu
 from mtdp_runtime.trt.library import LIBRARY, Library
 
 GPU_RUNGS = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda")
@@ -179,7 +179,7 @@ class TestProbesNeverRaise:
     def test_of_a_shell_beside_a_gpu(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
         monkeypatch.setattr("mtdp_runtime.backends.onnxruntime._installed", lambda package: True)
-        monkeypatch.setattr("mtdp_runtime.trt.cuda.gpus", lambda: [self.GPU])
+        monkeypatch.setattr("mtdp_runtime.trt.gpus.gpus", lambda: [self.GPU])
         assert "onnxruntime-gpu cannot be loaded" in backend_class(name).probe().reason
 
     @pytest.mark.parametrize("name", GPU_RUNGS)
@@ -187,7 +187,7 @@ class TestProbesNeverRaise:
         def broken() -> list[Gpu]:
             raise BackendError("CUDA: cudaErrorDevicesUnavailable", "Run mtdp-doctor.")
 
-        monkeypatch.setattr("mtdp_runtime.trt.cuda.gpus", broken)
+        monkeypatch.setattr("mtdp_runtime.trt.gpus.gpus", broken)
         monkeypatch.setattr("mtdp_runtime.backends.tensorrt.gpus", broken)
         probe = backend_class(name).probe()
         assert not probe.usable
@@ -209,7 +209,7 @@ class TestProbesNeverRaise:
 def test_no_gpu_rung_offers_int8(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT refuses its zero points, and CUDA would compute it in fp32."""
     gpu = [Gpu(0, "RTX of the test", "8.9")]
-    monkeypatch.setattr("mtdp_runtime.trt.cuda.gpus", lambda: gpu)
+    monkeypatch.setattr("mtdp_runtime.trt.gpus.gpus", lambda: gpu)
     monkeypatch.setattr("mtdp_runtime.backends.tensorrt.gpus", lambda: gpu)
     monkeypatch.setattr("mtdp_runtime.backends.onnxruntime._installed", lambda package: True)
     providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]

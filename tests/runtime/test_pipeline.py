@@ -15,11 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe
+from mtdp_runtime.buffers import Batch, Buffers, Stopped
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, OutputUnwritable, TileUnreadable
 from mtdp_runtime.layout import Layout, TileStatus
-from mtdp_runtime.pipeline import StageTime, Stopped, _Batch, _Run, run_pipeline
+from mtdp_runtime.pipeline import run_pipeline
 from mtdp_runtime.store import FeatureStore
+from mtdp_runtime.times import StageTime
 from support import info_of
 
 TILE_PX, BATCH = 4, 8
@@ -170,28 +172,28 @@ class CrowdedSlide(CountingSlide):
 
 def test_one_reader_reads_while_that_keeps_the_engine_fed() -> None:
     """Without an engine and without clocks: who gets tiles to read, and when."""
-    run = _Run(coords_of(10 * BATCH), BATCH, TILE_PX, buffers=4, readers=4)
+    buffers = Buffers(coords_of(10 * BATCH), BATCH, TILE_PX, count=4, readers=4)
     times = StageTime("read", 4)
 
-    def claim() -> tuple[range, _Batch]:
-        claimed = run.claim(times)
+    def claim() -> tuple[range, Batch]:
+        claimed = buffers.claim(times)
         assert claimed is not None
         return claimed
 
     def take() -> None:
         with suppress(Stopped):
-            run.take(9)  # the engine has room, and no batch is there
+            buffers.take(9)  # the engine has room, and no batch is there
 
     at_the_start = [claim() for _ in range(4)]  # the engine has nothing to do: each gets some
     for tiles, batch in at_the_start:
-        run.filled(batch, len(tiles))
-    run.engine_is_fed()
+        buffers.filled(batch, len(tiles))
+    buffers.engine_is_fed()
     tiles, batch = claim()
     second = threading.Thread(target=claim, daemon=True)
     second.start()
     second.join(0.2)
     assert second.is_alive()  # it has no turn
-    run.filled(batch, len(tiles))
+    buffers.filled(batch, len(tiles))
     tiles, batch = claim()  # whoever is done goes on itself
     second.join(0.2)
     assert second.is_alive()
@@ -199,9 +201,29 @@ def test_one_reader_reads_while_that_keeps_the_engine_fed() -> None:
     lagging.start()
     second.join(10)
     assert not second.is_alive()
-    assert run.turns == 2
-    run.fail(RuntimeError("the end of the test"))
+    assert buffers.turns == 2
+    buffers.fail(RuntimeError("the end of the test"))
     lagging.join(10)
+
+
+def test_nobody_gets_a_turn_where_all_is_claimed() -> None:
+    """Waiting for the last batch is no sign that the readers are too few."""
+    buffers, times = Buffers(coords_of(BATCH), BATCH, TILE_PX, count=4, readers=4), StageTime("read", 4)
+    claimed = []
+    while sum(len(tiles) for tiles, _ in claimed) < BATCH:
+        tiles, batch = buffers.claim(times) or (range(0), None)
+        assert batch is not None
+        claimed.append((tiles, batch))
+    buffers.engine_is_fed()
+    taker = threading.Thread(target=buffers.take, args=(0,), daemon=True)
+    taker.start()
+    taker.join(0.2)
+    assert taker.is_alive()  # it waits for what was claimed
+    for tiles, batch in claimed:
+        buffers.filled(batch, len(tiles))
+    taker.join(10)
+    assert not taker.is_alive()
+    assert buffers.turns == 1
 
 
 def test_all_readers_read_where_the_engine_waits_for_them(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from fake_cuda import FakeCudart, FakeTrt
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory, EngineRejected
-from mtdp_runtime.trt.cuda import CudaDevice, Gpu
+from mtdp_runtime.trt.cuda import CudaDevice
 from mtdp_runtime.trt.files import read_with_digest, save_with_digest
+from mtdp_runtime.trt.gpus import Gpu
 from mtdp_runtime.trt.obtain import Plan
 from mtdp_runtime.trt.slots import Slots, with_room
 

@@ -117,7 +117,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     @classmethod
     def probe(cls) -> Probe:
-        from mtdp_runtime.trt.cuda import gpus
+        from mtdp_runtime.trt.gpus import gpus
 
         missing = []
         if not _installed("onnxruntime-gpu"):

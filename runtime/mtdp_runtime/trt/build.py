@@ -56,7 +56,7 @@ def build_engine(library: str, onnx: Path, tile_px: int, options: BuildOptions, 
     trt = LIBRARY[library].load()
     log = Log(trt)
     if gpu is not None:
-        from mtdp_runtime.trt.cuda import select_gpu
+        from mtdp_runtime.trt.gpus import select_gpu
 
         select_gpu(gpu)
     # Each of these must outlive what it made: network and config die with the builder.
