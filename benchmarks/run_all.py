@@ -21,6 +21,8 @@ import time
 from importlib.metadata import distributions
 from pathlib import Path
 
+from mtdp_runtime.backends.openvino import OpenVINO
+
 HERE = Path(__file__).parent
 ENGINE_RATES = (1000, 3000, 10000)  # tiles/s, for the projection
 VERSIONS = ("numpy", "imagecodecs", "simplejpeg", "opencv-python-headless", "openslide-bin", "openvino", "onnxruntime")
@@ -77,7 +79,7 @@ def main() -> None:
     )
     if reading is not None:
         (options.out / "projection.json").write_text(json.dumps(projection(reading), indent=1))
-    for precision in ("f32", "bf16"):
+    for precision in ("f32", "bf16") if "bf16" in OpenVINO.probe().precisions else ("f32",):
         steps = [python, f"{HERE}/uint8_graph.py", "--precision", precision]
         run(f"uint8_graph_{precision}.txt", steps, options.out)
     archs = ["resnet18"] if options.quick else ["resnet50", "densenet121"]
