@@ -18,7 +18,7 @@ from mtdp_runtime.errors import BackendError
 from mtdp_runtime.trt.files import private_folder, read_with_digest, save_with_digest
 
 # A larger model would take its size in memory twice, to save seconds of what is then a long run.
-_MOST_BYTES: Final = 256 << 20
+_MOST_BYTES: Final = 128 << 20
 _MOST_KEPT: Final = 8  # the oldest make room
 _PRECISION: Final = "INFERENCE_PRECISION_HINT"
 
