@@ -23,6 +23,7 @@ from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp_export.errors import ExportError
 from mtdp_export.onnx_file import LARGEST_BYTES
+from mtdp_export.typed import inner_graphs
 from mtdp_runtime.proof import FEATURES
 
 OPSET: Final = 20
@@ -171,8 +172,8 @@ def _without_traces(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             attribute.doc_string = ""
             tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _without_traces(inner)
+        for _, inner in inner_graphs(node):
+            _without_traces(inner)
     for noted in (graph, *tensors, *graph.value_info, *graph.input, *graph.output):
         _forget(noted)
 

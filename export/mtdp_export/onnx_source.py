@@ -35,7 +35,7 @@ from mtdp_export.onnx_file import (
     layout_and_side,
     load_onnx,
 )
-from mtdp_export.typed import name_nodes, nested_nodes
+from mtdp_export.typed import inner_graphs, name_nodes, nested_nodes
 from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
 
 _PREFIX: Final = "net/"
@@ -265,9 +265,9 @@ def _constants(graph: onnx.GraphProto, inside: str = "") -> dict[str, NDArray[An
     """
     found = {f"{inside}{tensor.name}": numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                found[f"{inside}{node.output[0]}"] = numpy_helper.to_array(attribute.t)
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                found |= _constants(inner, f"{inside}{node.output[0]}/{attribute.name}/")
+        if node.op_type == "Constant":
+            values = (attribute.t for attribute in node.attribute if attribute.name == "value")
+            found |= {f"{inside}{node.output[0]}": numpy_helper.to_array(value) for value in values}
+        for part, inner in inner_graphs(node):
+            found |= _constants(inner, f"{inside}{node.output[0]}/{part}/")
     return found

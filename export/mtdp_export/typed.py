@@ -87,13 +87,20 @@ def name_nodes(model: onnx.ModelProto) -> None:
         seen.add(node.name)
 
 
+def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """Yield the graphs inside a node, each with what it is to it: `then_branch` of an If, `body` of a Loop."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.name, attribute.g
+        yield from ((attribute.name, graph) for graph in attribute.graphs)
+
+
 def nested_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     """Yield the nodes of the graphs inside a node (If, Loop), at any depth."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield inner
-                yield from nested_nodes(inner)
+    for _, graph in inner_graphs(node):
+        for inner in graph.node:
+            yield inner
+            yield from nested_nodes(inner)
 
 
 def kernel_names(model: onnx.ModelProto) -> list[str]:

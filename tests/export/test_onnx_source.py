@@ -217,6 +217,15 @@ def test_weights_in_constant_nodes_are_part_of_the_digest(make_onnx: Make) -> No
     assert with_constants(1.0) == with_constants(1.0) != with_constants(2.0)
 
 
+def pool_what_is_chosen(model: onnx.ModelProto, branches: list[onnx.GraphProto]) -> None:
+    """Put an If with the two branches before the pooling."""
+    switch = helper.make_node("If", ["yes"], ["chosen"], then_branch=branches[0], else_branch=branches[1])
+    position = next(i for i, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool")
+    model.graph.node[position].input[0] = "chosen"
+    model.graph.node.insert(position, switch)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+
+
 @pytest.mark.parametrize("place", ["initializer", "Constant"])
 def test_weights_inside_a_branch_are_part_of_the_digest(make_onnx: Make, place: str) -> None:
     """Two branches name their weights alike; it matters which of them has which."""
@@ -234,11 +243,7 @@ def test_weights_inside_a_branch_are_part_of_the_digest(make_onnx: Make, place: 
             else:
                 graph.node.insert(0, helper.make_node("Constant", [], ["factor"], value=weight))
             branches.append(graph)
-        switch = helper.make_node("If", ["yes"], ["chosen"], then_branch=branches[0], else_branch=branches[1])
-        position = next(i for i, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool")
-        model.graph.node[position].input[0] = "chosen"
-        model.graph.node.insert(position, switch)
-        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        pool_what_is_chosen(model, branches)
         onnx.save(model, file)
         return open_onnx(file, DECLARED).digest
 
@@ -259,11 +264,7 @@ def test_a_graph_inside_a_node_that_reads_a_low_value_is_said(make_onnx: Make, t
         )
         for op in ("Identity", "Abs")
     ]
-    switch = helper.make_node("If", ["yes"], ["chosen"], then_branch=branches[0], else_branch=branches[1])
-    position = next(i for i, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool")
-    model.graph.node[position].input[0] = "chosen"
-    model.graph.node.insert(position, switch)
-    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    pool_what_is_chosen(model, branches)
     onnx.save(model, file)
     settings = ExportSettings("b", 0.5, precisions=("fp32", "bf16"))
     with pytest.raises(ExportError, match=r"--precision bf16: the If .* reads net/relu, which would be bf16"):

@@ -102,8 +102,7 @@ class OpenVINO:
         typed = bundle.holds(precision) or precision != "bf16"
         stored = bundle.variant(precision if typed else "fp32").file
         file = bundle.checked(stored)
-        here = cls.probe()
-        converts = precision == "bf16" and (not typed or here.precisions[0] == "bf16")
+        converts = precision == "bf16" and (not typed or cls.probe().precisions[0] == "bf16")
         config = {
             "INFERENCE_PRECISION_HINT": "bf16" if converts else "f32",
             "INFERENCE_NUM_THREADS": threads,
@@ -118,7 +117,7 @@ class OpenVINO:
                 stored.sha256,
                 [batch, tile_px, tile_px, 3],
                 config,
-                f"{here.reason}; {_instructions(cpuinfo())}",
+                _this_cpu(cpuinfo()),
             )
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {file}: {_last_line(error)}", "Try --backend onnxruntime.") from error
@@ -180,9 +179,10 @@ def cpuinfo() -> str:
         return ""
 
 
-def _instructions(cpuinfo: str) -> str:
-    """Return the line of what the CPU can; two of one name may differ in it."""
-    return next((line for line in cpuinfo.splitlines() if line.lower().startswith(("flags", "features"))), "")
+def _this_cpu(cpuinfo: str) -> str:
+    """Return the lines that name the CPU and say what it can, each once; two of one name may differ in the latter."""
+    kinds = ("model name", "cpu part", "flags", "features")
+    return "\n".join(sorted({line for line in cpuinfo.splitlines() if line.lower().startswith(kinds)}))
 
 
 def _version() -> str:
