@@ -11,7 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from mtdp_runtime.bundle import file_ref, write_manifest
-from mtdp_runtime.manifest import FileRef, Head, Manifest, Parity, Variant, Weights
+from mtdp_runtime.bundle.manifest import FileRef, Head, Manifest, Parity, Variant, Weights
 from mtdp_runtime.slide import Level, Slide, SlideInfo
 
 TILE_PX = 64

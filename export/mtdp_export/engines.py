@@ -10,11 +10,11 @@ from pathlib import Path
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.isolated import isolated
 from mtdp_runtime.bundle import file_ref
+from mtdp_runtime.bundle.engine_key import HARDWARE, LIBRARIES, RTX_DEFAULT, TENSORRT, TENSORRT_RTX, EngineKey
+from mtdp_runtime.bundle.manifest import ENGINES, Engine, FileRef, Manifest, Variant
 from mtdp_runtime.errors import BackendError
-from mtdp_runtime.manifest import ENGINES, Engine, FileRef, Manifest, Variant
 from mtdp_runtime.trt.build import BuildOptions, build_engine, rtx_capabilities
 from mtdp_runtime.trt.files import cache_folder, private_folder
-from mtdp_runtime.trt.key import HARDWARE, LIBRARIES, RTX_DEFAULT, TENSORRT, TENSORRT_RTX, EngineKey
 from mtdp_runtime.trt.library import LIBRARY
 
 

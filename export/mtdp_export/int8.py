@@ -24,9 +24,9 @@ from mtdp_export.errors import ExportError
 from mtdp_export.typed import KERNELS, low_types
 from mtdp_runtime.backends import Backend, backend_class, probe_all
 from mtdp_runtime.bundle import Bundle, load_bundle
+from mtdp_runtime.bundle.manifest import PRECISIONS
 from mtdp_runtime.cores import usable_cores
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.manifest import PRECISIONS
 from mtdp_runtime.offline import forbid_reports
 from mtdp_runtime.proof import FEATURES, load_golden
 

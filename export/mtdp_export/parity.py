@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
-from mtdp_runtime.manifest import Parity
+from mtdp_runtime.bundle.manifest import Parity
 from mtdp_runtime.proof import (
     FEATURES,
     MAX_LENGTH_ERROR,

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from mtdp_runtime.backends import Backend
+from mtdp_runtime.bundle.manifest import Manifest
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.manifest import Manifest
 from mtdp_runtime.plan import ExtractSettings, Plan
 from mtdp_runtime.slide import Slide
 

@@ -28,10 +28,10 @@ from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Probe
 from mtdp_runtime.backends.openvino import OpenVINO
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle
+from mtdp_runtime.bundle.engine_key import EngineKey
+from mtdp_runtime.bundle.manifest import Engine, FileRef, Parity
 from mtdp_runtime.errors import BundleDigestMismatch
-from mtdp_runtime.manifest import Engine, FileRef, Parity
 from mtdp_runtime.proof import Replayed, load_golden, replay
-from mtdp_runtime.trt.key import EngineKey
 from support import pyramid, stained
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.backends.compiled import _MOST_KEPT
 from mtdp_runtime.backends.openvino import OpenVINO
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
-from mtdp_runtime.manifest import Head
+from mtdp_runtime.bundle.manifest import Head
 from mtdp_runtime.offline import import_openvino
 from mtdp_runtime.proof import run_backend
 from mtdp_runtime.trt.files import save_with_digest

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle.engine_key import EngineKey, Wanted, misfit
+from mtdp_runtime.bundle.manifest import Engine, FileRef, Manifest
 from mtdp_runtime.errors import BackendError, BundleInvalid, DeviceOutOfMemory, EngineRejected
-from mtdp_runtime.manifest import Engine, FileRef, Manifest
 from mtdp_runtime.trt.build import BuildOptions, Built, _keep_timing_cache, attach_timing_cache, build_engine
 from mtdp_runtime.trt.files import private_folder, read_with_digest, save_with_digest
-from mtdp_runtime.trt.key import EngineKey, Wanted, misfit
 from mtdp_runtime.trt.library import says_out_of_memory
 from mtdp_runtime.trt.obtain import EngineCache, Plan, obtain
 

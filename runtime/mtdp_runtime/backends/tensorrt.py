@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, first_that_loads, lacking, variant_precisions
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.bundle.engine_key import TENSORRT, TENSORRT_RTX, Wanted, number
 from mtdp_runtime.errors import BackendError, BackendUnavailable
 from mtdp_runtime.trt.build import BuildOptions, build_engine
 from mtdp_runtime.trt.cuda import CudaDevice
 from mtdp_runtime.trt.files import cache_folder
 from mtdp_runtime.trt.gpus import Gpu, gpus, load_cudart
-from mtdp_runtime.trt.key import TENSORRT, TENSORRT_RTX, Wanted, number
 from mtdp_runtime.trt.library import LIBRARY
 from mtdp_runtime.trt.obtain import obtain
 from mtdp_runtime.trt.slots import Slots, open_all, with_room

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mtdp_runtime.bundle.engine_key import TENSORRT_RTX
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory
 from mtdp_runtime.trt.files import read_with_digest, save_with_digest
-from mtdp_runtime.trt.key import TENSORRT_RTX
 from mtdp_runtime.trt.library import LIBRARY, Log, says_out_of_memory
 
 INPUT: Final = "tiles"

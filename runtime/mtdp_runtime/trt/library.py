@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final
 
+from mtdp_runtime.bundle.engine_key import TENSORRT, TENSORRT_RTX
 from mtdp_runtime.errors import BackendUnavailable
-from mtdp_runtime.trt.key import TENSORRT, TENSORRT_RTX
 
 _INFO: Final = 3  # severities: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose
 _LEVELS: Final = ("internal error", "error", "warning", "info", "verbose")

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from mtdp_runtime.document import Reader
+from mtdp_runtime.bundle.engine_key import EngineKey
+from mtdp_runtime.bundle.json_reader import Reader
 from mtdp_runtime.errors import BundleInvalid
-from mtdp_runtime.trt.key import EngineKey
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"

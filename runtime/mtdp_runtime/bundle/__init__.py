@@ -18,9 +18,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from mtdp_runtime.bundle.manifest import MANIFEST_NAME, FileRef, Manifest, Variant
+from mtdp_runtime.bundle.onnx_check import check_model_file
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
-from mtdp_runtime.manifest import MANIFEST_NAME, FileRef, Manifest, Variant
-from mtdp_runtime.model_file import check_model_file
 
 _MOST_MANIFEST_BYTES: Final = 16 << 20  # far above what any has
 
