@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.layout import TileStatus
+from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.times import BadTiles, StageTime
 
 # Neighbouring tiles share compressed tiles: readers that take turns tile by tile wait for each other's decoding. With

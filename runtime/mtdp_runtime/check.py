@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 
 from mtdp_runtime.backends import Backend
-from mtdp_runtime.layout import TileStatus
 from mtdp_runtime.proof import FEATURES, cosines, run_backend
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.store.layout import TileStatus
 
 _SEED: Final = 2020  # the same tiles each time
 

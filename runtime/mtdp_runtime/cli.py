@@ -265,11 +265,11 @@ def _target(mpp: float | None, magnification: float | None) -> float | None:
 
 def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
     """Say, and record in `out`, that a slide ended its process. Runs in the parent, which stays small."""
-    from mtdp_runtime import runlog
+    from mtdp_runtime.store import run_log
 
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # a slide may be lost while masks are looked at, before any work
-        runlog.append(out, line)
+        run_log.append(out, line)
     if as_json:
         print(json.dumps(line), flush=True)
     else:

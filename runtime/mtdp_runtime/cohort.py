@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtdp_runtime import runlog
 from mtdp_runtime.claims import Claim, Held, claim, seems_held
 from mtdp_runtime.errors import BackendError, ClaimLost, SlideError, StoreError, UsageError
 from mtdp_runtime.extraction import extract_targets, writable_folder
@@ -23,6 +22,7 @@ from mtdp_runtime.plan import ExtractSettings, Plan
 from mtdp_runtime.report import write_report
 from mtdp_runtime.slides import SlideRequest
 from mtdp_runtime.staging import Staging
+from mtdp_runtime.store import run_log
 from mtdp_runtime.together import Model, Target, folders
 from mtdp_runtime.watchdog import Worker
 
@@ -64,7 +64,7 @@ def extract_slides(requests: Sequence[SlideRequest], run: Run) -> Iterator[Outco
     if len(run.models) > 1:
         for folder in _folders(run):
             writable_folder(folder)
-    known = {} if run.retry_failed or run.overwrite else runlog.failures(run.out)
+    known = {} if run.retry_failed or run.overwrite else run_log.failures(run.out)
     worker = run.worker
     held: list[SlideRequest] = []
     for last_chance, todo in ((False, requests), (True, held)):
@@ -91,9 +91,9 @@ def extract_slides(requests: Sequence[SlideRequest], run: Run) -> Iterator[Outco
                 following = None if run.staging is None else _following(todo[number + 1 :], run, known)
                 outcome = _extract(request, run, mine, following, attempt)
                 line = log_line(outcome)
-                runlog.append(run.out, line)
+                run_log.append(run.out, line)
                 if worker is not None:
-                    worker.end(request.name, runlog.counts(line))
+                    worker.end(request.name, run_log.counts(line))
             yield outcome
 
 
@@ -207,9 +207,9 @@ def _all_there(request: SlideRequest, run: Run) -> bool:
 
 def _attempt(request: SlideRequest, run: Run) -> str:
     """Return 16 hex digits of what decides whether trying again can end otherwise."""
-    mask = None if request.mask is None else [runlog.absolute(request.mask), _size_and_time(request.mask)]
+    mask = None if request.mask is None else [run_log.absolute(request.mask), _size_and_time(request.mask)]
     path = request.path
-    facts = [runlog.absolute(path), _size_and_time(path), request.mpp, mask, asdict(run.settings)]
+    facts = [run_log.absolute(path), _size_and_time(path), request.mpp, mask, asdict(run.settings)]
     for model in run.models:
         facts += [model.bundle.digest, model.backend.name, model.backend.precision, model.backend.batch]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

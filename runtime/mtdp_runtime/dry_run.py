@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mtdp_runtime import runlog
 from mtdp_runtime.errors import RuntimeFailure, SlideError
 from mtdp_runtime.estimate import read_seconds
 from mtdp_runtime.opening import MaskRefused, begin_look, mask_of, open_requested
 from mtdp_runtime.outcome import Outcome, failed, log_line, unforeseen
 from mtdp_runtime.plan import ExtractSettings, Plan, make_plan
 from mtdp_runtime.slides import SlideRequest
+from mtdp_runtime.store import run_log
 from mtdp_runtime.watchdog import Worker
 
 
@@ -33,7 +33,7 @@ def plan_slides(
         begin_look(request, worker)
         planned = _plan(request, tile_px, settings, cost, worker)
         if worker is not None:
-            worker.end(request.name, runlog.counts(log_line(planned[0])) | planned[2])
+            worker.end(request.name, run_log.counts(log_line(planned[0])) | planned[2])
         yield planned
 
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.buffers import Batch, Buffers, Stopped
 from mtdp_runtime.errors import BackendError, TileUnreadable
-from mtdp_runtime.layout import TileStatus
 from mtdp_runtime.read import read_tile
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.times import BadTiles, RunTimes, StageTime
 
 Progress = Callable[[int], None]

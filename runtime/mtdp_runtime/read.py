@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.layout import TileStatus
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.store.layout import TileStatus
 
 
 def read_tile(slide: Slide, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> tuple[TileStatus, str]:

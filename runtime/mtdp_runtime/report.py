@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable
-from mtdp_runtime.layout import TileStatus
 from mtdp_runtime.outcome import Outcome
 from mtdp_runtime.plan import Plan
+from mtdp_runtime.store.layout import TileStatus
 
 _SIDE_PX: Final = 1100
 _PCA_ROWS: Final = 20_000

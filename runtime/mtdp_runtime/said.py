@@ -9,13 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mtdp_runtime import estimate, runlog
+from mtdp_runtime import estimate
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort import Listeners
 from mtdp_runtime.console import printable, tile_progress
 from mtdp_runtime.outcome import Outcome, log_line
 from mtdp_runtime.plan import Plan
+from mtdp_runtime.store import run_log
 
 
 def say_model(bundle: Bundle, engine: Backend, reason: str) -> None:
@@ -60,7 +61,7 @@ def say_outcomes(
     lines = list(settled)
     for outcome in outcomes:
         bars.close()
-        lines.append(runlog.counts(log_line(outcome)))
+        lines.append(run_log.counts(log_line(outcome)))
         _say_outcome(outcome, f"[{len(lines)}/{slides}] " if slides > 1 else "", as_json)
     statuses = [line["status"] for line in lines]
     failures, elsewhere = statuses.count("failed"), statuses.count("claimed")
@@ -68,7 +69,7 @@ def say_outcomes(
         others = f", {elsewhere} left to another run" if elsewhere else ""
         print(
             f"{slides - failures - elsewhere} of {slides} slides done, {failures} failed{others}; "
-            f"{runlog.totals(lines)}; see {printable(out / runlog.NAME)}"
+            f"{run_log.totals(lines)}; see {printable(out / run_log.NAME)}"
         )
     return failures
 
@@ -126,7 +127,7 @@ def say_plans(
     """Say what `plan_slides` finds of each slide, for tiles at `mpp` µm a pixel; the rest is as in `say_outcomes`."""
     lines = list(settled)
     for outcome, plan, costs in plans:
-        lines.append(runlog.counts(log_line(outcome)) | costs)
+        lines.append(run_log.counts(log_line(outcome)) | costs)
         _say_plan(outcome, plan, costs, mpp, as_json)
     if slides > 1 and not as_json:
         print(estimate.total(lines))

@@ -14,7 +14,7 @@ from mtdp_runtime.backends import Backend, choose
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.check import Check
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.store import FeatureStore
+from mtdp_runtime.store.writer import FeatureStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,8 +143,8 @@ def test_a_disk_that_fills_while_rows_are_written_keeps_those_before(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return pwrite(*arguments)
         os.pwrite = fills
-        import mtdp_runtime.store
-        mtdp_runtime.store._SYNC_EVERY_S = -1
+        import mtdp_runtime.store.writer
+        mtdp_runtime.store.writer._SYNC_EVERY_S = -1
     """
     options = [make_slide("a.tiff"), "--model", tiny_bundle, "--out", tmp_path / "o", "--batch", 4]
     code, _, errors = extract(*options, prepare=full)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from mtdp_runtime.formats.pieces import PlacedMask, piece_of_tiles, pieces
-from mtdp_runtime.layout import MASK
+from mtdp_runtime.store.layout import MASK
 
 _ROWS: Final = 4096
 

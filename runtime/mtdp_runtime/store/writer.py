@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable, StoreError
-from mtdp_runtime.layout import Layout, TileStatus, attribute, copy_good_rows, create_file, fingerprint, places_of
-from mtdp_runtime.undo import restore_structure, save_structure, sync_folder
+from mtdp_runtime.store.journal import restore_structure, save_structure, sync_folder
+from mtdp_runtime.store.layout import Layout, TileStatus, attribute, copy_good_rows, create_file, fingerprint, places_of
 
 _SYNC_EVERY_S: Final = 5.0
 # What h5py raises on a file that is damaged, of another kind, or on a disk that is full.
