@@ -63,7 +63,7 @@ from pathlib import Path
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
 from mtdp_runtime.extraction import extract_slide
-from mtdp_runtime.plan import ExtractSettings
+from mtdp_runtime.tiling.plan import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 
 imported_s = time.time() - start_s

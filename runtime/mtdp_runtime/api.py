@@ -16,10 +16,10 @@ from mtdp_runtime.extraction import writable_folder
 from mtdp_runtime.formats import check_formats
 from mtdp_runtime.opening import check_masks
 from mtdp_runtime.outcome import Outcome
-from mtdp_runtime.plan import ExtractSettings, Plan
 from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slides import list_slides
 from mtdp_runtime.staging import Staging
+from mtdp_runtime.tiling.plan import ExtractSettings, Plan
 from mtdp_runtime.together import checked, folders, load_models
 
 OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles

@@ -22,8 +22,8 @@ from mtdp_runtime.errors import UsageError
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.plan import ExtractSettings, Plan
     from mtdp_runtime.slide import Slide
+    from mtdp_runtime.tiling.plan import ExtractSettings, Plan
 
 _FROM_SHARED = "reading and inferring on the same cores"
 _FROM_APART = "the slower of reading on the cores and inferring on the GPU"
@@ -68,8 +68,8 @@ def bench(
     """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.demo import write_demo_slide
-    from mtdp_runtime.plan import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
+    from mtdp_runtime.tiling.plan import ExtractSettings
 
     bundle = load_bundle(model if model is not None else default_bundle_path())
     settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)
@@ -102,7 +102,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the median tiles/s of each stage asked for, with what they were measured on."""
     from mtdp_runtime.backends import load
-    from mtdp_runtime.plan import make_plan
+    from mtdp_runtime.tiling.plan import make_plan
 
     plan = make_plan(slide, bundle.manifest.tile_px, settings)
     if not len(plan.kept):

@@ -20,8 +20,8 @@ from mtdp_runtime.formats import check_formats
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.plan import ExtractSettings
     from mtdp_runtime.slides import SlideRequest
+    from mtdp_runtime.tiling.plan import ExtractSettings
     from mtdp_runtime.watchdog import Worker
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -18,11 +18,11 @@ from mtdp_runtime.extraction import extract_targets, writable_folder
 from mtdp_runtime.formats import derive
 from mtdp_runtime.opening import MaskRefused, mask_of, open_requested
 from mtdp_runtime.outcome import Outcome, failed, log_line, unforeseen
-from mtdp_runtime.plan import ExtractSettings, Plan
 from mtdp_runtime.report import write_report
 from mtdp_runtime.slides import SlideRequest
 from mtdp_runtime.staging import Staging
 from mtdp_runtime.store import run_log
+from mtdp_runtime.tiling.plan import ExtractSettings, Plan
 from mtdp_runtime.together import Model, Target, folders
 from mtdp_runtime.watchdog import Worker
 

@@ -12,8 +12,8 @@ import numpy as np
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle.manifest import Manifest
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.plan import ExtractSettings, Plan
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.tiling.plan import ExtractSettings, Plan
 
 _LEAST_S: Final = 1.0  # of measuring the engine
 _MOST_BATCHES: Final = 50

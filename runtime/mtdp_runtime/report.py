@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.outcome import Outcome
-from mtdp_runtime.plan import Plan
 from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.tiling.plan import Plan
 
 _SIDE_PX: Final = 1100
 _PCA_ROWS: Final = 20_000

@@ -15,8 +15,8 @@ from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort import Listeners
 from mtdp_runtime.console import printable, tile_progress
 from mtdp_runtime.outcome import Outcome, log_line
-from mtdp_runtime.plan import Plan
 from mtdp_runtime.store import run_log
+from mtdp_runtime.tiling.plan import Plan
 
 
 def say_model(bundle: Bundle, engine: Backend, reason: str) -> None:

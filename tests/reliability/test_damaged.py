@@ -21,7 +21,7 @@ from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tiff_check import check_tiff
 from mtdp_runtime.slide.tile_jpeg import decode_tile
-from mtdp_runtime.tissue import TissueSettings, find_tissue
+from mtdp_runtime.tiling.tissue import TissueSettings, find_tissue
 from support import stained
 
 

@@ -18,9 +18,9 @@ from mtdp_runtime.bundle import load_bundle, write_manifest
 from mtdp_runtime.bundle.manifest import Head
 from mtdp_runtime.check import Check, check_rows
 from mtdp_runtime.estimate import engine_speed, output_bytes
-from mtdp_runtime.plan import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide
+from mtdp_runtime.tiling.plan import ExtractSettings
 from support import TILE_PX, extract, write_tiny_bundle
 
 

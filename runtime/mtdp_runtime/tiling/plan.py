@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.grid import Grid, make_grid
-from mtdp_runtime.mask import GivenMask
 from mtdp_runtime.slide import Slide, SlideInfo, level_for
-from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
+from mtdp_runtime.tiling.given_mask import GivenMask
+from mtdp_runtime.tiling.grid import Grid, make_grid
+from mtdp_runtime.tiling.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
 
 OnBadTile = Literal["nan", "drop", "fail"]
 FeaturesDtype = Literal["float32", "float16"]

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.grid import Grid
-from mtdp_runtime.mask import GivenMask, coverage
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.tiling.given_mask import GivenMask, coverage
+from mtdp_runtime.tiling.grid import Grid
 
 _LEAST_BLOCK_PX: Final = 32
 _MOST_SPLITS: Final = 128  # a damaged place takes about four; a slide damaged all over is not searched for ever
