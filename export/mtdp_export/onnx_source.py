@@ -36,7 +36,7 @@ from mtdp_export.onnx_file import (
     load_onnx,
 )
 from mtdp_export.typed import inner_graphs, name_nodes, nested_nodes
-from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
+from mtdp_runtime.backends.proof import FEATURES, MIN_COSINE, cosines
 
 _PREFIX: Final = "net/"
 Triple = tuple[float, float, float]

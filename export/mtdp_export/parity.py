@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
-from mtdp_runtime.bundle.manifest import Parity
-from mtdp_runtime.proof import (
+from mtdp_runtime.backends.proof import (
     FEATURES,
     MAX_LENGTH_ERROR,
     MAX_PROBABILITY_ERROR,
@@ -21,6 +20,7 @@ from mtdp_runtime.proof import (
     length_error,
     run_backend,
 )
+from mtdp_runtime.bundle.manifest import Parity
 
 NEIGHBOURS: Final = 5
 

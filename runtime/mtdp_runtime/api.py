@@ -10,10 +10,10 @@ from pathlib import Path
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
 from mtdp_runtime.cohort import Listeners, Run, extract_slides
-from mtdp_runtime.cores import usable_cores
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction import writable_folder
 from mtdp_runtime.formats import check_formats
+from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.opening import check_masks
 from mtdp_runtime.outcome import Outcome
 from mtdp_runtime.slide.scale import is_scale

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtdp_runtime.console import printable, run_app
-from mtdp_runtime.cores import count_or_auto, usable_cores
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.machine import count_or_auto, usable_cores
 
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend

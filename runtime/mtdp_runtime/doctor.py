@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mtdp_runtime.console import printable, run_app
-from mtdp_runtime.cores import usable_cores
+from mtdp_runtime.machine import usable_cores
 
 _PACKAGES: Final = (
     "onnxruntime",

@@ -9,8 +9,8 @@ import pytest
 
 from mtdp_runtime.backends import BACKENDS, backend_class, load
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.cores import auto_batch, count_or_auto, usable_cores
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.machine import auto_batch, count_or_auto, usable_cores
 from support import extract
 
 

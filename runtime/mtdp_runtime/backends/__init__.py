@@ -15,8 +15,8 @@ from mtdp_runtime.errors import BackendError, BackendUnavailable, BundleInvalid,
 
 # The ladder: `auto` climbs down it.
 BACKENDS: Final = {
-    "tensorrt": "mtdp_runtime.backends.tensorrt:TensorRT",
-    "tensorrt-rtx": "mtdp_runtime.backends.tensorrt:TensorRTRTX",
+    "tensorrt": "mtdp_runtime.backends.tensorrt.backend:TensorRT",
+    "tensorrt-rtx": "mtdp_runtime.backends.tensorrt.backend:TensorRTRTX",
     "onnxruntime-tensorrt": "mtdp_runtime.backends.onnxruntime:OnnxRuntimeTensorRT",
     "onnxruntime-cuda": "mtdp_runtime.backends.onnxruntime:OnnxRuntimeCuda",
     "openvino": "mtdp_runtime.backends.openvino:OpenVINO",

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, check_outputs, first_that_loads, lacking, variant_precisions
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.cores import auto_batch
 from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
+from mtdp_runtime.machine import auto_batch
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _GPU_HINT: Final = "pip uninstall onnxruntime onnxruntime-gpu, pip install 'mtdp[gpu]'"
@@ -117,7 +117,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     @classmethod
     def probe(cls) -> Probe:
-        from mtdp_runtime.trt.gpus import gpus
+        from mtdp_runtime.backends.gpus import gpus
 
         missing = []
         if not _installed("onnxruntime-gpu"):
@@ -159,7 +159,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
         """Load at one precision and prove it."""
         import onnxruntime
 
-        from mtdp_runtime.proof import replay
+        from mtdp_runtime.backends.proof import replay
 
         file = bundle.checked(bundle.variant(chosen).file)
         with redirect_stdout(sys.stderr):  # it prints what it does not find, and stdout may be JSON

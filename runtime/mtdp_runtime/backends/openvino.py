@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, check_outputs
-from mtdp_runtime.backends.compiled import compiled
+from mtdp_runtime.backends.openvino_cache import compiled
+from mtdp_runtime.backends.telemetry import import_openvino
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.cores import auto_batch
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.offline import import_openvino
+from mtdp_runtime.machine import auto_batch
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _DEPTH: Final = 2
@@ -80,8 +80,8 @@ class OpenVINO:
     @classmethod
     def _proven_bf16(cls, bundle: Bundle, batch: int, threads: int) -> Self:
         """Load in bf16 if this model, in bf16, on this machine, repeats its golden features; in fp32 otherwise."""
-        from mtdp_runtime.backends.remembered import recall, remember
-        from mtdp_runtime.proof import replay
+        from mtdp_runtime.backends.proof import replay
+        from mtdp_runtime.backends.proof_cache import recall, remember
 
         facts = (bundle.digest, "bf16", batch, threads, cls.probe().reason)
         found = recall(facts)

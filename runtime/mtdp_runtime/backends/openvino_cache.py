@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from mtdp_runtime.backends.remembered import place
+from mtdp_runtime.backends.proof_cache import place
 from mtdp_runtime.errors import BackendError
-from mtdp_runtime.trt.files import private_folder, read_with_digest, save_with_digest
+from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest
 
 # A larger model would take its size in memory twice, to save seconds of what is then a long run.
 _MOST_BYTES: Final = 128 << 20

@@ -17,13 +17,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mtdp_runtime.backends.gpus import Gpu, call
+from mtdp_runtime.backends.tensorrt.build import INPUT, started
+from mtdp_runtime.backends.tensorrt.engine_source import Plan
+from mtdp_runtime.backends.tensorrt.library import Log, says_out_of_memory
 from mtdp_runtime.bundle.engine_key import TENSORRT_RTX
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory, EngineRejected
-from mtdp_runtime.trt.build import INPUT, started
-from mtdp_runtime.trt.files import read_with_digest, save_with_digest
-from mtdp_runtime.trt.gpus import Gpu, call
-from mtdp_runtime.trt.library import Log, says_out_of_memory
-from mtdp_runtime.trt.obtain import Plan
+from mtdp_runtime.files import read_with_digest, save_with_digest
 
 _SLOTS: Final = 2
 

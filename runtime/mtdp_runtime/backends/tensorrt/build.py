@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mtdp_runtime.backends.tensorrt.library import LIBRARY, Log, says_out_of_memory
 from mtdp_runtime.bundle.engine_key import TENSORRT_RTX
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory
-from mtdp_runtime.trt.files import read_with_digest, save_with_digest
-from mtdp_runtime.trt.library import LIBRARY, Log, says_out_of_memory
+from mtdp_runtime.files import read_with_digest, save_with_digest
 
 INPUT: Final = "tiles"
 
@@ -56,7 +56,7 @@ def build_engine(library: str, onnx: Path, tile_px: int, options: BuildOptions, 
     trt = LIBRARY[library].load()
     log = Log(trt)
     if gpu is not None:
-        from mtdp_runtime.trt.gpus import select_gpu
+        from mtdp_runtime.backends.gpus import select_gpu
 
         select_gpu(gpu)
     # Each of these must outlive what it made: network and config die with the builder.

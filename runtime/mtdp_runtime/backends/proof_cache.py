@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from mtdp_runtime.backends.proof import Replayed
 from mtdp_runtime.errors import BackendError
-from mtdp_runtime.proof import Replayed
-from mtdp_runtime.trt.files import cache_folder, private_folder, read_with_digest, save_with_digest
+from mtdp_runtime.files import cache_folder, private_folder, read_with_digest, save_with_digest
 
 
 def recall(facts: Sequence[str | int]) -> Replayed | None:

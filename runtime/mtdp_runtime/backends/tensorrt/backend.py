@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, first_that_loads, lacking, variant_precisions
+from mtdp_runtime.backends.gpus import Gpu, gpus, load_cudart
+from mtdp_runtime.backends.tensorrt.build import BuildOptions, build_engine
+from mtdp_runtime.backends.tensorrt.cuda import CudaDevice
+from mtdp_runtime.backends.tensorrt.engine_source import obtain
+from mtdp_runtime.backends.tensorrt.library import LIBRARY
+from mtdp_runtime.backends.tensorrt.slots import Slots, open_all, with_room
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.engine_key import TENSORRT, TENSORRT_RTX, Wanted, number
 from mtdp_runtime.errors import BackendError, BackendUnavailable
-from mtdp_runtime.trt.build import BuildOptions, build_engine
-from mtdp_runtime.trt.cuda import CudaDevice
-from mtdp_runtime.trt.files import cache_folder
-from mtdp_runtime.trt.gpus import Gpu, gpus, load_cudart
-from mtdp_runtime.trt.library import LIBRARY
-from mtdp_runtime.trt.obtain import obtain
-from mtdp_runtime.trt.slots import Slots, open_all, with_room
+from mtdp_runtime.files import cache_folder
 
 _TURING: Final = (7, 5)
 _AMPERE: Final = (8, 0)
@@ -145,7 +145,7 @@ class TensorRT:
         Raises:
             BackendError: what comes out is not what the network computes.
         """
-        from mtdp_runtime.proof import replay
+        from mtdp_runtime.backends.proof import replay
 
         for _ in range(devices):
             shortfall = replay(self, bundle).shortfall(self.precision)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from mtdp_runtime.backends.tensorrt.build import Built
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.engine_key import EngineKey, Wanted, misfit
 from mtdp_runtime.errors import BundleDigestMismatch, EngineRejected
-from mtdp_runtime.trt.build import Built
-from mtdp_runtime.trt.files import private_folder, read_with_digest, save_with_digest
+from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest
 
 D = TypeVar("D")
 
