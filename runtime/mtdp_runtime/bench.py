@@ -183,8 +183,8 @@ def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
     """Read every tile once, nothing else, from a slide opened anew so that no decoded tile is left in its cache."""
     import numpy as np
 
-    from mtdp_runtime.buffers import RUN_TILES
-    from mtdp_runtime.read import read_tile
+    from mtdp_runtime.pipeline.buffers import RUN_TILES
+    from mtdp_runtime.pipeline.read import read_tile
     from mtdp_runtime.slide.open import open_slide
 
     coords = plan.coords

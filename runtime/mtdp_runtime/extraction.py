@@ -16,7 +16,7 @@ from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.check import Agreement, check_rows
 from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
 from mtdp_runtime.outcome import Outcome
-from mtdp_runtime.pipeline import run_pipeline
+from mtdp_runtime.pipeline.run import run_pipeline
 from mtdp_runtime.provenance import layout_of, made_of, run_attrs
 from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
 from mtdp_runtime.store.layout import TileStatus

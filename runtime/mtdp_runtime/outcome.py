@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mtdp_runtime.check import Agreement
 from mtdp_runtime.errors import RuntimeFailure
-from mtdp_runtime.times import RunTimes
+from mtdp_runtime.pipeline.timing import RunTimes
 
 Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed"]
 

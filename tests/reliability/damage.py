@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtdp_runtime.errors import RuntimeFailure
-from mtdp_runtime.read import read_tile
+from mtdp_runtime.pipeline.read import read_tile
 from mtdp_runtime.slide import reduction_for
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader

@@ -48,7 +48,7 @@ def statuses(out: Path) -> list[tuple[str, str]]:
 
 # A decoder that a slide called b crashes or hangs: it is reached as a real one is, from the reading threads.
 BAD_DECODER = """
-    import mtdp_runtime.slide.tiled_tiff as reader, os, signal, time, mtdp_runtime.pipeline as pipeline
+    import mtdp_runtime.slide.tiled_tiff as reader, os, signal, time, mtdp_runtime.pipeline.run as pipeline
     read_tile = pipeline.read_tile
     def bad(slide, *arguments):
         if slide.info.path.name.startswith("b"):
@@ -99,7 +99,7 @@ def test_a_signal_to_the_parent_ends_the_worker_and_leaves_a_partial(
     tiny_bundle: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
     slide = pyramid(stained(1024, 1024), tmp_path / "a.tiff", 0.5, 2, lossy=True)
-    slow = "import time, mtdp_runtime.pipeline as p\nr = p.read_tile\n"
+    slow = "import time, mtdp_runtime.pipeline.run as p\nr = p.read_tile\n"
     slow += "p.read_tile = lambda *a: (time.sleep(0.05), r(*a))[1]\nfrom mtdp_runtime.cli import main; main()"
     command = [sys.executable, "-c", slow, str(slide), "--model", str(tiny_bundle), "--out", str(tmp_path / "o")]
     process = subprocess.Popen([*command, "--threads", "1", "--batch", "4"], stderr=subprocess.PIPE, text=True)
@@ -164,7 +164,7 @@ def test_an_output_folder_that_is_removed_ends_the_run(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
     remove = f"""
-        import shutil, mtdp_runtime.pipeline as pipeline
+        import shutil, mtdp_runtime.pipeline.run as pipeline
         run = pipeline.run_pipeline
         import mtdp_runtime.extraction as e
         def removed(*arguments):
@@ -202,7 +202,7 @@ def test_a_slide_that_vanishes_fails_or_is_read_to_its_end(
 ) -> None:
     """On a local disk an open file stays; on a network share each further read fails. Here: no handle survives."""
     vanish = """
-        import os, mtdp_runtime.slide.tiled_tiff as fast, mtdp_runtime.pipeline as pipeline
+        import os, mtdp_runtime.slide.tiled_tiff as fast, mtdp_runtime.pipeline.run as pipeline
         read_tile, count = pipeline.read_tile, []
         def stale(slide, *arguments):
             count.append(1)

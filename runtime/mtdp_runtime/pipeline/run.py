@@ -19,12 +19,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.buffers import Batch, Buffers, Stopped
 from mtdp_runtime.errors import BackendError, TileUnreadable
-from mtdp_runtime.read import read_tile
+from mtdp_runtime.pipeline.buffers import Batch, Buffers, Stopped
+from mtdp_runtime.pipeline.read import read_tile
+from mtdp_runtime.pipeline.timing import BadTiles, RunTimes, StageTime
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.store.layout import TileStatus
-from mtdp_runtime.times import BadTiles, RunTimes, StageTime
 
 Progress = Callable[[int], None]
 T = TypeVar("T")

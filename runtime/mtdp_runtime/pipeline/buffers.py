@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mtdp_runtime.pipeline.timing import BadTiles, StageTime
 from mtdp_runtime.store.layout import TileStatus
-from mtdp_runtime.times import BadTiles, StageTime
 
 # Neighbouring tiles share compressed tiles: readers that take turns tile by tile wait for each other's decoding. With
 # 8 at a time two threads read an unaligned grid 1.9 times as fast as one by one (benchmarks/RESULTS.md).
