@@ -62,7 +62,7 @@ start_s = time.time()
 from pathlib import Path
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
-from mtdp_runtime.extraction import extract_slide
+from mtdp_runtime.extraction.extract import extract_slide
 from mtdp_runtime.tiling.plan import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mtdp_runtime.api import extract
     from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
     from mtdp_runtime.errors import RuntimeFailure
-    from mtdp_runtime.outcome import Outcome
+    from mtdp_runtime.extraction.outcome import Outcome
     from mtdp_runtime.slide import Slide, SlideInfo
     from mtdp_runtime.slide.open import open_slide
 
@@ -33,7 +33,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle",
-    "Outcome": "outcome",
+    "Outcome": "extraction.outcome",
     "RuntimeFailure": "errors",
     "Slide": "slide",
     "SlideInfo": "slide",

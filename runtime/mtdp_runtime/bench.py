@@ -235,7 +235,7 @@ def _extract_rate(
     last: dict[str, Any],
 ) -> float:
     """Run the pipeline, the file included; the tissue search is left out, as it is no stage of it."""
-    from mtdp_runtime.extraction import extract_slide
+    from mtdp_runtime.extraction.extract import extract_slide
     from mtdp_runtime.slide.open import open_slide
 
     path = folder / "bench.h5"

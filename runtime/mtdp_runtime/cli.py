@@ -187,12 +187,12 @@ def extract(
     from mtdp_runtime.api import shared_settings
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.cohort import Run, extract_slides
-    from mtdp_runtime.extraction import writable_folder
+    from mtdp_runtime.extraction.extract import writable_folder
+    from mtdp_runtime.extraction.models import checked, folders, load_models
     from mtdp_runtime.opening import check_masks
     from mtdp_runtime.said import bars_of, say_outcomes
     from mtdp_runtime.slides import list_slides, shard_of
     from mtdp_runtime.staging import Staging
-    from mtdp_runtime.together import checked, folders, load_models
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.

@@ -14,16 +14,16 @@ from typing import Any
 
 from mtdp_runtime.claims import Claim, Held, claim, seems_held
 from mtdp_runtime.errors import BackendError, ClaimLost, SlideError, StoreError, UsageError
-from mtdp_runtime.extraction import extract_targets, writable_folder
+from mtdp_runtime.extraction.extract import extract_targets, writable_folder
+from mtdp_runtime.extraction.models import Model, Target, folders
+from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive
 from mtdp_runtime.opening import MaskRefused, mask_of, open_requested
-from mtdp_runtime.outcome import Outcome, failed, log_line, unforeseen
-from mtdp_runtime.report import write_report
+from mtdp_runtime.report.slide import write_report
 from mtdp_runtime.slides import SlideRequest
 from mtdp_runtime.staging import Staging
 from mtdp_runtime.store import run_log
 from mtdp_runtime.tiling.plan import ExtractSettings, Plan
-from mtdp_runtime.together import Model, Target, folders
 from mtdp_runtime.watchdog import Worker
 
 

@@ -93,7 +93,7 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.demo import write_demo_slide
     from mtdp_runtime.errors import BackendError, UsageError
-    from mtdp_runtime.extraction import extract_slide
+    from mtdp_runtime.extraction.extract import extract_slide
     from mtdp_runtime.slide.open import open_slide
     from mtdp_runtime.tiling.plan import ExtractSettings
 

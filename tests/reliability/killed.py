@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtdp_runtime import claims, cohort
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.slides import SlideRequest
 from mtdp_runtime.store import writer as store
 from mtdp_runtime.tiling.plan import ExtractSettings
-from mtdp_runtime.together import Model
 from support import pyramid, stained, write_tiny_bundle
 
 

@@ -166,7 +166,7 @@ def test_an_output_folder_that_is_removed_ends_the_run(
     remove = f"""
         import shutil, mtdp_runtime.pipeline.run as pipeline
         run = pipeline.run_pipeline
-        import mtdp_runtime.extraction as e
+        import mtdp_runtime.extraction.extract as e
         def removed(*arguments):
             shutil.rmtree({str(tmp_path / "o")!r})
             return run(*arguments)

@@ -23,12 +23,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from denied import run_without
-from mtdp_runtime import console, report
+from mtdp_runtime import console
 from mtdp_runtime.backends.proof import load_golden
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.bundle.onnx_check import check_model_file
 from mtdp_runtime.console import print_error, printable
 from mtdp_runtime.errors import BundleInvalid, SlideUnreadable
+from mtdp_runtime.report import slide as report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -237,7 +238,7 @@ def test_a_report_shows_names_and_metadata_as_text(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
     from mtdp_runtime.backends.onnxruntime import OnnxRuntime
-    from mtdp_runtime.extraction import extract_slide
+    from mtdp_runtime.extraction.extract import extract_slide
     from mtdp_runtime.slide.open import open_slide
     from mtdp_runtime.tiling.plan import ExtractSettings
 

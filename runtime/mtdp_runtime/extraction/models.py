@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Backend, choose
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.check import Check
 from mtdp_runtime.errors import BackendError, UsageError
+from mtdp_runtime.extraction.check import Check
 from mtdp_runtime.store.writer import FeatureStore
 
 

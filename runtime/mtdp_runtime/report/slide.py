@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable
-from mtdp_runtime.outcome import Outcome
+from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.tiling.plan import Plan
 

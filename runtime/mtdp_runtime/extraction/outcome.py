@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mtdp_runtime.check import Agreement
 from mtdp_runtime.errors import RuntimeFailure
+from mtdp_runtime.extraction.check import Agreement
 from mtdp_runtime.pipeline.timing import RunTimes
 
 Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed"]

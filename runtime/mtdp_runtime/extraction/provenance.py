@@ -9,13 +9,13 @@ from typing import Any
 
 import mtdp_runtime
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.extraction.models import Target
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes
 from mtdp_runtime.slide import SlideInfo, resampling_of
 from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.plan import ExtractSettings, Plan
-from mtdp_runtime.together import Target
 
 
 def made_of(

@@ -13,18 +13,18 @@ from typing import Any, Final
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.proof import MIN_COSINE
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.check import Agreement, check_rows
 from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
-from mtdp_runtime.outcome import Outcome
+from mtdp_runtime.extraction.check import Agreement, check_rows
+from mtdp_runtime.extraction.models import JoinedEngines, JoinedStores, Model, Target
+from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.extraction.provenance import layout_of, made_of, run_attrs
 from mtdp_runtime.pipeline.run import run_pipeline
-from mtdp_runtime.provenance import layout_of, made_of, run_attrs
 from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.writer import FeatureStore, differences, remove_leftovers
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.grid import known_mpp
 from mtdp_runtime.tiling.plan import ExtractSettings, Plan, make_plan, why_empty
-from mtdp_runtime.together import JoinedEngines, JoinedStores, Model, Target
 
 OnPlan = Callable[[Plan, int], None]  # what will be computed, and how many of its tiles an earlier run did
 
