@@ -20,9 +20,9 @@ from mtdp_runtime.machine import count_or_auto, usable_cores
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.slides import SlideRequest
+    from mtdp_runtime.cohort.requests import SlideRequest
+    from mtdp_runtime.cohort.watchdog import Worker
     from mtdp_runtime.tiling.plan import ExtractSettings
-    from mtdp_runtime.watchdog import Worker
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -170,7 +170,7 @@ def extract(
     A run that was stopped goes on where it was; a file that is complete is left alone. Exit code 0: all done;
     1: some slide failed, the others are done; 2: wrong usage.
     """
-    from mtdp_runtime.watchdog import supervise
+    from mtdp_runtime.cohort.watchdog import supervise
 
     named = list(slides or [])
     if not named and not demo:
@@ -186,13 +186,13 @@ def extract(
 
     from mtdp_runtime.api import shared_settings
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
-    from mtdp_runtime.cohort import Run, extract_slides
+    from mtdp_runtime.cohort.local import Run, extract_slides
+    from mtdp_runtime.cohort.preflight import check_masks
+    from mtdp_runtime.cohort.requests import list_slides, shard_of
+    from mtdp_runtime.cohort.staging import Staging
     from mtdp_runtime.extraction.extract import writable_folder
     from mtdp_runtime.extraction.models import checked, folders, load_models
-    from mtdp_runtime.opening import check_masks
     from mtdp_runtime.said import bars_of, say_outcomes
-    from mtdp_runtime.slides import list_slides, shard_of
-    from mtdp_runtime.staging import Staging
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
@@ -307,8 +307,8 @@ def _dry_run(
     worker: Worker,
 ) -> int:
     """Plan all slides; return how many failed."""
-    from mtdp_runtime import estimate
-    from mtdp_runtime.dry_run import plan_slides
+    from mtdp_runtime.cohort import estimate
+    from mtdp_runtime.cohort.dry_run import plan_slides
     from mtdp_runtime.errors import BackendError
     from mtdp_runtime.said import say_plans
 

@@ -30,11 +30,12 @@ import onnxruntime  # noqa: F401  (imported before the fork, so that each trial 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mtdp_runtime import claims, cohort
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.cohort import claims
+from mtdp_runtime.cohort import local as cohort
+from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.extraction.models import Model
-from mtdp_runtime.slides import SlideRequest
 from mtdp_runtime.store import writer as store
 from mtdp_runtime.tiling.plan import ExtractSettings
 from support import pyramid, stained, write_tiny_bundle

@@ -15,9 +15,9 @@ from pathlib import Path
 import h5py
 import pytest
 
-from mtdp_runtime import claims
-from mtdp_runtime.claims import Claim, Held, claim
-from mtdp_runtime.slides import SlideRequest, shard_of
+from mtdp_runtime.cohort import claims
+from mtdp_runtime.cohort.claims import Claim, Held, claim
+from mtdp_runtime.cohort.requests import SlideRequest, shard_of
 from support import pyramid, stained
 
 

@@ -324,7 +324,7 @@ def test_a_name_that_is_no_text_is_a_slide_like_any_other(
 
 # A slide called b ends the process, or hangs it, when it is opened.
 BAD_TO_OPEN = """
-    import mtdp_runtime.opening as opening, os, signal, time
+    import mtdp_runtime.cohort.preflight as opening, os, signal, time
     open_slide = opening.open_slide
     def bad(path, *arguments):
         if path.name.startswith("b"):
@@ -363,15 +363,18 @@ def test_a_dry_run_survives_it_too_and_writes_nothing(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
     slides = [make_slide(f"{name}.tiff") for name in "abcd"]
-    unforeseen = "\n    import mtdp_runtime.dry_run as dry_run\n    make_plan = dry_run.make_plan\n" + textwrap.indent(
-        textwrap.dedent("""
+    unforeseen = (
+        "\n    import mtdp_runtime.cohort.dry_run as dry_run\n    make_plan = dry_run.make_plan\n"
+        + textwrap.indent(
+            textwrap.dedent("""
             def odd(slide, *arguments):
                 if slide.info.path.name.startswith("c"):
                     raise ZeroDivisionError("nobody thought of this")
                 return make_plan(slide, *arguments)
             dry_run.make_plan = odd
         """),
-        "    ",
+            "    ",
+        )
     )
     options = (*slides, "--model", tiny_bundle, "--out", tmp_path / "o", "--dry-run")
     code, said, errors = extract(*options, prepare=CRASH + unforeseen)
@@ -393,7 +396,7 @@ def test_a_mask_that_vanishes_fails_its_slide_alone_and_is_tried_again(
     shutil.copy(tmp_path / "m.geojson", own)
     manifest.write_text("slide,mask\na.tiff,own.geojson\nb.tiff,m.geojson\n")
     vanish = f"""
-        import mtdp_runtime.opening as opening, pathlib
+        import mtdp_runtime.cohort.preflight as opening, pathlib
         check_masks = opening.check_masks
         def looked(*arguments):
             check_masks(*arguments)
@@ -417,7 +420,7 @@ def test_a_slide_that_could_not_be_opened_when_masks_were_looked_at_is_checked_a
     corners = [[0, 0], [9000, 0], [9000, 9000], [0, 9000], [0, 0]]
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
     away = """
-        import mtdp_runtime.opening as opening
+        import mtdp_runtime.cohort.preflight as opening
         open_slide, calls = opening.open_slide, []
         def later(*arguments):
             calls.append(1)

@@ -16,7 +16,7 @@ import pytest
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle, write_manifest
 from mtdp_runtime.bundle.manifest import Head
-from mtdp_runtime.estimate import engine_speed, output_bytes
+from mtdp_runtime.cohort.estimate import engine_speed, output_bytes
 from mtdp_runtime.extraction.check import Check, check_rows
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide

@@ -16,9 +16,9 @@ import pytest
 
 import mtdp_runtime
 from mtdp_runtime import bench
+from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.console import tile_progress
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.slides import list_slides
 from support import damage_tile, extract, one_error, pyramid, stained
 
 
@@ -432,7 +432,7 @@ class TestFailuresThatAreNotTheSlides:
         self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
     ) -> None:
         code = (
-            "import mtdp_runtime.cohort as cohort\n"
+            "import mtdp_runtime.cohort.local as cohort\n"
             "def fails(*arguments): raise ValueError('this format cannot hold it')\n"
             "cohort.derive = fails\n"
             "from mtdp_runtime.cli import main; main()"

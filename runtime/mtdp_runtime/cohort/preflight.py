@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.staging import StagedSlide
+from mtdp_runtime.cohort.watchdog import Worker
 from mtdp_runtime.errors import RuntimeFailure, UsageError
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.watched import WatchedSlide
-from mtdp_runtime.slides import SlideRequest
-from mtdp_runtime.staging import StagedSlide
 from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
-from mtdp_runtime.watchdog import Worker
 
 
 def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None]) -> WatchedSlide:

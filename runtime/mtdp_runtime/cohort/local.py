@@ -12,19 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtdp_runtime.claims import Claim, Held, claim, seems_held
+from mtdp_runtime.cohort.claims import Claim, Held, claim, seems_held
+from mtdp_runtime.cohort.preflight import MaskRefused, mask_of, open_requested
+from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.staging import Staging
+from mtdp_runtime.cohort.watchdog import Worker
 from mtdp_runtime.errors import BackendError, ClaimLost, SlideError, StoreError, UsageError
 from mtdp_runtime.extraction.extract import extract_targets, writable_folder
 from mtdp_runtime.extraction.models import Model, Target, folders
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive
-from mtdp_runtime.opening import MaskRefused, mask_of, open_requested
 from mtdp_runtime.report.slide import write_report
-from mtdp_runtime.slides import SlideRequest
-from mtdp_runtime.staging import Staging
 from mtdp_runtime.store import run_log
 from mtdp_runtime.tiling.plan import ExtractSettings, Plan
-from mtdp_runtime.watchdog import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from mtdp_runtime.cohort.estimate import read_seconds
+from mtdp_runtime.cohort.preflight import MaskRefused, begin_look, mask_of, open_requested
+from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.watchdog import Worker
 from mtdp_runtime.errors import RuntimeFailure, SlideError
-from mtdp_runtime.estimate import read_seconds
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
-from mtdp_runtime.opening import MaskRefused, begin_look, mask_of, open_requested
-from mtdp_runtime.slides import SlideRequest
 from mtdp_runtime.store import run_log
 from mtdp_runtime.tiling.plan import ExtractSettings, Plan, make_plan
-from mtdp_runtime.watchdog import Worker
 
 
 def plan_slides(
