@@ -23,7 +23,7 @@ from pathlib import Path
 import imagecodecs
 import tifffile
 
-from mtdp_runtime.demo import demo_image
+from mtdp_runtime.commands.demo_slide import demo_image
 
 TILE = 256
 

@@ -133,7 +133,14 @@ def test_two_processes_do_each_slide_once(tiny_bundle: Path, tmp_path: Path, opt
     folder.mkdir()
     for number in range(12):
         pyramid(stained(384, 512, number), folder / f"s{number}.tiff", 0.5, 2, lossy=True)
-    program = [sys.executable, "-c", "from mtdp_runtime.cli import main; main()", str(folder), "--out", str(out)]
+    program = [
+        sys.executable,
+        "-c",
+        "from mtdp_runtime.commands.extract import main; main()",
+        str(folder),
+        "--out",
+        str(out),
+    ]
     program += ["--model", str(tiny_bundle), "--no-report", "--json", "--backend", "onnxruntime", "--threads", "1"]
     both = [
         subprocess.Popen([*program, *(o.format(part) for o in options)], stdout=subprocess.PIPE, text=True)

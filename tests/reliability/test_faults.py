@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 def extract(*arguments: object, prepare: str = "", limit: Callable[[], None] | None = None) -> tuple[int, str, str]:
     """Run the command in a process of its own, after some lines of code that inject a fault into it."""
-    code = f"{textwrap.dedent(prepare)}\nfrom mtdp_runtime.cli import main; main()"
+    code = f"{textwrap.dedent(prepare)}\nfrom mtdp_runtime.commands.extract import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments), "--no-report", "--backend", "onnxruntime", "--threads", "1"],
         capture_output=True,
@@ -100,7 +100,9 @@ def test_a_signal_to_the_parent_ends_the_worker_and_leaves_a_partial(
 ) -> None:
     slide = pyramid(stained(1024, 1024), tmp_path / "a.tiff", 0.5, 2, lossy=True)
     slow = "import time, mtdp_runtime.pipeline.run as p\nr = p.read_tile\n"
-    slow += "p.read_tile = lambda *a: (time.sleep(0.05), r(*a))[1]\nfrom mtdp_runtime.cli import main; main()"
+    slow += (
+        "p.read_tile = lambda *a: (time.sleep(0.05), r(*a))[1]\nfrom mtdp_runtime.commands.extract import main; main()"
+    )
     command = [sys.executable, "-c", slow, str(slide), "--model", str(tiny_bundle), "--out", str(tmp_path / "o")]
     process = subprocess.Popen([*command, "--threads", "1", "--batch", "4"], stderr=subprocess.PIPE, text=True)
     partial = tmp_path / "o" / ".a.h5.partial"

@@ -32,7 +32,7 @@ from mtdp_runtime.backends.onnxruntime import OnnxRuntime, OnnxRuntimeTensorRT, 
 from mtdp_runtime.backends.openvino import fast_bf16_units
 from mtdp_runtime.backends.tensorrt.library import LIBRARY, Library
 from mtdp_runtime.bundle import Bundle, load_bundle
-from mtdp_runtime.doctor import _self_test, conflicts
+from mtdp_runtime.commands.doctor import _self_test, conflicts
 from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
 
 GPU_RUNGS = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda")
@@ -259,7 +259,7 @@ class TestOnnxRuntimeNeverFallsBack:
 class TestDoctor:
     def test_prints_the_ladder_with_what_is_missing_and_the_line_that_brings_it(self) -> None:
         code = (
-            "from mtdp_runtime.doctor import _print; from mtdp_runtime.backends import probe_all\n"
+            "from mtdp_runtime.commands.doctor import _print; from mtdp_runtime.backends import probe_all\n"
             "from dataclasses import asdict\n"
             "probes = [asdict(p) for p in probe_all()]\n"
             "_print({'machine': '', 'openslide': '', 'packaged_model': '', 'backends': probes, 'self_test': {},"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtdp_runtime.cli import _target
 from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.commands.extract import _target
 from mtdp_runtime.errors import SlideUnreadable, UsageError
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import MAX_ANISOTROPY, ome_scale, scale_of, scale_of_tags

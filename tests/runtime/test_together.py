@@ -133,7 +133,7 @@ def test_files_that_were_left_at_different_rows_end_equal(
 def test_the_command_takes_several_models(
     named: Callable[..., Path], make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
-    code = "from mtdp_runtime.cli import main; main()"
+    code = "from mtdp_runtime.commands.extract import main; main()"
     options = ["--model", named("a"), "--model", named("b"), "--format", "pt", "--out", tmp_path / "o"]
     command = [sys.executable, "-c", code, *map(str, [make_slide(), *options])]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

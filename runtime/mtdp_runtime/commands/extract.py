@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.console import note, printable, run_app
+from mtdp_runtime.commands.console import note, printable, run_app
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.formats import check_formats
 from mtdp_runtime.machine import count_or_auto, usable_cores
@@ -190,9 +190,9 @@ def extract(
     from mtdp_runtime.cohort.preflight import check_masks
     from mtdp_runtime.cohort.requests import list_slides, shard_of
     from mtdp_runtime.cohort.staging import Staging
+    from mtdp_runtime.commands.output import bars_of, say_outcomes
     from mtdp_runtime.extraction.extract import writable_folder
     from mtdp_runtime.extraction.models import checked, folders, load_models
-    from mtdp_runtime.said import bars_of, say_outcomes
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
@@ -278,7 +278,7 @@ def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
 
 def _load(bundle: Bundle, batch: int | None, *, name: str, precision: str, threads: int, quiet: bool) -> Backend:
     from mtdp_runtime.backends import load
-    from mtdp_runtime.said import say_model
+    from mtdp_runtime.commands.output import say_model
 
     engine, reason = load(name, bundle, precision, batch, threads)
     if not quiet:
@@ -287,7 +287,7 @@ def _load(bundle: Bundle, batch: int | None, *, name: str, precision: str, threa
 
 
 def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:
-    from mtdp_runtime.demo import write_demo_slide
+    from mtdp_runtime.commands.demo_slide import write_demo_slide
 
     path = folder / "demo-slide.tiff"
     write_demo_slide(path)
@@ -309,8 +309,8 @@ def _dry_run(
     """Plan all slides; return how many failed."""
     from mtdp_runtime.cohort import estimate
     from mtdp_runtime.cohort.dry_run import plan_slides
+    from mtdp_runtime.commands.output import say_plans
     from mtdp_runtime.errors import BackendError
-    from mtdp_runtime.said import say_plans
 
     speeds: list[estimate.EngineSpeed] = []
     try:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mtdp_runtime.console import printable, run_app
+from mtdp_runtime.commands.console import printable, run_app
 from mtdp_runtime.machine import usable_cores
 
 _PACKAGES: Final = (
@@ -91,7 +91,7 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
 
     from mtdp_runtime.backends import backend_class, probe_all
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
-    from mtdp_runtime.demo import write_demo_slide
+    from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.errors import BackendError, UsageError
     from mtdp_runtime.extraction.extract import extract_slide
     from mtdp_runtime.slide.open import open_slide

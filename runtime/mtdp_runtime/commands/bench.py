@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.console import printable, run_app
+from mtdp_runtime.commands.console import printable, run_app
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.machine import count_or_auto, usable_cores
 
@@ -67,7 +67,7 @@ def bench(
 ) -> None:
     """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
-    from mtdp_runtime.demo import write_demo_slide
+    from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.slide.open import open_slide
     from mtdp_runtime.tiling.plan import ExtractSettings
 
