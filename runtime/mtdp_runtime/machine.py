@@ -1,4 +1,4 @@
-"""How many cores this process may use, and the options that say so."""
+"""What this machine is: the cores that this process may use, and what its CPU can."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import os
 from pathlib import Path
 from typing import Final
 
-from mtdp_runtime.errors import UsageError
-
-AUTO: Final = "auto"
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -27,24 +24,27 @@ def usable_cores(quota: Path = _QUOTA) -> int:
         return cores
 
 
-def auto_batch(threads: int) -> int:
-    """Return how many tiles a CPU takes at a time: two a thread, from 4 to 16.
+def fast_bf16_units(cpuinfo: str) -> str:
+    """Name what makes bf16 faster than fp32 on this CPU; empty where nothing does.
 
-    The rate hardly depends on it (benchmarks/RESULTS.md), but where it is small the first rows come sooner, and a slide
-    of three tiles costs less. It follows from the threads alone, and is not tuned: the last digits of a feature depend
-    on the company that its tile had, and the same command should give the same bytes.
+    Vector instructions (avx512_bf16) double the rate on AMD's CPUs. On Intel's they were slower than fp32, without AMX.
+    Measured: benchmarks/RESULTS.md.
     """
-    return max(4, min(16, 2 * threads))
+    words = set(cpuinfo.split())
+    if "amx_bf16" in words:
+        return "AMX matrix units"
+    return "AMD's vector units" if {"avx512_bf16", "AuthenticAMD"} <= words else ""
 
 
-def count_or_auto(option: str, text: str) -> int | None:
-    """Return the number that an option says; None for `auto`.
+def cpuinfo() -> str:
+    """Return what Linux says of the CPUs; empty elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
 
-    Raises:
-        UsageError: it is neither.
-    """
-    if text == AUTO:
-        return None
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise UsageError(f"{option} {text!r}: not a number", hint=f"A whole number from 1 on, or {AUTO}.")
-    return int(text)
+
+def this_cpu(cpuinfo: str) -> str:
+    """Return the lines that name the CPU and say what it can, each once; two of one name may differ in the latter."""
+    kinds = ("model name", "cpu part", "flags", "features")
+    return "\n".join(sorted({line for line in cpuinfo.splitlines() if line.lower().startswith(kinds)}))

@@ -29,11 +29,11 @@ from mtdp_runtime.backends import (
 )
 from mtdp_runtime.backends.gpus import Gpu
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime, OnnxRuntimeTensorRT, strict_session
-from mtdp_runtime.backends.openvino import fast_bf16_units
 from mtdp_runtime.backends.tensorrt.library import LIBRARY, Library
 from mtdp_runtime.bundle import Bundle, load_bundle
 from mtdp_runtime.commands.doctor import _self_test, conflicts
 from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
+from mtdp_runtime.machine import fast_bf16_units
 
 GPU_RUNGS = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda")
 

@@ -245,3 +245,13 @@ def check_outputs(bundle: Bundle, names: Collection[str]) -> None:
             raise BundleInvalid(
                 f"{bundle.path}: the model has no output {wanted} (it has {', '.join(names)})", "Export it again."
             )
+
+
+def auto_batch(threads: int) -> int:
+    """Return how many tiles a CPU takes at a time: two a thread, from 4 to 16.
+
+    The rate hardly depends on it (benchmarks/RESULTS.md), but where it is small the first rows come sooner, and a slide
+    of three tiles costs less. It follows from the threads alone, and is not tuned: the last digits of a feature depend
+    on the company that its tile had, and the same command should give the same bytes.
+    """
+    return max(4, min(16, 2 * threads))

@@ -17,10 +17,9 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe, check_outputs, first_that_loads, lacking, variant_precisions
+from mtdp_runtime.backends import Probe, auto_batch, check_outputs, first_that_loads, lacking, variant_precisions
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
-from mtdp_runtime.machine import auto_batch
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _GPU_HINT: Final = "pip uninstall onnxruntime onnxruntime-gpu, pip install 'mtdp[gpu]'"

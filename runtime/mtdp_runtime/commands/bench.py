@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtdp_runtime.commands.console import printable, run_app
+from mtdp_runtime.commands.options import count_or_auto
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.machine import count_or_auto, usable_cores
+from mtdp_runtime.machine import usable_cores
 
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
