@@ -34,7 +34,7 @@ from mtdp_export.verify import require_engine
 from mtdp_runtime.backends.proof import FEATURES, MIN_COSINE, cosines
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
 from mtdp_runtime.bundle.manifest import MANIFEST_NAME, PRECISIONS, Head, Manifest, Parity, Variant, Weights
-from mtdp_runtime.extraction.extract import writable_folder
+from mtdp_runtime.files import writable_folder
 
 _REFERENCE: Final = "onnxruntime"
 _GOLDEN_FILE: Final = "golden.npz"

@@ -14,9 +14,9 @@ from mtdp_runtime.cohort.preflight import check_masks
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.extraction.extract import writable_folder
 from mtdp_runtime.extraction.models import checked, folders, load_models
 from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.files import writable_folder
 from mtdp_runtime.formats import check_formats
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.slide.scale import is_scale

@@ -1,4 +1,4 @@
-"""Files that are code or steer code: kept in a folder that nobody else can write, each with its digest inside."""
+"""Folders that can be written; and files that are code or steer code, in a folder of one's own, digest inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from mtdp_runtime.errors import BackendError
+from mtdp_runtime.errors import BackendError, OutputUnwritable
 
 _DIGEST_BYTES = 65  # 64 hex digits and a line end
 
@@ -70,3 +70,20 @@ def read_with_digest(path: Path) -> tuple[bytes, str]:
     if whole[:_DIGEST_BYTES] != hashlib.sha256(content).hexdigest().encode() + b"\n":
         return b"", "it is damaged"
     return content, ""
+
+
+def writable_folder(folder: Path) -> None:
+    """Make the folder and prove that it can be written.
+
+    Raises:
+        OutputUnwritable: it cannot.
+    """
+    probe = folder / f".mtdp-{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputUnwritable(
+            f"{folder}: cannot be written: {error.strerror}", hint="Choose another folder with --out."
+        ) from error

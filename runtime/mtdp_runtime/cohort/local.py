@@ -18,9 +18,10 @@ from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import Worker
 from mtdp_runtime.errors import BackendError, ClaimLost, SlideError, StoreError, UsageError
-from mtdp_runtime.extraction.extract import extract_targets, writable_folder
+from mtdp_runtime.extraction.extract import extract_targets
 from mtdp_runtime.extraction.models import Model, Target, folders
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
+from mtdp_runtime.files import writable_folder
 from mtdp_runtime.formats import derive
 from mtdp_runtime.report.slide import write_report
 from mtdp_runtime.store import run_log

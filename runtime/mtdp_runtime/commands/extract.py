@@ -192,8 +192,8 @@ def extract(
     from mtdp_runtime.cohort.requests import list_slides, shard_of
     from mtdp_runtime.cohort.staging import Staging
     from mtdp_runtime.commands.output import bars_of, say_outcomes
-    from mtdp_runtime.extraction.extract import writable_folder
     from mtdp_runtime.extraction.models import checked, folders, load_models
+    from mtdp_runtime.files import writable_folder
 
     bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.

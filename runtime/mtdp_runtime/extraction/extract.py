@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from typing import Any, Final
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.proof import MIN_COSINE
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import FingerprintMismatch, OutputUnwritable, SlideUnreadable
+from mtdp_runtime.errors import FingerprintMismatch, SlideUnreadable
 from mtdp_runtime.extraction.check import Agreement, check_rows
 from mtdp_runtime.extraction.models import JoinedEngines, JoinedStores, Model, Target
 from mtdp_runtime.extraction.outcome import Outcome
@@ -186,20 +185,3 @@ def _is_done(path: Path, facts: dict[str, Any], overwrite: bool) -> bool:
         )
     remove_leftovers(path)
     return True
-
-
-def writable_folder(folder: Path) -> None:
-    """Make the folder and prove that it can be written.
-
-    Raises:
-        OutputUnwritable: it cannot.
-    """
-    probe = folder / f".mtdp-{os.getpid()}.probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise OutputUnwritable(
-            f"{folder}: cannot be written: {error.strerror}", hint="Choose another folder with --out."
-        ) from error
