@@ -4,54 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from mtdp_runtime.backends import Backend
+from mtdp_runtime.backends.speed import EngineSpeed
 from mtdp_runtime.bundle.manifest import Manifest
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.tiling.plan import ExtractSettings, Plan
 
-_LEAST_S: Final = 1.0  # of measuring the engine
-_MOST_BATCHES: Final = 50
 _READ_TILES: Final = 12
 _ROW_BYTES: Final = 16 + 1 + 4  # coords, status, tissue_fraction
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpeed:
-    """Tiles a second of the engine alone, and over how many that was measured."""
-
-    engine: str
-    tiles_per_s: float
-    tiles: int
-
-
-def engine_speed(backend: Backend, tile_px: int) -> EngineSpeed:
-    """Run tiles of noise for about a second, after one batch to warm up; batches overlap as they do in a run.
-
-    Raises:
-        BackendError: the engine fails.
-    """
-    batch = np.random.default_rng(0).integers(0, 256, (backend.batch, tile_px, tile_px, 3), np.uint8)
-    backend.result(backend.submit(batch))
-    waiting: list[int] = []
-    submitted = done = 0
-    start = time.perf_counter()
-    while not done or (time.perf_counter() - start < _LEAST_S and submitted < _MOST_BATCHES):
-        while len(waiting) < backend.depth:
-            waiting.append(backend.submit(batch))
-            submitted += 1
-        backend.result(waiting.pop(0))
-        done += 1
-    for ticket in waiting:
-        backend.result(ticket)
-        done += 1
-    tiles = done * backend.batch
-    return EngineSpeed(f"{backend.name}, {backend.precision}", tiles / (time.perf_counter() - start), tiles)
 
 
 def read_seconds(slide: Slide, plan: Plan) -> tuple[float, int]:

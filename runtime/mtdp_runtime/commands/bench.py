@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mtdp_runtime.backends.speed import infer_rate
 from mtdp_runtime.commands.console import printable, run_app
 from mtdp_runtime.commands.options import count_or_auto
 from mtdp_runtime.errors import UsageError
@@ -201,28 +202,6 @@ def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(threads)))
     return len(coords) / (time.perf_counter() - start)
-
-
-def infer_rate(engine: Backend, tiles: int, tile_px: int) -> float:
-    """Run the model on so many tiles of noise, after a batch to warm up, with nothing to wait for; return tiles/s.
-
-    Batches overlap as they do in a run. What is left of the tiles after whole batches is not run.
-    """
-    import numpy as np
-
-    shape = (engine.batch, tile_px, tile_px, 3)
-    batches = [np.random.default_rng(i).integers(0, 256, shape, np.uint8) for i in range(engine.depth)]
-    count = max(1, tiles // engine.batch)
-    engine.result(engine.submit(batches[0]))
-    tickets: list[int] = []
-    start = time.perf_counter()
-    for i in range(count):
-        if len(tickets) == engine.depth:
-            engine.result(tickets.pop(0))
-        tickets.append(engine.submit(batches[i % engine.depth]))
-    for ticket in tickets:
-        engine.result(ticket)
-    return count * engine.batch / (time.perf_counter() - start)
 
 
 def _extract_rate(
