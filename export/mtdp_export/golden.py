@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_export.errors import ExportUsageError
-from mtdp_runtime.backends.proof import TILES
+from mtdp_runtime.bundle.golden import TILES
 from mtdp_runtime.errors import SlideScaleUnknown
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.tiling.plan import ExtractSettings, make_plan

@@ -24,7 +24,7 @@ from mtdp.preprocess import Normalise, Preprocessing
 from mtdp_export.errors import ExportError
 from mtdp_export.onnx_file import LARGEST_BYTES
 from mtdp_export.typed import inner_graphs
-from mtdp_runtime.backends.proof import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES
 
 OPSET: Final = 20
 INPUT: Final = "tiles"

@@ -36,7 +36,8 @@ from mtdp_export.onnx_file import (
     load_onnx,
 )
 from mtdp_export.typed import inner_graphs, name_nodes, nested_nodes
-from mtdp_runtime.backends.proof import FEATURES, MIN_COSINE, cosines
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 
 _PREFIX: Final = "net/"
 Triple = tuple[float, float, float]

@@ -11,16 +11,10 @@ from numpy.typing import NDArray
 
 from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
-from mtdp_runtime.backends.proof import (
-    FEATURES,
-    MAX_LENGTH_ERROR,
-    MAX_PROBABILITY_ERROR,
-    MIN_COSINE,
-    cosines,
-    length_error,
-    run_backend,
-)
+from mtdp_runtime.backends.proof import run_backend
+from mtdp_runtime.bundle.golden import FEATURES
 from mtdp_runtime.bundle.manifest import Parity
+from mtdp_runtime.bundle.tolerance import MAX_LENGTH_ERROR, MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, length_error
 
 NEIGHBOURS: Final = 5
 

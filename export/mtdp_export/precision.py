@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.typed import KERNELS, LowType, kernel_names, to_low_type
-from mtdp_runtime.backends.proof import FEATURES, MIN_COSINE, cosines
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 
 # Of the distance to torch that a precision is allowed, the part that rounding may take; engines sum in other orders.
 _SHARE: Final = 0.5
@@ -106,12 +107,12 @@ def first_divergence(
                 flat = [values.reshape(len(some), -1).astype(np.float32) for values in (wanted[name], got[name])]
                 cosine = float(cosines(flat[0], flat[1]).min())
             if not cosine >= MIN_COSINE[precision]:
-                return f"the first layer that leaves the path is {_shown(node)}: cosine {cosine:.6f}"
+                return f"the first layer that leaves the path is {shown(node)}: cosine {cosine:.6f}"
             if cosine < worst:
-                worst, worst_at = cosine, _shown(node)
+                worst, worst_at = cosine, shown(node)
     return f"no single layer is far off, the distance adds up; the farthest is {worst_at}: cosine {worst:.6f}"
 
 
-def _shown(node: onnx.NodeProto) -> str:
+def shown(node: onnx.NodeProto) -> str:
     weights = [name for name in node.input[1:] if "." in name]
     return f"{node.op_type} {node.name}" + (f" ({weights[0]})" if weights else "")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mtdp_export.typed import EXACT
-from mtdp_runtime.backends.proof import TILES
+from mtdp_runtime.bundle.golden import TILES
 
 _LOW: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 

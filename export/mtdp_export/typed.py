@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mtdp_export.errors import ExportError, ParityFailure
-from mtdp_runtime.backends.proof import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES
 
 LowType = Literal["fp16", "bf16"]
 ONNX_TYPE: Final = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -16,8 +16,8 @@ from mtdp_export.parity import CannotRun, Comparison, Row, require
 from mtdp_export.precision import first_divergence, write_typed
 from mtdp_export.rounding import in_fp32
 from mtdp_export.verify import AS_TYPED, replay
-from mtdp_runtime.backends.proof import load_golden
 from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.bundle.manifest import Parity
 
 

@@ -16,8 +16,8 @@ from mtdp_export.isolated import isolated
 from mtdp_export.parity import CannotRun, Comparison, Refused, Row, compare, compare_outputs
 from mtdp_export.rounding import in_fp32, run
 from mtdp_runtime.backends import AUTO, Backend, backend_class, choose, probe_all
-from mtdp_runtime.backends.proof import golden_of
 from mtdp_runtime.bundle import Bundle, load_bundle
+from mtdp_runtime.bundle.golden import golden_of
 from mtdp_runtime.bundle.manifest import PRECISIONS
 from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.machine import usable_cores

@@ -31,9 +31,10 @@ from mtdp_export.schema import check_schema
 from mtdp_export.source import Source, weights_digest
 from mtdp_export.variants import Made, make_variant, model_file, prove
 from mtdp_export.verify import require_engine
-from mtdp_runtime.backends.proof import FEATURES, MIN_COSINE, cosines
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle.golden import FEATURES
 from mtdp_runtime.bundle.manifest import MANIFEST_NAME, PRECISIONS, Head, Manifest, Parity, Variant, Weights
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 from mtdp_runtime.files import writable_folder
 
 _REFERENCE: Final = "onnxruntime"

@@ -27,9 +27,10 @@ from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Probe
 from mtdp_runtime.backends.openvino import OpenVINO
-from mtdp_runtime.backends.proof import Replayed, load_golden, replay
+from mtdp_runtime.backends.proof import Replayed, replay
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle
 from mtdp_runtime.bundle.engine_key import EngineKey
+from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.bundle.manifest import Engine, FileRef, Parity
 from mtdp_runtime.errors import BundleDigestMismatch
 from support import pyramid, stained

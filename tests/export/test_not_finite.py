@@ -27,8 +27,8 @@ from mtdp_export.typed import name_nodes, to_low_type
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Probe
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
-from mtdp_runtime.backends.proof import load_golden
 from mtdp_runtime.bundle import file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.bundle.manifest import Variant
 from mtdp_runtime.errors import BundleInvalid
 from support import write_tiny_bundle

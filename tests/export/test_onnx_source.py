@@ -20,8 +20,8 @@ from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.onnx_source import Declared, open_onnx, wrap_onnx
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
-from mtdp_runtime.backends.proof import load_golden
 from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.bundle.golden import load_golden
 from support import extract, pyramid, stained
 
 PX = 32

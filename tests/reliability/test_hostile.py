@@ -23,8 +23,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from denied import run_without
-from mtdp_runtime.backends.proof import load_golden
 from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.bundle.onnx_check import check_model_file
 from mtdp_runtime.commands import console
 from mtdp_runtime.commands.console import print_error, printable

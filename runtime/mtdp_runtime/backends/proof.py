@@ -2,94 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import zipfile
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.bundle.golden import FEATURES, golden_of, shown
+from mtdp_runtime.bundle.tolerance import MAX_LENGTH_ERROR, MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, length_error
 from mtdp_runtime.errors import BundleInvalid
-
-# The smallest cosine between an engine's features and torch's that a precision may have, over all golden tiles.
-MIN_COSINE: Final = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.9999, "int8": 0.99}
-# A cosine is blind to length: a sum in place of a mean, or features scaled to 1, would pass. By as much as a precision
-# may turn a vector it may stretch it.
-MAX_LENGTH_ERROR: Final = {name: math.sqrt(2 * (1 - cosine)) for name, cosine in MIN_COSINE.items()}
-# The largest difference that a probability may have. A cosine says little of two or three numbers that sum to 1.
-MAX_PROBABILITY_ERROR: Final = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.1}
-_MOST_GOLDEN_BYTES: Final = 1 << 30
-TILES: Final = "tiles"
-FEATURES: Final = "features"
-
-
-def load_golden(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
-    """Read golden.npz: the tiles, and by name the outputs that torch gave for them.
-
-    Raises:
-        BundleInvalid: it is no such file.
-    """
-    try:
-        # An array's header says its shape before its data are read: what it promises must be in the file.
-        with zipfile.ZipFile(path) as members:
-            promised_bytes = sum(member.file_size for member in members.infolist())
-        if promised_bytes > _MOST_GOLDEN_BYTES:
-            raise ValueError(f"{promised_bytes} bytes when unpacked")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-        tiles = arrays.pop(TILES)
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
-        raise BundleInvalid(f"{path}: not golden tiles: {error}", "Copy or export the bundle again.") from error
-    wrong = _wrong_arrays(tiles, arrays)
-    if wrong:
-        raise BundleInvalid(f"{path}: not golden tiles: {wrong}", "Copy or export the bundle again.")
-    return tiles, arrays
-
-
-def _wrong_arrays(tiles: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> str:
-    """Say what is wrong with the arrays of a golden.npz; empty if nothing is."""
-    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or not tiles.size:
-        return f"{TILES} is {_shown(tiles)}, not uint8[N, P, P, 3]"
-    if FEATURES not in outputs:
-        return f"it holds no {FEATURES}"
-    for name, values in outputs.items():
-        if values.dtype != np.float32 or values.ndim != 2 or len(values) != len(tiles) or not values.size:
-            return f"{name} is {_shown(values)}, not float32[{len(tiles)}, ...]"
-        if not np.isfinite(values).all():  # it would compare with nothing, and pass unseen
-            return f"{name} is not finite"
-    return ""
-
-
-def _shown(array: NDArray[Any]) -> str:
-    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
-
-
-def golden_of(bundle: Bundle) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
-    """Read a bundle's golden tiles and what the reference gave for them, of the sizes that bundle.json states.
-
-    Raises:
-        BundleError: golden.npz is not what was exported, or not of this model.
-    """
-    manifest = bundle.manifest
-    path = bundle.checked(manifest.golden)
-    tiles, outputs = load_golden(path)
-    side = (manifest.tile_px, manifest.tile_px, 3)
-    wanted = {FEATURES: manifest.features_dim, **{head.output: len(head.class_names) for head in manifest.heads}}
-    stored = {name: values.shape[1] for name, values in outputs.items()}
-    if tiles.shape[1:] != side or stored != wanted:
-        what = ", ".join(f"{name} of {width}" for name, width in stored.items())
-        raise BundleInvalid(
-            f"{path}: tiles of {' x '.join(map(str, tiles.shape[1:]))}, {what}; bundle.json states "
-            f"{' x '.join(map(str, side))}, {', '.join(f'{name} of {width}' for name, width in wanted.items())}",
-            "Copy or export the bundle again.",
-        )
-    return tiles, outputs
 
 
 def run_backend(backend: Backend, tiles: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -102,23 +24,6 @@ def run_backend(backend: Backend, tiles: NDArray[np.uint8]) -> dict[str, NDArray
         for name, values in backend.result(backend.submit(batch)).items():
             parts.setdefault(name, []).append(values[: len(rows)])
     return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return float64[N], row by row; two rows of zeros are equal."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    equal_zeros = (np.abs(x).max(axis=1) == 0) & (np.abs(y).max(axis=1) == 0)
-    result: NDArray[np.float64] = np.where(
-        equal_zeros, 1.0, np.einsum("ij,ij->i", x, y) / np.where(norms > 0, norms, 1)
-    )
-    return result
-
-
-def length_error(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    """Return by how much a row's length is off at most, relative to the reference's; NaN where one is not finite."""
-    got, reference = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (features, wanted))
-    return float((np.abs(got - reference) / np.where(reference > 0, reference, 1)).max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +61,9 @@ def replay(backend: Backend, bundle: Bundle) -> Replayed:
     outputs = run_backend(backend, tiles)
     for name, wanted in expected.items():
         if name not in outputs or outputs[name].shape != wanted.shape:
-            got = _shown(outputs[name]) if name in outputs else "nothing"
+            got = shown(outputs[name]) if name in outputs else "nothing"
             raise BundleInvalid(
-                f"{bundle.path}: the model gives {got} as {name}, {_shown(wanted)} is stated", "Export it again."
+                f"{bundle.path}: the model gives {got} as {name}, {shown(wanted)} is stated", "Export it again."
             )
     errors = [float(np.abs(outputs[name] - wanted).max()) for name, wanted in expected.items() if name != FEATURES]
     # NumPy's max keeps a NaN, Python's may lose it.

@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 
 from mtdp_runtime.backends import Backend
-from mtdp_runtime.backends.proof import FEATURES, cosines, run_backend
+from mtdp_runtime.backends.proof import run_backend
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.tolerance import cosines
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.backends import Backend
-from mtdp_runtime.backends.proof import MIN_COSINE
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.bundle.tolerance import MIN_COSINE
 from mtdp_runtime.errors import FingerprintMismatch, SlideUnreadable
 from mtdp_runtime.extraction.check import Agreement, check_rows
 from mtdp_runtime.extraction.models import JoinedEngines, JoinedStores, Model, Target

@@ -1,0 +1,34 @@
+"""How far an engine's numbers may be from the reference's, by precision, and how that is measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The smallest cosine between an engine's features and torch's that a precision may have, over all golden tiles.
+MIN_COSINE: Final = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.9999, "int8": 0.99}
+# A cosine is blind to length: a sum in place of a mean, or features scaled to 1, would pass. By as much as a precision
+# may turn a vector it may stretch it.
+MAX_LENGTH_ERROR: Final = {name: math.sqrt(2 * (1 - cosine)) for name, cosine in MIN_COSINE.items()}
+# The largest difference that a probability may have. A cosine says little of two or three numbers that sum to 1.
+MAX_PROBABILITY_ERROR: Final = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.1}
+
+
+def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return float64[N], row by row; two rows of zeros are equal."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    equal_zeros = (np.abs(x).max(axis=1) == 0) & (np.abs(y).max(axis=1) == 0)
+    result: NDArray[np.float64] = np.where(
+        equal_zeros, 1.0, np.einsum("ij,ij->i", x, y) / np.where(norms > 0, norms, 1)
+    )
+    return result
+
+
+def length_error(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Return by how much a row's length is off at most, relative to the reference's; NaN where one is not finite."""
+    got, reference = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (features, wanted))
+    return float((np.abs(got - reference) / np.where(reference > 0, reference, 1)).max())
