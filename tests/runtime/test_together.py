@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from mtdp_runtime import extract, load_bundle
 from mtdp_runtime.bundle import Bundle, write_manifest
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.extraction.models import JoinedEngines, JoinedStores, load_models
+from mtdp_runtime.extraction.models import load_models
+from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.store.writer import FeatureStore
 from support import write_tiny_bundle

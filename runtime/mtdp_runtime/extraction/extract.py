@@ -14,9 +14,10 @@ from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.tolerance import MIN_COSINE
 from mtdp_runtime.errors import FingerprintMismatch, SlideUnreadable
 from mtdp_runtime.extraction.check import Agreement, check_rows
-from mtdp_runtime.extraction.models import JoinedEngines, JoinedStores, Model, Target
+from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.extraction.provenance import layout_of, made_of, run_attrs
+from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.pipeline.run import run_pipeline
 from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
 from mtdp_runtime.store.layout import TileStatus
