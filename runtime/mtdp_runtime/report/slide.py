@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.report.page import STYLE, figure, readable
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.tiling.plan import Plan
 
@@ -25,18 +23,6 @@ _PCA_ROWS: Final = 20_000
 _OUTLINE: Final = (0, 140, 70)
 _TILE: Final = (40, 90, 200)
 _BAD: Final = (220, 30, 30)
-
-_STYLE: Final = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin-top: 2rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; border: 1px solid #8884; } figcaption { opacity: .75; }
-table { border-collapse: collapse; } td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top;
- overflow-wrap: anywhere; } th { white-space: nowrap; font-weight: 600; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { display: inline-block; height: .8rem; background: #2a7; vertical-align: middle; }
-.bad { color: #c22; }
-"""
 
 
 def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> None:
@@ -52,16 +38,16 @@ def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> No
         colours = _pca_colours(file["features"], status)
     title = html.escape(plan.info.path.name)
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
         f"<h1>{title}</h1><p>{html.escape(_summary(plan, outcome))}</p>",
-        _figure(
+        figure(
             _with_grid(plan, coords, status),
             f"Tissue (green outline; {plan.tissue.source}) and the tiles that were computed (blue; red: bad).",
         ),
     ]
     if len(coords):
         parts.append(
-            _figure(
+            figure(
                 _with_colours(plan, coords, colours),
                 "Features as colours: the first three principal components as red, green and blue. "
                 "Tiles of one colour look alike to the model.",
@@ -144,13 +130,6 @@ def _pca_colours(features: h5py.Dataset, status: NDArray[np.uint8]) -> NDArray[n
     return colours
 
 
-def _figure(image: NDArray[np.uint8], caption: str) -> str:
-    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
-    data = base64.b64encode(encoded.tobytes()).decode()
-    image_tag = f'<img alt="" src="data:image/jpeg;base64,{data}">'
-    return f"<figure>{image_tag}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
 def _timing(outcome: Outcome) -> str:
     times = outcome.times
     if times is None or not outcome.tiles:
@@ -183,19 +162,7 @@ def _bad_tiles(attrs: Mapping[str, Any], outcome: Outcome) -> str:
 
 def _facts(attrs: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{html.escape(key)}<td>{html.escape(_readable(value))}"
+        f"<tr><th scope=row>{html.escape(key)}<td>{html.escape(readable(value))}"
         for key, value in sorted(attrs.items())
     )
     return f"<h2>Settings and facts</h2><table>{rows}</table>"
-
-
-def _readable(value: Any) -> str:
-    """Return a fact as a person reads it: what the file keeps as JSON (grid, timing, ...) as names and values."""
-    if isinstance(value, str) and value.startswith(("{", "[")):
-        with suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_readable(inner)}" for key, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_readable, value)) or "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
