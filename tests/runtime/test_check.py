@@ -20,7 +20,7 @@ from mtdp_runtime.bundle.manifest import Head
 from mtdp_runtime.cohort.estimate import output_bytes
 from mtdp_runtime.extraction.check import Check, check_rows
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.slide.watched import WatchedSlide
+from mtdp_runtime.slide.wrappers import WatchedSlide
 from mtdp_runtime.tiling.plan import ExtractSettings
 from support import TILE_PX, extract, write_tiny_bundle
 

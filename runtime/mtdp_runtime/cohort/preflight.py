@@ -12,7 +12,7 @@ from mtdp_runtime.errors import RuntimeFailure, UsageError
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.slide.watched import WatchedSlide
+from mtdp_runtime.slide.wrappers import WatchedSlide
 from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
 
 
