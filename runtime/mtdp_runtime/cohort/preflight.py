@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtdp_runtime.cohort.requests import SlideRequest
-from mtdp_runtime.cohort.staging import StagedSlide
 from mtdp_runtime.cohort.watchdog import Worker
 from mtdp_runtime.errors import RuntimeFailure, UsageError
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.slide.wrappers import WatchedSlide
+from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
 from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
 
 

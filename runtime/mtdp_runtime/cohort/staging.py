@@ -19,11 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mtdp_runtime.errors import SlideError, TileUnreadable, UsageError
-from mtdp_runtime.slide import Slide, SlideInfo, dicom
+from mtdp_runtime.errors import SlideError, UsageError
+from mtdp_runtime.slide import dicom
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
@@ -118,33 +115,6 @@ class Staging:
         self._lock.close()
         if self._in_main:
             signal.signal(signal.SIGTERM, self._before)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class StagedSlide:
-    """A slide that is read from a copy: its errors name the slide, for the copy goes."""
-
-    def __init__(self, slide: Slide, copy: Path, path: Path) -> None:
-        self._slide = slide
-        self._copy, self._path = str(copy), str(path)
-
-    @property
-    def info(self) -> SlideInfo:
-        return self._slide.info
-
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
-        try:
-            self._slide.read_into(out, x0, y0, scale)
-        except TileUnreadable as error:
-            raise TileUnreadable(str(error).replace(self._copy, self._path), error.hint) from error
-
-    def close(self) -> None:
-        self._slide.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""A slide that tells of each read: how a run knows that a decoder does not hang."""
+"""Slides around a slide: one that tells of each read, so that a run knows that no decoder hangs; one read from a copy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.slide import Slide, SlideInfo
 
 
@@ -32,6 +33,33 @@ class WatchedSlide:
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
         self._slide.read_into(out, x0, y0, scale)
         self._beat()
+
+    def close(self) -> None:
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class StagedSlide:
+    """A slide that is read from a copy: its errors name the slide, for the copy goes."""
+
+    def __init__(self, slide: Slide, copy: Path, path: Path) -> None:
+        self._slide = slide
+        self._copy, self._path = str(copy), str(path)
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._slide.info
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        try:
+            self._slide.read_into(out, x0, y0, scale)
+        except TileUnreadable as error:
+            raise TileUnreadable(str(error).replace(self._copy, self._path), error.hint) from error
 
     def close(self) -> None:
         self._slide.close()
