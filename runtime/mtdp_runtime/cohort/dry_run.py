@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mtdp_runtime.cohort.estimate import read_seconds
-from mtdp_runtime.cohort.preflight import MaskRefused, begin_look, mask_of, open_requested
-from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.preflight import begin_look
+from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, open_requested
 from mtdp_runtime.cohort.watchdog import Worker
 from mtdp_runtime.errors import RuntimeFailure, SlideError
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen

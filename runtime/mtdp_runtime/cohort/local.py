@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtdp_runtime.cohort.claims import Claim, Held, claim, seems_held
-from mtdp_runtime.cohort.preflight import MaskRefused, mask_of, open_requested
-from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, open_requested
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import Worker
 from mtdp_runtime.errors import BackendError, ClaimLost, SlideError, StoreError, UsageError

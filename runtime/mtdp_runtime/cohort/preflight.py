@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.cohort.watchdog import Worker
-from mtdp_runtime.errors import RuntimeFailure, UsageError
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
-from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
-
-
-def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None]) -> WatchedSlide:
-    """Open a slide, where it is or as its copy."""
-    slide = open_slide(local, request.mpp, request.given_by)
-    return WatchedSlide(StagedSlide(slide, local, request.path) if local != request.path else slide, beat, request.path)
-
-
-class MaskRefused(RuntimeFailure):
-    """A mask is gone or another one since all were looked at: that fails its slide, and no other."""
-
-
-def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
-    """Read the mask of a slide, where it has one.
-
-    Raises:
-        MaskRefused: it cannot be read, or is another slide's.
-    """
-    if request.mask is None:
-        return None
-    try:
-        mask = load_mask(request.mask)
-        check_fits(mask, info)
-    except UsageError as error:
-        raise MaskRefused(str(error), error.hint) from error
-    return mask
+from mtdp_runtime.tiling.given_mask import check_fits, load_mask
 
 
 def check_masks(requests: Sequence[SlideRequest], worker: Worker | None = None) -> None:

@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mtdp_runtime.errors import DuplicateSlideNames, UsageError
-from mtdp_runtime.slide import dicom
+from mtdp_runtime.errors import DuplicateSlideNames, RuntimeFailure, UsageError
+from mtdp_runtime.slide import SlideInfo, dicom
+from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import is_scale
+from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
+from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
 
 # What OpenSlide 4 reads, by the extensions that its vendors use.
 SLIDE_SUFFIXES: Final = frozenset(
@@ -230,3 +233,29 @@ def _look_at_columns(path: Path, columns: Sequence[str], say: Callable[[str], No
     ignored = [column for column in columns if column and column not in COLUMNS]
     if ignored:
         say(f"{path}: columns that are not read: {', '.join(ignored)}")
+
+
+def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None]) -> WatchedSlide:
+    """Open a slide, where it is or as its copy."""
+    slide = open_slide(local, request.mpp, request.given_by)
+    return WatchedSlide(StagedSlide(slide, local, request.path) if local != request.path else slide, beat, request.path)
+
+
+class MaskRefused(RuntimeFailure):
+    """A mask is gone or another one since all were looked at: that fails its slide, and no other."""
+
+
+def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
+    """Read the mask of a slide, where it has one.
+
+    Raises:
+        MaskRefused: it cannot be read, or is another slide's.
+    """
+    if request.mask is None:
+        return None
+    try:
+        mask = load_mask(request.mask)
+        check_fits(mask, info)
+    except UsageError as error:
+        raise MaskRefused(str(error), error.hint) from error
+    return mask
