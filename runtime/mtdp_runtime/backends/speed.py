@@ -19,8 +19,6 @@ def infer_rate(engine: Backend, tiles: int, tile_px: int) -> float:
 
     Batches overlap as they do in a run. What is left of the tiles after whole batches is not run.
     """
-    import numpy as np
-
     shape = (engine.batch, tile_px, tile_px, 3)
     batches = [np.random.default_rng(i).integers(0, 256, shape, np.uint8) for i in range(engine.depth)]
     count = max(1, tiles // engine.batch)

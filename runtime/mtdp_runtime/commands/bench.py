@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.backends.speed import infer_rate
 from mtdp_runtime.commands.console import printable, run_app
 from mtdp_runtime.commands.options import count_or_auto
 from mtdp_runtime.errors import UsageError
@@ -104,6 +103,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the median tiles/s of each stage asked for, with what they were measured on."""
     from mtdp_runtime.backends import load
+    from mtdp_runtime.backends.speed import infer_rate
     from mtdp_runtime.tiling.plan import make_plan
 
     plan = make_plan(slide, bundle.manifest.tile_px, settings)

@@ -308,16 +308,17 @@ def _dry_run(
     worker: Worker,
 ) -> int:
     """Plan all slides; return how many failed."""
+    from mtdp_runtime.backends.speed import EngineSpeed, engine_speed
     from mtdp_runtime.cohort import estimate
     from mtdp_runtime.cohort.dry_run import plan_slides
     from mtdp_runtime.commands.output import say_plans
     from mtdp_runtime.errors import BackendError
 
-    speeds: list[estimate.EngineSpeed] = []
+    speeds: list[EngineSpeed] = []
     try:
         for bundle in bundles:
             with load(bundle) as engine:
-                speeds.append(estimate.engine_speed(engine, bundle.manifest.tile_px))
+                speeds.append(engine_speed(engine, bundle.manifest.tile_px))
     except BackendError as error:
         speeds = []
         print(f"no estimate of the time: {error}", file=sys.stderr)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Backend
-from mtdp_runtime.store.writer import FeatureStore
+from mtdp_runtime.pipeline.run import Engine, RowStore
 
 
 class JoinedEngines:
@@ -17,7 +16,7 @@ class JoinedEngines:
     What `run_pipeline` needs of a backend, and no more: the engines belong to whoever loaded them.
     """
 
-    def __init__(self, engines: Sequence[Backend]) -> None:
+    def __init__(self, engines: Sequence[Engine]) -> None:
         batches = {engine.batch for engine in engines}
         assert len(batches) == 1, batches
         self.batch = batches.pop()
@@ -44,7 +43,7 @@ class JoinedEngines:
 class JoinedStores:
     """Files that are filled in step from `JoinedEngines`. They may stand at different rows when a run goes on."""
 
-    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+    def __init__(self, stores: Sequence[RowStore]) -> None:
         self._stores = list(stores)
         self._rows_done = min(store.rows_done for store in stores)
 

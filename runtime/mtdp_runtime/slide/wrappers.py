@@ -1,4 +1,4 @@
-"""Slides around a slide: one that tells of each read, so that a run knows that no decoder hangs; one read from a copy."""
+"""Slides around a slide: one tells of each read, so that a run sees a decoder that hangs; one is read from a copy."""
 
 from __future__ import annotations
 
