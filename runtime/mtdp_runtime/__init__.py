@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mtdp_runtime.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mtdp_runtime.api import extract
     from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from mtdp_runtime.slide import Slide, SlideInfo
     from mtdp_runtime.slide.open import open_slide
 
-__version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "Outcome",

@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import mtdp_runtime
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.extraction.models import Target
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes
@@ -16,6 +15,7 @@ from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.plan import ExtractSettings, Plan
+from mtdp_runtime.version import __version__
 
 
 def made_of(
@@ -42,7 +42,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
     level = info.levels[plan.level]
     assert info.mpp is not None
     root: dict[str, Any] = {
-        "mtdp_version": mtdp_runtime.__version__,
+        "mtdp_version": __version__,
         "model": manifest.name,
         "bundle_digest": bundle.digest,
         "backend": backend.name,
