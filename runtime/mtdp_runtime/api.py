@@ -19,8 +19,9 @@ from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.formats import check_formats
 from mtdp_runtime.machine import usable_cores
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.scale import is_scale
-from mtdp_runtime.tiling.plan import ExtractSettings, Plan
+from mtdp_runtime.tiling.plan import Plan
 
 OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles
 

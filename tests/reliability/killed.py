@@ -36,8 +36,8 @@ from mtdp_runtime.cohort import claims
 from mtdp_runtime.cohort import local as cohort
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.extraction.models import Model
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import writer as store
-from mtdp_runtime.tiling.plan import ExtractSettings
 from support import pyramid, stained, write_tiny_bundle
 
 

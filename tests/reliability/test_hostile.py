@@ -239,8 +239,8 @@ def test_a_report_shows_names_and_metadata_as_text(
 ) -> None:
     from mtdp_runtime.backends.onnxruntime import OnnxRuntime
     from mtdp_runtime.extraction.extract import extract_slide
+    from mtdp_runtime.settings import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
-    from mtdp_runtime.tiling.plan import ExtractSettings
 
     evil = "<script>alert(1)<img src=x onerror=alert(2)>&'\""
     slide_path = tmp_path / f"{evil}.tiff"

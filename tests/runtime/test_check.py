@@ -19,9 +19,9 @@ from mtdp_runtime.bundle import load_bundle, write_manifest
 from mtdp_runtime.bundle.manifest import Head
 from mtdp_runtime.cohort.estimate import output_bytes
 from mtdp_runtime.extraction.check import Check, check_rows
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.wrappers import WatchedSlide
-from mtdp_runtime.tiling.plan import ExtractSettings
 from support import TILE_PX, extract, write_tiny_bundle
 
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.tiling.given_mask import check_fits, coverage, load_mask
 from mtdp_runtime.tiling.grid import Grid
-from mtdp_runtime.tiling.tissue import TissueSettings, find_tissue, tissue_fractions
+from mtdp_runtime.tiling.tissue import find_tissue, tissue_fractions
 from support import extract, info_of, one_error
 
 SQUARE = [[[100, 100], [500, 100], [500, 500], [100, 500], [100, 100]]]

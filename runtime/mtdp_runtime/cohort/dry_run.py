@@ -11,8 +11,9 @@ from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, ope
 from mtdp_runtime.cohort.watchdog import Worker
 from mtdp_runtime.errors import RuntimeFailure, SlideError
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import run_log
-from mtdp_runtime.tiling.plan import ExtractSettings, Plan, make_plan
+from mtdp_runtime.tiling.plan import Plan, make_plan
 
 
 def plan_slides(

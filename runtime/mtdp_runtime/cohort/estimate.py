@@ -11,8 +11,9 @@ import numpy as np
 from mtdp_runtime.backends.speed import EngineSpeed
 from mtdp_runtime.bundle.manifest import Manifest
 from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide
-from mtdp_runtime.tiling.plan import ExtractSettings, Plan
+from mtdp_runtime.tiling.plan import Plan
 
 _READ_TILES: Final = 12
 _ROW_BYTES: Final = 16 + 1 + 4  # coords, status, tissue_fraction

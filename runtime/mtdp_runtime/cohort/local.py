@@ -23,8 +23,9 @@ from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforesee
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.formats import derive
 from mtdp_runtime.report.slide import write_report
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import run_log
-from mtdp_runtime.tiling.plan import ExtractSettings, Plan
+from mtdp_runtime.tiling.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from mtdp_runtime.machine import usable_cores
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
+    from mtdp_runtime.settings import ExtractSettings
     from mtdp_runtime.slide import Slide
-    from mtdp_runtime.tiling.plan import ExtractSettings, Plan
+    from mtdp_runtime.tiling.plan import Plan
 
 _FROM_SHARED = "reading and inferring on the same cores"
 _FROM_APART = "the slower of reading on the cores and inferring on the GPU"
@@ -69,8 +70,8 @@ def bench(
     """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.commands.demo_slide import write_demo_slide
+    from mtdp_runtime.settings import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
-    from mtdp_runtime.tiling.plan import ExtractSettings
 
     bundle = load_bundle(model if model is not None else default_bundle_path())
     settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)

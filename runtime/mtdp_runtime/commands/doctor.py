@@ -94,8 +94,8 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
     from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.errors import BackendError, UsageError
     from mtdp_runtime.extraction.extract import extract_slide
+    from mtdp_runtime.settings import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
-    from mtdp_runtime.tiling.plan import ExtractSettings
 
     bundle = load_bundle(default_bundle_path())
     settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mtdp_runtime.bundle import Bundle
     from mtdp_runtime.cohort.requests import SlideRequest
     from mtdp_runtime.cohort.watchdog import Worker
-    from mtdp_runtime.tiling.plan import ExtractSettings
+    from mtdp_runtime.settings import ExtractSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -19,12 +19,13 @@ from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.extraction.provenance import layout_of, made_of, run_attrs
 from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.pipeline.run import run_pipeline
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.writer import FeatureStore, differences, remove_leftovers
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.grid import known_mpp
-from mtdp_runtime.tiling.plan import ExtractSettings, Plan, make_plan, why_empty
+from mtdp_runtime.tiling.plan import Plan, make_plan, why_empty
 
 OnPlan = Callable[[Plan, int], None]  # what will be computed, and how many of its tiles an earlier run did
 

@@ -10,11 +10,12 @@ from typing import Any
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.extraction.models import Target
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import SlideInfo, resampling_of
 from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.tiling.given_mask import GivenMask
-from mtdp_runtime.tiling.plan import ExtractSettings, Plan
+from mtdp_runtime.tiling.plan import Plan
 from mtdp_runtime.version import __version__
 
 

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide, SlideInfo, level_for
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.grid import Grid, make_grid
-from mtdp_runtime.tiling.tissue import TissueMask, TissueSettings, find_tissue, tissue_fractions
-
-OnBadTile = Literal["nan", "drop", "fail"]
-FeaturesDtype = Literal["float32", "float16"]
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractSettings:
-    """What decides which numbers come out."""
-
-    mpp: float  # target scale, micrometres a pixel
-    stride_px: int
-    min_tissue: float = 0.25  # part of a tile's area that must be tissue
-    on_bad_tile: OnBadTile = "nan"
-    heads: bool = False  # also store the probabilities of the model's heads
-    tissue: TissueSettings = field(default_factory=TissueSettings)
-    features_dtype: FeaturesDtype = "float32"  # as stored; a number beyond float16 is an error
+from mtdp_runtime.tiling.tissue import TissueMask, find_tissue, tissue_fractions
 
 
 @dataclass(frozen=True, slots=True)

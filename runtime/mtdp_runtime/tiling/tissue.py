@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.tiling.given_mask import GivenMask, coverage
 from mtdp_runtime.tiling.grid import Grid
@@ -18,23 +19,6 @@ from mtdp_runtime.tiling.grid import Grid
 _LEAST_BLOCK_PX: Final = 32
 _MOST_SPLITS: Final = 128  # a damaged place takes about four; a slide damaged all over is not searched for ever
 _BLOCK_PX: Final = 512  # the mask image is read in blocks, so that a slide without a pyramid costs bounded memory
-
-
-@dataclass(frozen=True, slots=True)
-class TissueSettings:
-    """How tissue is told from glass. Lengths are physical, so they mean the same on every slide."""
-
-    mpp: float = 8.0  # scale of the mask; coarser where the slide is huge
-    max_side_px: int = 8192
-    blur_um: float = 40.0  # saturation is averaged over this distance: tissue is a texture, not single pixels
-    saturation_floor: int = 12  # of 255: below it nothing is tissue, whatever Otsu finds in a blank slide
-    saturation_ceiling: int = 50  # above it everything is tissue, though Otsu may split a slide without glass in two
-    darkest: int = 30  # of 255: darker is a scan border or a hole in the data, not stained tissue
-    close_um: float = 64.0  # gaps this narrow belong to the tissue
-    mark_um: float = 100.0  # a pen's line is at least this wide; what is narrower is stain or pigment
-    mark_margin_um: float = 60.0  # its ink thins out over this distance
-    min_piece_um2: float = 16_000.0  # smaller pieces are dust (about a third of a 224 px tile at 1 µm/px)
-    min_hole_um2: float = 16_000.0  # smaller holes are part of the tissue
 
 
 @dataclass(frozen=True, slots=True)
