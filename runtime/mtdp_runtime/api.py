@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
-from mtdp_runtime.cohort.local import Listeners, Run, extract_slides
+from mtdp_runtime.cohort.attempt import Listeners, Run
+from mtdp_runtime.cohort.local import extract_slides
 from mtdp_runtime.cohort.preflight import check_masks
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.cohort.staging import Staging

@@ -432,9 +432,9 @@ class TestFailuresThatAreNotTheSlides:
         self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
     ) -> None:
         code = (
-            "import mtdp_runtime.cohort.local as cohort\n"
+            "import mtdp_runtime.cohort.attempt as attempt\n"
             "def fails(*arguments): raise ValueError('this format cannot hold it')\n"
-            "cohort.derive = fails\n"
+            "attempt.derive = fails\n"
             "from mtdp_runtime.commands.extract import main; main()"
         )
         options = [make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o"]

@@ -187,7 +187,8 @@ def extract(
 
     from mtdp_runtime.api import shared_settings
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
-    from mtdp_runtime.cohort.local import Run, extract_slides
+    from mtdp_runtime.cohort.attempt import Run
+    from mtdp_runtime.cohort.local import extract_slides
     from mtdp_runtime.cohort.preflight import check_masks
     from mtdp_runtime.cohort.requests import list_slides, shard_of
     from mtdp_runtime.cohort.staging import Staging

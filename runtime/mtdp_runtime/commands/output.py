@@ -12,7 +12,7 @@ from typing import Any
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort import estimate
-from mtdp_runtime.cohort.local import Listeners
+from mtdp_runtime.cohort.attempt import Listeners
 from mtdp_runtime.commands.console import printable, tile_progress
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.store import run_log
