@@ -326,13 +326,13 @@ def test_a_name_that_is_no_text_is_a_slide_like_any_other(
 
 # A slide called b ends the process, or hangs it, when it is opened.
 BAD_TO_OPEN = """
-    import mtdp_runtime.cohort.preflight as opening, os, signal, time
-    open_slide = opening.open_slide
+    import mtdp_runtime.cohort.preflight as preflight, mtdp_runtime.cohort.requests as requests, os, signal, time
+    open_slide = requests.open_slide
     def bad(path, *arguments):
         if path.name.startswith("b"):
             {}
         return open_slide(path, *arguments)
-    opening.open_slide = bad
+    preflight.open_slide = requests.open_slide = bad
 """
 CRASH = BAD_TO_OPEN.format("os.kill(os.getpid(), signal.SIGSEGV)")
 
@@ -398,12 +398,12 @@ def test_a_mask_that_vanishes_fails_its_slide_alone_and_is_tried_again(
     shutil.copy(tmp_path / "m.geojson", own)
     manifest.write_text("slide,mask\na.tiff,own.geojson\nb.tiff,m.geojson\n")
     vanish = f"""
-        import mtdp_runtime.cohort.preflight as opening, pathlib
-        check_masks = opening.check_masks
+        import mtdp_runtime.cohort.preflight as preflight, pathlib
+        check_masks = preflight.check_masks
         def looked(*arguments):
             check_masks(*arguments)
             pathlib.Path({str(own)!r}).unlink()
-        opening.check_masks = looked
+        preflight.check_masks = looked
     """
     options = (manifest, "--model", tiny_bundle, "--out", out)
     code, _, errors = extract(*options, prepare=vanish)
@@ -422,14 +422,14 @@ def test_a_slide_that_could_not_be_opened_when_masks_were_looked_at_is_checked_a
     corners = [[0, 0], [9000, 0], [9000, 9000], [0, 9000], [0, 0]]
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
     away = """
-        import mtdp_runtime.cohort.preflight as opening
-        open_slide, calls = opening.open_slide, []
+        import mtdp_runtime.cohort.preflight as preflight
+        open_slide, calls = preflight.open_slide, []
         def later(*arguments):
             calls.append(1)
             if len(calls) == 1:
                 raise OSError(5, "Input/output error")
             return open_slide(*arguments)
-        opening.open_slide = later
+        preflight.open_slide = later
     """
     code, _, errors = extract(manifest, "--model", tiny_bundle, "--out", out, prepare=away)
     assert code == 1

@@ -4,7 +4,7 @@
            model.<precision>.onnx one file a variant; uint8[N, tile_px, tile_px, 3] in, float32 outputs
            golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that the reference gave, by name
            card.md                the model card, for people
-           engines/               engines built ahead of time, each with its key (trt.key) and its build log
+           engines/               engines built ahead of time, each with its key (`engine_key`) and its build log
 
 Every digest is checked before a file is used.
 """

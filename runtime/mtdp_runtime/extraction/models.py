@@ -1,4 +1,4 @@
-"""Several models in one pass: every tile is read and decoded once, and each model's rows go to a file of its own."""
+"""The models of a run: loaded for the same batches, each with the file that it fills and the check of its rows."""
 
 from __future__ import annotations
 

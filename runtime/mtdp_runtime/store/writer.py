@@ -2,7 +2,7 @@
 
 The file is laid out whole (`layout`) and closed. Rows are then written straight to their places in it, features first
 and `status` after them, so it is a valid HDF5 at every moment: a killed run leaves `.<name>.partial`, in which the rows
-that are still `NOT_COMPUTED` say where to go on. What the end of a run changes is saved first (`undo`); the rename
+that are still `NOT_COMPUTED` say where to go on. What the end of a run changes is saved first (`journal`); the rename
 after it is atomic.
 """
 
