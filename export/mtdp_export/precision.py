@@ -107,12 +107,12 @@ def first_divergence(
                 flat = [values.reshape(len(some), -1).astype(np.float32) for values in (wanted[name], got[name])]
                 cosine = float(cosines(flat[0], flat[1]).min())
             if not cosine >= MIN_COSINE[precision]:
-                return f"the first layer that leaves the path is {shown(node)}: cosine {cosine:.6f}"
+                return f"the first layer that leaves the path is {_shown(node)}: cosine {cosine:.6f}"
             if cosine < worst:
-                worst, worst_at = cosine, shown(node)
+                worst, worst_at = cosine, _shown(node)
     return f"no single layer is far off, the distance adds up; the farthest is {worst_at}: cosine {worst:.6f}"
 
 
-def shown(node: onnx.NodeProto) -> str:
+def _shown(node: onnx.NodeProto) -> str:
     weights = [name for name in node.input[1:] if "." in name]
     return f"{node.op_type} {node.name}" + (f" ({weights[0]})" if weights else "")
