@@ -22,7 +22,8 @@ from mtdp_runtime.pipeline import run_pipeline
 from mtdp_runtime.plan import ExtractSettings, Plan, make_plan, why_empty
 from mtdp_runtime.proof import MIN_COSINE
 from mtdp_runtime.provenance import layout_of, made_of, run_attrs
-from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
+from mtdp_runtime.slide import Slide, SlideInfo
+from mtdp_runtime.slide.source import grid_source
 from mtdp_runtime.store import FeatureStore, differences, remove_leftovers
 from mtdp_runtime.together import JoinedEngines, JoinedStores, Model, Target
 
@@ -106,6 +107,7 @@ def extract_targets(
             readers,
             on_progress,
             settings.on_bad_tile == "fail",
+            source=plan.source,
         )
         bad_tiles = [int((store.statuses() != TileStatus.GOOD).sum()) for store in stores]  # an earlier run's included
         for target, store, rows, count in zip(todo, stores, resumed, bad_tiles, strict=True):
@@ -151,7 +153,7 @@ def _checked(
     precision, scale = model.backend.precision, settings.mpp / known_mpp(info)
     agreement = check_rows(features, info, scale, model.bundle.manifest.tile_px, model.check, on_progress)
     least = MIN_COSINE[precision]
-    if reduction_for(info, scale) > 1:
+    if grid_source(info, scale, model.bundle.manifest.tile_px).reduction > 1:
         least = min(least, _MIN_COSINE_REDUCED)
     if agreement is None or agreement.min_cosine >= least:
         return agreement, ""

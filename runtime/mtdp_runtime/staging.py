@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, TileUnreadable, UsageError
-from mtdp_runtime.slide import Slide, SlideInfo, dicom
+from mtdp_runtime.slide import Slide, SlideInfo, Source, dicom
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
@@ -137,9 +137,9 @@ class StagedSlide:
     def info(self) -> SlideInfo:
         return self._slide.info
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         try:
-            self._slide.read_into(out, x0, y0, scale)
+            self._slide.read_into(out, x0, y0, scale, source)
         except TileUnreadable as error:
             raise TileUnreadable(str(error).replace(self._copy, self._path), error.hint) from error
 

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.slide import Slide, SlideInfo
+from mtdp_runtime.slide import Slide, SlideInfo, Source
 
 
 def _named(info: SlideInfo, path: Path) -> SlideInfo:
@@ -29,8 +29,8 @@ class WatchedSlide:
     def info(self) -> SlideInfo:
         return self._info
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
-        self._slide.read_into(out, x0, y0, scale)
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
+        self._slide.read_into(out, x0, y0, scale, source)
         self._beat()
 
     def close(self) -> None:
