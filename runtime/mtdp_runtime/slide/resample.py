@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -14,6 +15,11 @@ from numpy.typing import NDArray
 STILL_PX: Final = 0.02
 _NOTHING_PX: Final = 1e-6  # a place this close to a pixel's edge lies on it: the rounding of floats
 _ROWS_BYTES: Final = 512 << 10  # of float32 source rows at once: they stay in a core's own cache
+# Multiplications in one product of matrices: OpenBLAS takes up to as many without starting threads of its own.
+_ALONE: Final = 1 << 18
+
+_own = threading.local()
+Number = TypeVar("Number", np.uint8, np.float32)
 
 
 class _Bands(NamedTuple):
@@ -55,39 +61,59 @@ def resample_into(
             out[...] = cv2.resize(cells, (width, height), interpolation=cv2.INTER_AREA)
             return
     rows = _down(source, _bands(height, source.shape[0], scale, phase_y), height)
-    planes = _across(rows, _bands(width, source.shape[1], scale, phase_x), width)
-    out[...] = cv2.merge([cv2.convertScaleAbs(plane) for plane in planes])  # which rounds
+    sums = _across(rows, _bands(width, source.shape[1], scale, phase_x))
+    rounded = cv2.convertScaleAbs(sums, dst=_scratch("rounded", np.uint8, *sums.shape))
+    planes = rounded.reshape(3, height, -1)[:, :, :width]
+    out[...] = cv2.merge([planes[0], planes[1], planes[2]])
 
 
 def _down(source: NDArray[np.uint8], bands: _Bands, out_px: int) -> NDArray[np.float32]:
-    """Return float32[3, out_px, w]: weighted sums of uint8[h, w, 3] over rows."""
+    """Return float32[3, out_px, w]: weighted sums of uint8[h, w, 3] over rows. It is this thread's until its next."""
     height, width = source.shape[:2]
     blocks, size, seen = bands.weights.shape
-    lines = source.reshape(height, width * 3)
-    sums = np.empty((blocks * size, width * 3), np.float32)
-    at_once = max(1, _ROWS_BYTES // (seen * width * 3 * 4))
+    lines, across = source.reshape(height, width * 3), width * 3
+    sums = _scratch("sums", np.float32, blocks * size, across)
+    at_once = max(1, _ROWS_BYTES // (seen * across * 4))
+    at_most = max(1, _ALONE // (size * seen))
     for start in range(0, blocks, at_once):
-        firsts = np.asarray(bands.first[start : start + at_once])
-        gathered = lines[(firsts[:, None] + np.arange(seen)).ravel()].astype(np.float32)
-        part = sums[start * size : (start + len(firsts)) * size]
-        np.matmul(
-            bands.weights[start : start + at_once],
-            gathered.reshape(len(firsts), seen, width * 3),
-            out=part.reshape(len(firsts), size, width * 3),
-        )
-    return np.stack(cv2.split(sums[:out_px].reshape(out_px, width, 3)))
+        end = min(start + at_once, blocks)
+        top, bottom = bands.first[start], bands.first[end - 1] + seen
+        rows = _scratch("rows", np.float32, bottom - top, across)
+        np.copyto(rows, lines[top:bottom])
+        for block in range(start, end):
+            seen_rows = rows[bands.first[block] - top : bands.first[block] - top + seen]
+            part = sums[block * size : (block + 1) * size]
+            for left in range(0, across, at_most):
+                columns = np.s_[:, left : left + at_most]
+                np.matmul(bands.weights[block], seen_rows[columns], out=part[columns])
+    planes = _scratch("planes", np.float32, 3, out_px, width)
+    cv2.split(sums[:out_px].reshape(out_px, width, 3), [planes[0], planes[1], planes[2]])
+    return planes
 
 
-def _across(planes: NDArray[np.float32], bands: _Bands, out_px: int) -> NDArray[np.float32]:
-    """Return float32[3, h, out_px]: weighted sums of float32[3, h, w] over columns."""
+def _across(planes: NDArray[np.float32], bands: _Bands) -> NDArray[np.float32]:
+    """Return float32[3 * h, blocks * size]: weighted sums of float32[3, h, w] over columns; the last may be zeros."""
     channels, height, width = planes.shape
     blocks, size, seen = bands.weights.shape
     lines = planes.reshape(channels * height, width)
-    sums = np.empty((channels * height, blocks * size), np.float32)
+    sums = _scratch("across", np.float32, channels * height, blocks * size)
+    at_most = max(1, _ALONE // (size * seen))
     for block, first in enumerate(bands.first):
-        part = sums[:, block * size : (block + 1) * size]
-        np.matmul(lines[:, first : first + seen], bands.weights[block].T, out=part)
-    return sums.reshape(channels, height, blocks * size)[:, :, :out_px]
+        for top in range(0, len(lines), at_most):
+            rows = slice(top, top + at_most)
+            part = sums[rows, block * size : (block + 1) * size]
+            np.matmul(lines[rows, first : first + seen], bands.weights[block].T, out=part)
+    return sums
+
+
+def _scratch(name: str, dtype: type[Number], *shape: int) -> NDArray[Number]:
+    """Return memory of this thread: the kernel clears the pages of new memory, which takes as long as the sums do."""
+    needed = math.prod(shape)
+    memory: NDArray[Number] | None = getattr(_own, name, None)
+    if memory is None or memory.size < needed:
+        memory = np.empty(needed, dtype)
+        setattr(_own, name, memory)
+    return memory[:needed].reshape(shape)
 
 
 @lru_cache(maxsize=256)
