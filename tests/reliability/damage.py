@@ -229,7 +229,7 @@ def read_whole(path: Path, mpp: float | None, out: NDArray[np.uint8], x0: int, y
     """Read as `open_slide` does, but without the decoder's reduction."""
     with open_slide(path, mpp, "test") as slide:
         if isinstance(slide, TiledTiffReader):
-            slide.info = replace(slide.info, reductions=())
+            slide.info = replace(slide.info, tile_reductions=())
         assert read_tile(slide, out, x0, y0, scale)[0] == TileStatus.GOOD
 
 

@@ -20,6 +20,7 @@ from mtdp_runtime.errors import BackendError, OutputUnwritable, TileUnreadable
 from mtdp_runtime.pipeline.buffers import Batch, Buffers, Stopped
 from mtdp_runtime.pipeline.run import run_pipeline
 from mtdp_runtime.pipeline.timing import StageTime
+from mtdp_runtime.slide import Source
 from mtdp_runtime.store.layout import Layout, TileStatus
 from mtdp_runtime.store.writer import FeatureStore
 from support import info_of
@@ -36,7 +37,7 @@ class CountingSlide:
         self.jitter_s = jitter_s
         self.reads = 0
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         self.reads += 1
         if self.jitter_s:
             time.sleep(float(np.random.default_rng(x0).uniform(0, self.jitter_s)))
@@ -160,7 +161,7 @@ class CrowdedSlide(CountingSlide):
         self.inside = 0
         self.crowd: list[int] = []
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         with self.lock:
             self.inside += 1
             self.crowd.append(self.inside)
@@ -319,7 +320,9 @@ def test_a_slide_that_fails_leaves_nothing_in_flight(tmp_path: Path) -> None:
             return super().submit(tiles)
 
     class Failing(CountingSlide):
-        def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        def read_into(
+            self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None
+        ) -> None:
             try:
                 super().read_into(out, x0, y0, scale)
             except TileUnreadable:

@@ -197,7 +197,7 @@ def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
         def work(thread: int) -> None:
             for begin in range(thread * RUN_TILES, len(coords), threads * RUN_TILES):
                 for x0, y0 in coords[begin : begin + RUN_TILES].tolist():
-                    read_tile(fresh, buffers[thread], x0, y0, plan.grid.scale)
+                    read_tile(fresh, buffers[thread], x0, y0, plan.grid.scale, plan.source)
 
         start = time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:

@@ -17,6 +17,7 @@ from mtdp_runtime.bundle.tolerance import cosines
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.slide.source import grid_source
 from mtdp_runtime.store.layout import TileStatus
 
 _SEED: Final = 2020  # the same tiles each time
@@ -63,13 +64,13 @@ def check_rows(
         chosen = np.sort(np.random.default_rng(_SEED).choice(good, min(check.tiles, len(good)), replace=False))
         stored = np.stack([file[FEATURES][int(row)] for row in chosen]).astype(np.float32)
         coords = np.stack([file["coords"][int(row)] for row in chosen])
-    smallest = 1.0
+    smallest, source = 1.0, grid_source(info, scale, tile_px)  # the run's, also where this reader has another choice
     with _reference(info) as slide:
         for start in range(0, len(chosen), check.reference.batch):
             rows = slice(start, start + check.reference.batch)
             tiles = np.zeros((len(coords[rows]), tile_px, tile_px, 3), np.uint8)
             for tile, (x0, y0) in zip(tiles, coords[rows].tolist(), strict=True):
-                slide.read_into(tile, x0, y0, scale)
+                slide.read_into(tile, x0, y0, scale, source)
             again = run_backend(check.reference, tiles)[FEATURES]
             smallest = min(smallest, float(cosines(stored[rows], again).min()))
             if beat is not None:

@@ -20,7 +20,8 @@ from mtdp_runtime.extraction.provenance import layout_of, made_of, run_attrs
 from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.pipeline.run import run_pipeline
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
+from mtdp_runtime.slide import Slide, SlideInfo
+from mtdp_runtime.slide.source import grid_source
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.writer import FeatureStore, differences, remove_leftovers
 from mtdp_runtime.tiling.given_mask import GivenMask
@@ -107,6 +108,7 @@ def extract_targets(
             readers,
             on_progress,
             settings.on_bad_tile == "fail",
+            source=plan.source,
         )
         bad_tiles = [int((store.statuses() != TileStatus.GOOD).sum()) for store in stores]  # an earlier run's included
         for target, store, rows, count in zip(todo, stores, resumed, bad_tiles, strict=True):
@@ -152,7 +154,7 @@ def _checked(
     precision, scale = model.backend.precision, settings.mpp / known_mpp(info)
     agreement = check_rows(features, info, scale, model.bundle.manifest.tile_px, model.check, on_progress)
     least = MIN_COSINE[precision]
-    if reduction_for(info, scale) > 1:
+    if grid_source(info, scale, model.bundle.manifest.tile_px).reduction > 1:
         least = min(least, _MIN_COSINE_REDUCED)
     if agreement is None or agreement.min_cosine >= least:
         return agreement, ""

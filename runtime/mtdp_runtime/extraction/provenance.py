@@ -11,8 +11,9 @@ from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.extraction.models import Target
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.slide import SlideInfo, resampling_of
-from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE
+from mtdp_runtime.slide import SlideInfo
+from mtdp_runtime.slide.resample import is_still
+from mtdp_runtime.slide.source import resampling_of
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.plan import Plan
@@ -30,7 +31,7 @@ def made_of(
         "model": bundle.digest,
         "precision": precision,
         "tile_px": bundle.manifest.tile_px,
-        "resampling": resampling_of(info, settings.mpp / info.mpp) if info.mpp else "unknown",
+        "resampling": resampling_of(info, settings.mpp / info.mpp, bundle.manifest.tile_px) if info.mpp else "unknown",
         **{key: value for key, value in asdict(settings).items() if (key, value) != ("features_dtype", "float32")},
         **({"tiles": "all"} if settings.min_tissue == 0 else {}),
         **({"tissue": json.dumps(asdict(settings.tissue))} if mask is None else {"mask": mask.digest}),
@@ -59,7 +60,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "scale": grid.scale,
         "level": plan.level,
         "level_downsample": level.downsample,
-        "resampling": resampling_of(info, grid.scale),
+        "resampling": resampling_of(info, grid.scale, grid.tile_px),
         "reader": info.reader,
         "reader_reason": info.reader_reason,
         "grid": asdict(grid),
@@ -81,7 +82,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "level0_width": info.width,
         "level0_height": info.height,
     }
-    if abs(grid.scale / level.downsample - 1) < IDENTITY_TOLERANCE:  # patch_size is what CLAM means by it, too
+    if is_still(grid.scale / level.downsample, grid.tile_px):  # patch_size is what CLAM means by it, too
         coords["patch_level"] = plan.level
     outputs = {"features": manifest.features_dim}
     heads = manifest.heads if settings.heads else ()

@@ -23,7 +23,7 @@ from mtdp_runtime.errors import BackendError, TileUnreadable
 from mtdp_runtime.pipeline.buffers import Batch, Buffers, Stopped
 from mtdp_runtime.pipeline.read import read_tile
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes, StageTime
-from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide import Slide, Source
 from mtdp_runtime.store.layout import TileStatus
 
 Progress = Callable[[int], None]
@@ -60,6 +60,8 @@ def run_pipeline(
     readers: int,
     on_progress: Progress | None = None,
     fail_on_bad_tile: bool = False,
+    *,
+    source: Source | None = None,
 ) -> tuple[RunTimes, BadTiles]:
     """Extract the features of all tiles that the store does not hold yet.
 
@@ -73,6 +75,7 @@ def run_pipeline(
         readers: reading threads, at most; as few of them read at a time as keep the engine fed.
         on_progress: called from a thread with the number of rows just stored.
         fail_on_bad_tile: raise at the first tile that cannot be read.
+        source: what all tiles are resampled from; each by itself what the law allows where None.
 
     Raises:
         TileUnreadable: only with fail_on_bad_tile.
@@ -98,7 +101,7 @@ def run_pipeline(
             for index in tiles:
                 row = index % buffers.batch
                 x0, y0 = int(todo[index, 0]), int(todo[index, 1])
-                status, reason = read_tile(slide, batch.tiles[row], x0, y0, scale)
+                status, reason = read_tile(slide, batch.tiles[row], x0, y0, scale, source)
                 batch.status[row] = status
                 if status != TileStatus.GOOD:
                     _note_bad(buffers, reason, fail_on_bad_tile)

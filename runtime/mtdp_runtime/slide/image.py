@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-import cv2
 import numpy as np
 import PIL
 import tifffile
@@ -23,11 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
-from mtdp_runtime.slide import Level, SlideInfo
-from mtdp_runtime.slide.resample import resample_into
+from mtdp_runtime.slide import Level, SlideInfo, Source
 from mtdp_runtime.slide.scale import Scale, ome_scale, scale_of_tags
+from mtdp_runtime.slide.source import source_at
 from mtdp_runtime.slide.tile_cache import Key, TileCache
-from mtdp_runtime.slide.window import window_of
+from mtdp_runtime.slide.window import Window, read_averaged
 
 TIFF_SUFFIXES: Final = frozenset({".tif", ".tiff"})
 PLAIN_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg"})
@@ -98,28 +97,31 @@ class ImageReader:
             reader_reason=reason,
         )
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
-        window = window_of(self.info.levels, x0, y0, out.shape[1], out.shape[0], scale)
-        level = self._levels[window.level]
-        source = np.empty((window.height, window.width, 3), np.uint8)
-        source[...] = self.info.background
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
+        chosen = source or source_at(self.info, x0, y0, scale, max(out.shape[:2]))
+        read_averaged(out, self.info, chosen, x0, y0, scale, self._fill)
+
+    def _fill(self, target: NDArray[np.uint8], window: Window) -> None:
+        """Fill target, uint8[height, width, 3], with the window's pixels; beyond the level lies the background."""
+        index = window.source.level
+        level = self._levels[index]
         left, top = max(window.lx, 0), max(window.ly, 0)
         right, bottom = min(window.lx + window.width, level.width), min(window.ly + window.height, level.height)
+        if right - left < window.width or bottom - top < window.height:
+            target[...] = self.info.background
+            if right <= left or bottom <= top:
+                return
         wide, high = level.piece_width, level.piece_height
-        if right > left and bottom > top:
-            for row in range(top // high, -(-bottom // high)):
-                for column in range(left // wide, -(-right // wide)):
-                    key = (window.level, 1, row * level.across + column)
-                    piece = self._piece(key, x0, y0)
-                    y, y_end = max(row * high, top), min((row + 1) * high, bottom)
-                    x, x_end = max(column * wide, left), min((column + 1) * wide, right)
-                    source[y - window.ly : y_end - window.ly, x - window.lx : x_end - window.lx] = piece[
-                        y - row * high : y_end - row * high, x - column * wide : x_end - column * wide
-                    ]
-                    self._cache.release(key)
-        if window.repeat_x or window.repeat_y:
-            source = cv2.copyMakeBorder(source, 0, window.repeat_y, 0, window.repeat_x, cv2.BORDER_REPLICATE)
-        resample_into(out, source, window.scale)
+        for row in range(top // high, -(-bottom // high)):
+            for column in range(left // wide, -(-right // wide)):
+                key = (index, 1, row * level.across + column)
+                piece = self._piece(key)
+                y, y_end = max(row * high, top), min((row + 1) * high, bottom)
+                x, x_end = max(column * wide, left), min((column + 1) * wide, right)
+                target[y - window.ly : y_end - window.ly, x - window.lx : x_end - window.lx] = piece[
+                    y - row * high : y_end - row * high, x - column * wide : x_end - column * wide
+                ]
+                self._cache.release(key)
 
     def close(self) -> None:
         if self._file >= 0:
@@ -137,14 +139,14 @@ class ImageReader:
         piece = self._levels[key[0]].decode(key[2])
         out[: piece.shape[0], : piece.shape[1]] = piece
 
-    def _piece(self, key: Key, x0: int, y0: int) -> NDArray[np.uint8]:
+    def _piece(self, key: Key) -> NDArray[np.uint8]:
         """Return uint8[piece_height, piece_width, 3], to be released."""
         level = self._levels[key[0]]
         try:
             return self._cache.acquire(key, (level.piece_height, level.piece_width, 3), self._decode)
         except Exception as error:  # each codec has errors of its own
             raise TileUnreadable(
-                f"{self._path}: cannot decode segment {key[2]} of level {key[0]}, needed at ({x0}, {y0}): {error}",
+                f"{self._path}: cannot decode segment {key[2]} of level {key[0]}: {error}",
                 hint="The file is damaged there: compare its checksum with the original and copy it again.",
             ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -14,13 +15,13 @@ import openslide
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
-from mtdp_runtime.slide import Level, SlideInfo
-from mtdp_runtime.slide.resample import resample_into
+from mtdp_runtime.slide import Level, SlideInfo, Source
+from mtdp_runtime.slide.lattice import lattices_of
 from mtdp_runtime.slide.scale import scale_of
-from mtdp_runtime.slide.window import window_of
+from mtdp_runtime.slide.source import source_at
+from mtdp_runtime.slide.window import Window, read_averaged
 
 _CACHE_BYTES: Final = 128 << 20  # decoded codec tiles, shared by all handles of a slide
-_MOST_PX: Final = 1 << 29  # in one read: 2 GiB as OpenSlide gives it; a sixteenth of it is what the tissue search takes
 _WHITE: Final = (255, 255, 255)
 
 
@@ -39,35 +40,43 @@ class OpenSlideReader:
         self._lock = threading.Lock()
         handle = self._open()
         try:
-            self.info = _info(path, handle, slide_mpp, given_by)
+            info = _info(path, handle, slide_mpp, given_by)
         except SlideError:
             self.close()
             raise
+        self._lattices = lattices_of(info.levels, handle.level_dimensions, handle.level_downsamples)
+        levels = zip(info.levels, self._lattices, strict=True)
+        self.info = replace(info, levels=tuple(replace(level, whole=lattice.whole) for level, lattice in levels))
         self._idle.put(handle)
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
-        window = window_of(self.info.levels, x0, y0, out.shape[1], out.shape[0], scale)
-        downsample = self.info.levels[window.level].downsample
-        location = (round(window.lx * downsample), round(window.ly * downsample))
-        size = (window.width, window.height)
-        if size[0] * size[1] > _MOST_PX:
-            raise TileUnreadable(
-                f"{self._path}: {size[0]} x {size[1]} px of level {window.level} at once: too many",
-                hint="The slide has no coarser level for this scale, or states a wrong size: check the file.",
-            )
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
+        chosen = source or source_at(self.info, x0, y0, scale, max(out.shape[:2]))
+        # What another reader reduces or reads as it is, is averaged from whole pixels here, and if need be of level 0.
+        level = chosen.level if chosen.rough or self.info.levels[chosen.level].whole else 0
+        read_averaged(out, self.info, replace(chosen, level=level, reduction=1), x0, y0, scale, self._fill)
+
+    def _fill(self, target: NDArray[np.uint8], window: Window) -> None:
+        """Fill target, uint8[height, width, 3], with the window's pixels; beyond the level lies the background."""
+        left, top = max(window.lx, 0), max(window.ly, 0)
+        width, height = window.lx + window.width - left, window.ly + window.height - top
+        if width < window.width or height < window.height:
+            target[...] = self.info.background
+            if width <= 0 or height <= 0:
+                return
+        lattice = self._lattices[window.source.level]
+        (x0, skip_x), (y0, skip_y) = lattice.place(left), lattice.place(top)
+        size = (width + skip_x, height + skip_y)
         try:
             try:
-                source = self._read(location, window.level, size)
+                pixels = self._read((x0, y0), lattice.index, size)
             except openslide.OpenSlideError:
-                source = self._read(location, window.level, size)
+                pixels = self._read((x0, y0), lattice.index, size)
         except openslide.OpenSlideError as error:
             raise TileUnreadable(
-                f"{self._path}: cannot decode {size[0]} x {size[1]} px at ({x0}, {y0}), level {window.level}: {error}",
+                f"{self._path}: cannot decode {size[0]} x {size[1]} px at ({x0}, {y0}), level {lattice.index}: {error}",
                 hint="The file is damaged there: compare its checksum with the original and copy it again.",
             ) from error
-        if window.repeat_x or window.repeat_y:
-            source = cv2.copyMakeBorder(source, 0, window.repeat_y, 0, window.repeat_x, cv2.BORDER_REPLICATE)
-        resample_into(out, source, window.scale)
+        target[window.height - height :, window.width - width :] = pixels[skip_y:, skip_x:]
 
     def close(self) -> None:
         with self._lock:

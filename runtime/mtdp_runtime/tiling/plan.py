@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.slide import Slide, SlideInfo, level_for
+from mtdp_runtime.slide import Slide, SlideInfo, Source
+from mtdp_runtime.slide.source import grid_source
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.grid import Grid, make_grid
 from mtdp_runtime.tiling.tissue import TissueMask, find_tissue, tissue_fractions
@@ -32,8 +33,13 @@ class Plan:
         return self.grid.origins()[self.kept]
 
     @property
+    def source(self) -> Source:
+        """What every tile is resampled from."""
+        return grid_source(self.info, self.grid.scale, self.grid.tile_px)
+
+    @property
     def level(self) -> int:
-        return level_for(self.info.levels, self.grid.scale)
+        return self.source.level
 
 
 def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, mask: GivenMask | None = None) -> Plan:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide.source import overview_source
 from mtdp_runtime.tiling.given_mask import GivenMask, coverage
 from mtdp_runtime.tiling.grid import Grid
 
@@ -176,6 +177,7 @@ def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray
     unreadable = np.zeros((height, width), np.bool_)
     failure: TileUnreadable | None = None
     side, splits = _BLOCK_PX, 0
+    source = overview_source(slide.info, scale)
     todo = [(top, left, side) for top in range(0, height, side) for left in range(0, width, side)][::-1]
     while todo:
         top, left, side = todo.pop()
@@ -183,7 +185,7 @@ def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray
             continue
         block = np.s_[top : min(top + side, height), left : min(left + side, width)]
         try:
-            slide.read_into(image[block], x0 + round(left * scale), y0 + round(top * scale), scale)
+            slide.read_into(image[block], x0 + round(left * scale), y0 + round(top * scale), scale, source)
         except TileUnreadable as error:
             failure = error
             if side > _LEAST_BLOCK_PX and splits < _MOST_SPLITS:  # around a damaged place the rest is still seen
