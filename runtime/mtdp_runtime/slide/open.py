@@ -12,7 +12,7 @@ from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.dicom import the_series
 from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage, odd_channel
-from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.slide.openslide import REFERENCE, OpenSlideReader
 from mtdp_runtime.slide.tiff_check import check_tiff
 from mtdp_runtime.slide.tiled_tiff import BROKEN_TIFF, NotUnderstood, TiledTiffReader
 
@@ -63,7 +63,10 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
     try:
         return TiledTiffReader(reference)
     except NotUnderstood as reason:
-        reference.info = replace(reference.info, reader_reason=f"the fast reader does not read this: {reason}")
+        left_out = reference.info.reader_reason.removeprefix(REFERENCE)
+        reference.info = replace(
+            reference.info, reader_reason=f"the fast reader does not read this: {reason}{left_out}"
+        )
         return reference
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.slide import Slide, SlideInfo, reduction_for, tile_jpeg2000
+from mtdp_runtime.slide.openslide import REFERENCE
 from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE, resample_into
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.tile_jpeg import REDUCTIONS, decode_tile
@@ -98,7 +99,8 @@ class TiledTiffReader:
             reference.info,
             reader=f"mtdp tiled {' and '.join(codecs)} ({', '.join(versions[codec] for codec in codecs)}), "
             f"{reference.info.reader}",
-            reader_reason=f"every level is tiled {' or '.join(codecs)}",
+            reader_reason=f"every level is tiled {' or '.join(codecs)}"
+            + reference.info.reader_reason.removeprefix(REFERENCE),
             reductions=REDUCTIONS if all(_reducible(level) for level in self._levels) else (),
         )
 
