@@ -17,7 +17,7 @@ from support import read_square, stained
 Image = NDArray[np.uint8]
 
 
-def clouds(height: int, width: int, cell: int = 48) -> Image:
+def clouds(height: int, width: int, cell: int = 160) -> Image:
     """Smooth random colours: no two places look alike, and JPEG and halving change little."""
     small = np.random.default_rng(0).integers(0, 255, (height // cell + 2, width // cell + 2, 3), np.uint8)
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
@@ -65,20 +65,22 @@ def test_a_tile_of_a_narrow_slide_comes_from_its_place(
             x0, y0 = (width - side * factor) // 32 * 32, (height - side * factor) // 32 * 32  # the far corner
             expected = area(levels[0][y0 : y0 + side * factor, x0 : x0 + side * factor], factor)
             off = np.abs(read_square(slide, x0, y0, side, factor) - expected)
-            assert off.mean() < 2, (factor, off.mean())  # 60 and more where it comes from elsewhere
+            assert off.mean() < 3, (factor, off.mean())  # 40 and more where it comes from elsewhere
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "zlib"])
-def test_a_macro_that_is_flagged_as_reduced_is_no_level(tmp_path: Path, compression: str) -> None:
+@pytest.mark.parametrize("height", [170, 400], ids=["OpenSlide opens it", "OpenSlide refuses it"])
+def test_a_macro_that_is_flagged_as_reduced_is_no_level(tmp_path: Path, compression: str, height: int) -> None:
     path, picture = tmp_path / "macro.tif", stained(1024, 2048)
     options: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "metadata": None, "compression": compression}
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(picture, **options)
-        tiff.write(np.full((400, 380, 3), (0, 200, 0), np.uint8), subfiletype=1, **options)
+        tiff.write(np.full((height, 380, 3), (0, 200, 0), np.uint8), subfiletype=1, **options)
         tiff.write(halved(halved(picture, False), False), subfiletype=1, **options)
     with open_slide(path) as slide:
         assert [(level.width, level.downsample) for level in slide.info.levels] == [(2048, 1), (512, 4)]
-        assert "no level of this picture: 380 x 400 px is 1/5.389 of the width" in slide.info.reader_reason
+        if height == 170:  # else tifffile reads it, which does not take the macro for a level either
+            assert "no level of this picture: 380 x 170 px is 1/5.389 of the width" in slide.info.reader_reason
         for factor in (4, 6):  # 6 is beyond the macro's 5.4
             off = np.abs(read_square(slide, 0, 0, 128, factor) - area(picture, factor)[:128, :128])
             assert off.mean() < 3
