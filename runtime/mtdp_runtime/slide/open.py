@@ -10,7 +10,8 @@ import tifffile
 
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
-from mtdp_runtime.slide.dicom import the_series
+from mtdp_runtime.slide.dicom import is_dicom, series_of, the_series
+from mtdp_runtime.slide.dicom_slide import DicomReader
 from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage, odd_channel
 from mtdp_runtime.slide.openslide import REFERENCE, OpenSlideReader
 from mtdp_runtime.slide.tiff_check import check_tiff
@@ -37,6 +38,9 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         file = the_series(file)
     if file.stat().st_size == 0:
         raise SlideUnreadable(f"{file}: the file is empty (0 bytes)", hint="Copy it again.")
+    series = series_of(file) if is_dicom(file) else ""
+    if series:
+        return DicomReader(file, series, slide_mpp, given_by)
     check_tiff(file)
     kind = file.suffix.lower()
     try:
