@@ -137,8 +137,8 @@ def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
         ("broken.svs", "not a slide that OpenSlide can read"),
         ("zero_gi.tif", "not a slide that OpenSlide can read"),
         ("unopenable.tiff", "Unsupported TIFF compression: 52479"),
-        ("sm_image_jpegls.dcm", "Unsupported transfer syntax"),
-        ("test_wsi2.dcm", "concatenation"),
+        ("sm_image_jpegls.dcm", "transfer syntax 1.2.840.10008.1.2.4.80 is not read here"),
+        ("test_wsi2.dcm", "no file of its series is a picture of the slide"),
     ],
 )
 def test_what_is_no_slide_is_refused(slides_dir: Path, name: str, message: str) -> None:
@@ -173,7 +173,7 @@ def test_real_slides_equal_openslide_at_a_levels_own_scale(slides_dir: Path, nam
     path = slides_dir / name
     with open_slide(path) as slide, openslide.OpenSlide(path) as reference:
         for level_index, level in enumerate(slide.info.levels):
-            if level.downsample != int(level.downsample):
-                continue
+            if level.downsample != reference.level_downsamples[level_index]:
+                continue  # there OpenSlide blends pixels
             region = reference.read_region((640, 320), level_index, (200, 200)).convert("RGB")
             np.testing.assert_array_equal(read_square(slide, 640, 320, 200, level.downsample), np.asarray(region))
