@@ -367,12 +367,13 @@ class TestSeries:
                 off = np.abs(read_square(slide, x0, y0, side, factor) - cells.mean(axis=(1, 3)))
                 assert off.max() <= 1
 
-    def test_pixels_that_are_not_square_are_refused_unless_the_user_says_the_scale(
+    def test_pixels_that_are_not_square_have_no_scale_unless_the_user_says_it(
         self, tmp_path: Path, image: Image
     ) -> None:
         self.level(tmp_path, "a.dcm", image, replace(SAYS, mpp=(0.25, 0.5)))
-        with pytest.raises(SlideUnreadable, match="not square"):
-            open_slide(tmp_path)
+        with open_slide(tmp_path) as slide:
+            assert slide.info.mpp is None
+            assert slide.info.mpp_source == "DICOM PixelSpacing say 0.25 x 0.5 µm/px: the pixels are not square"
         with open_slide(tmp_path, 0.3, "--slide-mpp") as slide:
             assert slide.info.mpp == 0.3
         self.level(tmp_path, "a.dcm", image, replace(SAYS, mpp=None))

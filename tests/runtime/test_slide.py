@@ -121,12 +121,13 @@ def test_a_slide_without_mpp_says_so(make_slide: Callable[..., Path]) -> None:
         assert slide.info.mpp_source == "the slide does not say"
 
 
-def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
+def test_pixels_that_are_not_square_have_no_scale(tmp_path: Path) -> None:
     path = tmp_path / "anisotropic.tiff"
     resolution = {"resolution": (20000, 40000), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(path, stained(256, 256), tile=(128, 128), photometric="rgb", compression="zlib", **resolution)
-    with pytest.raises(SlideUnreadable, match="pixels are not square"):
-        open_slide(path)
+    with open_slide(path) as slide:
+        assert slide.info.mpp is None
+        assert slide.info.mpp_source == "TIFF resolution tags say 0.5 x 0.25 µm/px: the pixels are not square"
     with open_slide(path, 0.5, "--slide-mpp") as slide:
         assert slide.info.mpp == 0.5
 

@@ -28,7 +28,7 @@ from mtdp_runtime.slide.dicom_frames import (
     own_colours,
     plainly,
 )
-from mtdp_runtime.slide.pyramid import Image
+from mtdp_runtime.slide.pyramid import Candidate
 
 VOLUME: Final = "VOLUME"  # the third word of ImageType (PS3.3, C.8.12.4.1.1): a picture of the slide
 _MOST_TILE_PX: Final = 1 << 26
@@ -101,7 +101,7 @@ def pictures_of(path: Path, series: str) -> tuple[list[list[Instance]], str]:
     return pictures, "".join(f"; {one}" for one in refused)
 
 
-def as_image(instance: Instance, first: Instance) -> Image:
+def as_image(instance: Instance, first: Instance) -> Candidate:
     width, height = instance.width, instance.height
     if width < 1 or height < 1 or instance.tile_width < 1 or instance.tile_height < 1:
         raise SlideUnreadable(
@@ -111,7 +111,7 @@ def as_image(instance: Instance, first: Instance) -> Image:
     stated = None
     if instance.spacing_mm and first.spacing_mm and min(first.spacing_mm) > 0:
         stated = (instance.spacing_mm[0] / first.spacing_mm[0], instance.spacing_mm[1] / first.spacing_mm[1])
-    return Image(width, height, stated, (instance.tile_width, instance.tile_height))
+    return Candidate(width, height, stated, (instance.tile_width, instance.tile_height))
 
 
 def level_of(parts: list[Instance], opened: Callable[[Path], tuple[int, int]]) -> DicomLevel:

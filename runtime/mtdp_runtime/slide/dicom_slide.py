@@ -41,7 +41,7 @@ class DicomReader(TiledTiffReader):
         """Open the series that a file belongs to, from the file's folder.
 
         Raises:
-            SlideUnreadable: it has no full-resolution picture that is read here, or its pixels are not square.
+            SlideUnreadable: it has no full-resolution picture that is read here.
         """
         self._files: list[int] = []
         try:

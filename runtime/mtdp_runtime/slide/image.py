@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,10 +24,10 @@ from PIL import Image
 
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Level, SlideInfo
-from mtdp_runtime.slide.pyramid import Image as LevelImage
-from mtdp_runtime.slide.pyramid import judge, left_out
+from mtdp_runtime.slide.pyramid import Candidate, judge, left_out
 from mtdp_runtime.slide.resample import resample_into
-from mtdp_runtime.slide.scale import Scale, imagej_scale, ome_scale, resolution_of, scale_of_tags
+from mtdp_runtime.slide.scale import Scale, scale_of_tags
+from mtdp_runtime.slide.tiff_series import scale_in, the_slide
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.window import window_of
 
@@ -40,11 +39,6 @@ _WHITE: Final = (255, 255, 255)
 _RGB: Final = (2, 6)  # photometric interpretations: RGB, YCbCr
 _PREMULTIPLIED: Final = (1,)  # values of ExtraSamples
 _ALPHAS: Final = (_PREMULTIPLIED, (2,))
-
-
-_UNASKED: Final[Scale] = (None, "the user gives the scale")
-# What scanners' software and Bio-Formats call the images of a slide that are not the slide.
-_ASIDE: Final = re.compile(r"\b(label|macro|overview|thumbnail|barcode)\b", re.IGNORECASE)
 
 
 class NotAnImage(Exception):
@@ -60,7 +54,6 @@ class _Pieces:
     piece_width: int
     piece_height: int
     decode: Callable[[int], NDArray[np.uint8]]  # number -> uint8[piece_height or less, piece_width or less, 3]
-    downsample: float = 1.0  # level-0 pixels a pixel of it covers
 
     @property
     def across(self) -> int:
@@ -75,7 +68,6 @@ class ImageReader:
 
         Raises:
             NotAnImage: it is not one of these, or not 8-bit RGB.
-            SlideUnreadable: its pixels are not square.
         """
         self._path = path
         self._cache = TileCache(_CACHE_BYTES)
@@ -83,28 +75,32 @@ class ImageReader:
         if path.suffix.lower() in TIFF_SUFFIXES:
             self._file = os.open(path, os.O_RDONLY)
             try:
-                self._levels, scale, vendor, more = _tiff(path, self._file, slide_mpp is not None)
-                reason += more
+                self._levels, scale, vendor = _tiff(path, self._file)
             except (NotAnImage, SlideUnreadable):
                 os.close(self._file)
                 raise
             reader = f"tifffile {tifffile.__version__}"
         else:
-            self._levels, scale, vendor = _plain(path, slide_mpp is not None)
+            self._levels, scale, vendor = _plain(path)
             reader = f"Pillow {PIL.__version__}"
+        verdicts = judge([Candidate(one.width, one.height, None, _tile(one)) for one in self._levels])
+        kept = [
+            (one, by.downsample) for one, by in zip(self._levels, verdicts, strict=True) if by.downsample is not None
+        ]
+        self._levels = tuple(one for one, _ in kept)
         first = self._levels[0]
         self.info = SlideInfo(
             path=path,
             size_bytes=path.stat().st_size,
             vendor=vendor,
-            levels=tuple(Level(one.width, one.height, one.downsample) for one in self._levels),
+            levels=tuple(Level(one.width, one.height, downsample) for one, downsample in kept),
             mpp=slide_mpp if slide_mpp is not None else scale[0],
             mpp_source=given_by if slide_mpp is not None else scale[1],
             bounds=(0, 0, first.width, first.height),
             background=_WHITE,
             quickhash=_quickhash(path),
             reader=reader,
-            reader_reason=reason,
+            reader_reason=reason + left_out(verdicts),
         )
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
@@ -158,6 +154,10 @@ class ImageReader:
             ) from error
 
 
+def _tile(level: _Pieces) -> tuple[int, int]:
+    return level.piece_width, level.piece_height
+
+
 def on_white(pixels: NDArray[np.uint8], premultiplied: bool = False) -> NDArray[np.uint8]:
     """Return uint8[H, W, 3] of RGB or RGBA: what is transparent becomes white."""
     if pixels.shape[2] == 3:
@@ -188,7 +188,7 @@ def _quickhash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _plain(path: Path, scale_given: bool) -> tuple[tuple[_Pieces, ...], Scale, str]:
+def _plain(path: Path) -> tuple[tuple[_Pieces, ...], Scale, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -200,54 +200,27 @@ def _plain(path: Path, scale_given: bool) -> tuple[tuple[_Pieces, ...], Scale, s
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise NotAnImage(f"Pillow refuses it: {error}") from error
     height, width, _ = pixels.shape
-    scale = _UNASKED if scale_given else scale_of_tags(path, str(dpi[0]), str(dpi[1]), "inch")
+    scale = scale_of_tags(path, str(dpi[0]), str(dpi[1]), "inch")
     return (_Pieces(width, height, width, height, lambda _: pixels),), scale, kind
 
 
-def _tiff(path: Path, file: int, scale_given: bool) -> tuple[tuple[_Pieces, ...], Scale, str, str]:
-    """Return the slide's levels, its scale unless the user gives it, the kind of file, and what was left out."""
+def _tiff(path: Path, file: int) -> tuple[tuple[_Pieces, ...], Scale, str]:
     try:
         with tifffile.TiffFile(path) as tiff:
-            series = _the_slide(tiff)
+            series = the_slide(tiff)
             for level in series.levels:
                 if len(level.pages) != 1:
                     raise NotAnImage(f"an image of {len(level.pages)} planes (channels, depths or times), not RGB")
             pages = [level.pages[0] for level in series.levels]
             for page in pages:
                 _check_is_here(page, tiff)
-            pages = [page.aspage() for page in pages]
-            scale = _UNASKED if scale_given else _scale(path, tiff.pages[0].description or "", pages[0])
-            verdicts = judge([_as_image(page) for page in pages])
-            levels = tuple(
-                replace(_pieces(page, file), downsample=verdict.downsample)
-                for page, verdict in zip(pages, verdicts, strict=True)
-                if verdict.downsample is not None
-            )
-            return levels, scale, "ome-tiff" if tiff.is_ome else "tiff", left_out(verdicts)
+            scale = scale_in(path, tiff, pages[0].aspage())
+            levels = tuple(_pieces(page.aspage(), file) for page in pages)
+            return levels, scale, "ome-tiff" if tiff.is_ome else "tiff"
     except (NotAnImage, SlideUnreadable):
         raise
     except Exception as error:  # a damaged structure finds many ways
         raise NotAnImage(f"tifffile refuses it: {error}") from error
-
-
-def _the_slide(tiff: Any) -> Any:
-    """Return the series that is the slide: the largest that is not called label or macro. A macro may come first."""
-    here = [one for one in tiff.series if all(page is not None for page in one.levels[0].pages)] or list(tiff.series)
-    named = [one for one in here if not _ASIDE.search(one.name or "")] or here
-    return max(named, key=lambda one: one.levels[0].pages[0].imagewidth * one.levels[0].pages[0].imagelength)
-
-
-def _as_image(page: Any) -> LevelImage:
-    tile = (int(page.tilewidth), int(page.tilelength)) if page.is_tiled else None
-    return LevelImage(int(page.imagewidth), int(page.imagelength), None, tile)
-
-
-def _scale(path: Path, description: str, page: Any) -> Scale:
-    """Return what the file says of level 0, which `page` is."""
-    x, y, unit = resolution_of(page)
-    size = (int(page.imagewidth), int(page.imagelength))
-    described = ome_scale(path, description, size) or imagej_scale(path, description, x, y)
-    return described or scale_of_tags(path, x, y, unit)
 
 
 def _check_is_here(page: Any, tiff: Any) -> None:

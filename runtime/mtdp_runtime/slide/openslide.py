@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Level, SlideInfo
-from mtdp_runtime.slide.pyramid import Image, judge, left_out
+from mtdp_runtime.slide.pyramid import Candidate, judge, left_out
 from mtdp_runtime.slide.resample import resample_into
 from mtdp_runtime.slide.scale import resolution_of, scale_of
 from mtdp_runtime.slide.window import window_of
@@ -185,7 +185,9 @@ def _levels(handle: openslide.OpenSlide, vendor: str) -> tuple[tuple[Level, ...]
         # Formats with a grid of their own state whole factors; of a TIFF, OpenSlide computes them from the sizes.
         stated = vendor not in _COMPUTED and number > 0 and downsample.is_integer()
         tile = tuple(int(handle.properties.get(f"openslide.level[{number}].tile-{side}", 0)) for side in _SIDES)
-        images.append(Image(width, height, (downsample, downsample) if stated else None, tile if all(tile) else None))
+        images.append(
+            Candidate(width, height, (downsample, downsample) if stated else None, tile if all(tile) else None)
+        )
     verdicts = judge(images)
     kept = tuple(number for number, verdict in enumerate(verdicts) if verdict.downsample is not None)
     levels = tuple(Level(images[i].width, images[i].height, verdicts[i].downsample or 1.0) for i in kept)

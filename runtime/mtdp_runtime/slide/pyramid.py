@@ -17,7 +17,7 @@ _STATED_TOLERANCE: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class Candidate:
     """An image that may be a level."""
 
     width: int
@@ -34,10 +34,10 @@ class Verdict:
     why: str = ""
 
 
-def judge(images: list[Image]) -> list[Verdict]:
+def judge(images: list[Candidate]) -> list[Verdict]:
     """Return a verdict on each image; the first is level 0, the others come in any order.
 
-    >>> [v.downsample for v in judge([Image(1023, 30001), Image(31, 937), Image(300, 300)])]
+    >>> [v.downsample for v in judge([Candidate(1023, 30001), Candidate(31, 937), Candidate(300, 300)])]
     [1.0, 32.0, None]
     """
     first = images[0]
@@ -58,7 +58,7 @@ def left_out(verdicts: list[Verdict]) -> str:
     return f"; no level of this picture: {'; '.join(out)}" if out else ""
 
 
-def _verdict(first: Image, image: Image, finer: float) -> Verdict:
+def _verdict(first: Candidate, image: Candidate, finer: float) -> Verdict:
     by_size = (first.width / image.width, first.height / image.height)
     size = f"{image.width} x {image.height} px"
     says = f"{size} is 1/{by_size[0]:.4g} of the width and 1/{by_size[1]:.4g} of the height"
@@ -100,7 +100,7 @@ def _whole(stated: tuple[float, float]) -> float | None:
     return whole if whole and abs(factor / whole - 1) <= _STATED_TOLERANCE else factor
 
 
-def _within_a_pixel(first: Image, image: Image) -> tuple[float, float]:
+def _within_a_pixel(first: Candidate, image: Candidate) -> tuple[float, float]:
     """Return the open interval of factors that put both sides less than a pixel from their exact length."""
     sides = ((first.width, image.width), (first.height, image.height))
     least = max(whole / (side + 1) for whole, side in sides)
@@ -108,7 +108,7 @@ def _within_a_pixel(first: Image, image: Image) -> tuple[float, float]:
     return least, most
 
 
-def _padded(first: Image, image: Image, factor: float, whole_tiles_only: bool = False) -> bool:
+def _padded(first: Candidate, image: Candidate, factor: float, whole_tiles_only: bool = False) -> bool:
     """Tell whether a factor explains the sizes, where level 0, this image or both may be padded to whole tiles."""
     tile = image.tile or (1, 1)
     padding = first.tile or (1, 1)
@@ -123,7 +123,7 @@ def _padded(first: Image, image: Image, factor: float, whole_tiles_only: bool = 
     return True
 
 
-def _whole_tiles(image: Image) -> bool:
+def _whole_tiles(image: Candidate) -> bool:
     return image.tile is not None and not image.width % image.tile[0] and not image.height % image.tile[1]
 
 

@@ -14,8 +14,6 @@ from typing import Any, Final
 
 import openslide
 
-from mtdp_runtime.errors import SlideUnreadable
-
 LEAST_MPP: Final = 0.01
 MOST_MPP: Final = 100.0
 # No slide is scanned finer or coarser than this, and numbers ten times too small are a known error of converters: such
@@ -77,9 +75,6 @@ def scale_of(path: Path, properties: Mapping[str, str], vendor: str, size: tuple
     """Return a slide's scale from its properties as OpenSlide gives them; `size` is level 0's.
 
     Where the vendor's number cannot be, the resolution tags are asked.
-
-    Raises:
-        SlideUnreadable: the pixels are not square.
     """
     impossible: Scale | None = None
     if vendor != "generic-tiff":
@@ -132,11 +127,7 @@ def resolution_of(page: Any) -> tuple[str, str, str]:
 
 
 def scale_of_tags(path: Path, x: str, y: str, unit: str) -> Scale:
-    """Return the scale that resolution tags state, as texts: pixels per centimetre or inch.
-
-    Raises:
-        SlideUnreadable: the pixels are not square.
-    """
+    """Return the scale that resolution tags state, as texts: pixels per centimetre or inch."""
     um = _UM_PER_UNIT.get(unit)
     if um is None or not x or not y:
         return None, "the slide does not say"
@@ -156,9 +147,6 @@ def imagej_scale(path: Path, description: str, x: str, y: str) -> Scale | None:
     """Return the scale of a TIFF that ImageJ wrote: pixels per the unit that its description names.
 
     None where it names none, or where that cannot be the unit that the resolution was meant in.
-
-    Raises:
-        SlideUnreadable: the pixels are not square.
     """
     unit = re.search(r"^unit=(.{1,40}?)\s*$", description, re.MULTILINE) if description.startswith("ImageJ=") else None
     um = um_of(unit[1]) if unit is not None else None
@@ -179,9 +167,6 @@ def ome_scale(path: Path, description: str, size: tuple[int, int] | None = None)
     Args:
         size: width and height of level 0. A file may describe several images, the macro first; where one is of this
             size, its scale is taken.
-
-    Raises:
-        SlideUnreadable: the pixels are not square.
     """
     found = _PIXELS.findall(description) if "<OME" in description or ":OME" in description else []
     of_size = [one for one in found if size and (_attribute(one, "SizeX"), _attribute(one, "SizeY")) == _texts(size)]
@@ -219,18 +204,11 @@ def _attribute(element: str, name: str) -> str:
 
 
 def checked(path: Path, mpp_x: float, mpp_y: float, source: str) -> Scale:
-    """Return one scale for both directions.
-
-    Raises:
-        SlideUnreadable: they differ by more than MAX_ANISOTROPY.
-    """
+    """Return one scale for both directions; None where they differ by more than MAX_ANISOTROPY, or cannot be."""
     if not (is_scale(mpp_x) and is_scale(mpp_y)):
         return None, f"{source} say {mpp_x:g} x {mpp_y:g} µm/px, which cannot be"
     if abs(mpp_x / mpp_y - 1) > MAX_ANISOTROPY:
-        raise SlideUnreadable(
-            f"{path}: pixels are not square ({mpp_x} x {mpp_y} µm, {source})",
-            hint="Give the scale with --slide-mpp if you know that this is an error of the file.",
-        )
+        return None, f"{source} say {mpp_x:g} x {mpp_y:g} µm/px: the pixels are not square"
     mpp = math.sqrt(mpp_x * mpp_y)
     if not LEAST_USUAL_MPP <= mpp <= MOST_USUAL_MPP:
         return None, (
