@@ -13,6 +13,7 @@ from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.dicom import is_dicom, series_of, the_series
 from mtdp_runtime.slide.dicom_slide import DicomReader
 from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage, odd_channel
+from mtdp_runtime.slide.mirax import with_its_folder
 from mtdp_runtime.slide.openslide import REFERENCE, OpenSlideReader
 from mtdp_runtime.slide.tiff_check import check_tiff
 from mtdp_runtime.slide.tiled_tiff import BROKEN_TIFF, NotUnderstood, TiledTiffReader
@@ -41,6 +42,7 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
     series = series_of(file) if is_dicom(file) else ""
     if series:
         return DicomReader(file, series, slide_mpp, given_by)
+    file = with_its_folder(file)
     check_tiff(file)
     kind = file.suffix.lower()
     try:
