@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from numpy.typing import NDArray
@@ -84,6 +85,38 @@ def test_a_macro_that_is_flagged_as_reduced_is_no_level(tmp_path: Path, compress
         for factor in (4, 6):  # 6 is beyond the macro's 5.4
             off = np.abs(read_square(slide, 0, 0, 128, factor) - area(picture, factor)[:128, :128])
             assert off.mean() < 3
+
+
+@pytest.mark.parametrize("factor", [4, 5, 64])
+def test_a_macro_of_the_slides_own_shape_is_no_level_either(tmp_path: Path, factor: int) -> None:
+    path, picture = tmp_path / "macro.tif", stained(1280, 1920)
+    macro = np.full((1280 // factor, 1920 // factor, 3), (30, 90, 40), np.uint8)
+    options: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "metadata": None, "compression": "zlib"}
+    with tifffile.TiffWriter(path) as tiff:
+        for number, pixels in enumerate(sorted((picture, halved(picture, False), macro), key=lambda one: -one.size)):
+            tiff.write(pixels, subfiletype=int(number > 0), **options)
+    with open_slide(path) as slide:
+        assert [level.downsample for level in slide.info.levels] == [1, 2]
+        assert f"{1920 // factor} x {1280 // factor} px shows something else" in slide.info.reader_reason
+
+
+@pytest.mark.parametrize("kind", ["average", "left out", "bright"])
+def test_levels_made_in_any_way_are_levels(tmp_path: Path, slides_dir: Path, kind: str) -> None:
+    """Averaged, every second pixel left out, or of other brightness: all of it is the same picture."""
+    with openslide.OpenSlide(slides_dir / "CMU-1-Small-Region.svs") as real:
+        picture = np.array(real.read_region((0, 0), 0, (2048, 2048)))[..., :3]
+    levels = [picture]
+    for _ in range(6):
+        last = levels[-1]
+        levels.append(last[::2, ::2] if kind == "left out" else halved(last, False))
+    if kind == "bright":
+        levels[1:] = [np.minimum(level.astype(int) + 15, 255).astype(np.uint8) for level in levels[1:]]
+    path = tmp_path / "pyramid.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for number, level in enumerate(levels):
+            tiff.write(level, tile=(128, 128), photometric="rgb", metadata=None, subfiletype=int(number > 0))
+    with open_slide(path) as slide:
+        assert [level.downsample for level in slide.info.levels] == [1, 2, 4, 8, 16, 32, 64]
 
 
 def test_the_slide_of_an_ome_tiff_is_its_largest_image_and_its_scale_is_that_images(tmp_path: Path) -> None:

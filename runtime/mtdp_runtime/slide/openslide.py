@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -18,6 +19,7 @@ from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Level, SlideInfo
 from mtdp_runtime.slide.pyramid import Candidate, judge, left_out
 from mtdp_runtime.slide.resample import resample_into
+from mtdp_runtime.slide.same_picture import other_pictures
 from mtdp_runtime.slide.scale import resolution_of, scale_of
 from mtdp_runtime.slide.window import window_of
 
@@ -52,6 +54,28 @@ class OpenSlideReader:
             self.close()
             raise
         self._idle.put(handle)
+        if self.info.vendor == "generic-tiff":  # anybody's: what is flagged as reduced may be a macro
+            self._leave_out_other_pictures()
+
+    def _leave_out_other_pictures(self) -> None:
+        """Keep as levels what shows the same as level 0; where a window cannot be read, reading says so later."""
+
+        def read(level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+            downsample = self._own_downsamples[level]
+            return self._read((round(x * downsample), round(y * downsample)), self._own_levels[level], (width, height))
+
+        try:
+            others = other_pictures(self.info.levels, read)
+        except (openslide.OpenSlideError, SlideError):
+            return
+        if others:
+            sizes = (f"{self.info.levels[i].width} x {self.info.levels[i].height} px" for i in others)
+            why = f"; no level of this picture: {', '.join(sizes)} shows something else"
+            kept = [i for i in range(len(self.info.levels)) if i not in others]
+            levels = tuple(self.info.levels[i] for i in kept)
+            self.info = replace(self.info, levels=levels, reader_reason=self.info.reader_reason + why)
+            self._own_levels = tuple(self._own_levels[i] for i in kept)
+            self._own_downsamples = tuple(self._own_downsamples[i] for i in kept)
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
         window = window_of(self.info.levels, x0, y0, out.shape[1], out.shape[0], scale)
