@@ -108,7 +108,7 @@ def sources(slides: Path, folder: Path) -> list[tuple[Source, int]]:
         (slides / "odd" / "boxes.tiff", 0.5, 0.5, 10),
         (slides / "odd" / "boxes_0.dcm", 0.5, 0.5, 5),
         (slides / "odd" / "sm_image.dcm", 0.5, 0.5, 5),
-        (slides / "multi_frame_jpeg_camelyon_challenge_image.dcm", None, 30, 5),
+        (slides / "multi_frame_jpeg_camelyon_challenge_image.dcm", 28.97, 30, 5),
         (cmu, None, 0.998, 2),
     ]
     result = []

@@ -99,7 +99,6 @@ def test_a_real_aperio_slide(slides_dir: Path) -> None:
     ("name", "reason"),
     [
         ("odd/yb10kx5k.zstd.tiff", "compression 50000"),
-        ("odd/sm_image.dcm", "dicom slides are OpenSlide's"),
     ],
 )
 def test_what_it_does_not_understand_goes_to_openslide_with_the_reason(

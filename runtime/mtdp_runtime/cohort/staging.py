@@ -20,7 +20,7 @@ from types import FrameType
 from typing import IO, Any, Final, Self
 
 from mtdp_runtime.errors import SlideError, UsageError
-from mtdp_runtime.slide import dicom
+from mtdp_runtime.slide import dicom, mirax
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
@@ -131,14 +131,15 @@ def files_of(slide: Path) -> list[Path]:
     if kind == dicom.SUFFIX or dicom.is_dicom(slide):
         series = dicom.series_of(slide)
         return dicom.series_in(slide.parent).get(series, [slide])
-    if kind == ".mrxs":
+    if kind == mirax.SUFFIX:
         return [slide, slide.with_suffix("")]
     return [] if kind in _BY_OTHER_NAMES else [slide]
 
 
 def _run(copy: _Copy) -> None:
     try:
-        parts = files_of(copy.slide)
+        slide = mirax.with_its_folder(copy.slide)
+        parts = files_of(slide)
         if not parts:
             copy.reason = "its format names files that are not known here"
             return
@@ -152,7 +153,7 @@ def _run(copy: _Copy) -> None:
             return
         for one in files:
             _copy_file(copy, one, copy.folder / one.relative_to(root))
-        copy.path = copy.folder if copy.slide.is_dir() else copy.folder / copy.slide.name
+        copy.path = copy.folder if slide.is_dir() else copy.folder / slide.name
     except _Stopped:
         pass
     except (OSError, SlideError) as error:

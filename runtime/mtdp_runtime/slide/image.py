@@ -23,8 +23,10 @@ from PIL import Image
 
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Level, SlideInfo, Source
-from mtdp_runtime.slide.scale import Scale, ome_scale, scale_of_tags
+from mtdp_runtime.slide.pyramid import Candidate, judge, left_out
+from mtdp_runtime.slide.scale import Scale, scale_of_tags
 from mtdp_runtime.slide.source import source_at
+from mtdp_runtime.slide.tiff_series import scale_in, the_slide
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.window import Window, read_averaged
 
@@ -36,7 +38,6 @@ _WHITE: Final = (255, 255, 255)
 _RGB: Final = (2, 6)  # photometric interpretations: RGB, YCbCr
 _PREMULTIPLIED: Final = (1,)  # values of ExtraSamples
 _ALPHAS: Final = (_PREMULTIPLIED, (2,))
-_UNITS: Final = {2: "inch", 3: "centimeter"}  # TIFF 6.0, ResolutionUnit
 
 
 class NotAnImage(Exception):
@@ -66,7 +67,6 @@ class ImageReader:
 
         Raises:
             NotAnImage: it is not one of these, or not 8-bit RGB.
-            SlideUnreadable: its pixels are not square.
         """
         self._path = path
         self._cache = TileCache(_CACHE_BYTES)
@@ -82,19 +82,24 @@ class ImageReader:
         else:
             self._levels, scale, vendor = _plain(path)
             reader = f"Pillow {PIL.__version__}"
+        verdicts = judge([Candidate(one.width, one.height, None, _tile(one)) for one in self._levels])
+        kept = [
+            (one, by.downsample) for one, by in zip(self._levels, verdicts, strict=True) if by.downsample is not None
+        ]
+        self._levels = tuple(one for one, _ in kept)
         first = self._levels[0]
         self.info = SlideInfo(
             path=path,
             size_bytes=path.stat().st_size,
             vendor=vendor,
-            levels=tuple(Level(one.width, one.height, first.width / one.width) for one in self._levels),
+            levels=tuple(Level(one.width, one.height, downsample) for one, downsample in kept),
             mpp=slide_mpp if slide_mpp is not None else scale[0],
             mpp_source=given_by if slide_mpp is not None else scale[1],
             bounds=(0, 0, first.width, first.height),
             background=_WHITE,
             quickhash=_quickhash(path),
             reader=reader,
-            reader_reason=reason,
+            reader_reason=reason + left_out(verdicts),
         )
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
@@ -151,6 +156,10 @@ class ImageReader:
             ) from error
 
 
+def _tile(level: _Pieces) -> tuple[int, int]:
+    return level.piece_width, level.piece_height
+
+
 def on_white(pixels: NDArray[np.uint8], premultiplied: bool = False) -> NDArray[np.uint8]:
     """Return uint8[H, W, 3] of RGB or RGBA: what is transparent becomes white."""
     if pixels.shape[2] == 3:
@@ -200,14 +209,14 @@ def _plain(path: Path) -> tuple[tuple[_Pieces, ...], Scale, str]:
 def _tiff(path: Path, file: int) -> tuple[tuple[_Pieces, ...], Scale, str]:
     try:
         with tifffile.TiffFile(path) as tiff:
-            description = tiff.pages[0].description or ""
-            scale = ome_scale(path, description) or _tags(path, tiff.pages[0])
-            for level in tiff.series[0].levels:
+            series = the_slide(tiff)
+            for level in series.levels:
                 if len(level.pages) != 1:
                     raise NotAnImage(f"an image of {len(level.pages)} planes (channels, depths or times), not RGB")
-            pages = [level.pages[0] for level in tiff.series[0].levels]
+            pages = [level.pages[0] for level in series.levels]
             for page in pages:
                 _check_is_here(page, tiff)
+            scale = scale_in(path, tiff, pages[0].aspage())
             levels = tuple(_pieces(page.aspage(), file) for page in pages)
             return levels, scale, "ome-tiff" if tiff.is_ome else "tiff"
     except (NotAnImage, SlideUnreadable):
@@ -222,15 +231,6 @@ def _check_is_here(page: Any, tiff: Any) -> None:
         raise NotAnImage("its pixels lie in another file, which is not there")
     if page.parent.filehandle.path != tiff.filehandle.path:
         raise NotAnImage(f"its pixels lie in another file: name that one, {page.parent.filename}")
-
-
-def _tags(path: Path, page: Any) -> Scale:
-    texts = []
-    for name in ("XResolution", "YResolution"):
-        tag = page.tags.get(name)
-        texts.append(str(tag.value[0] / tag.value[1]) if tag is not None and tag.value[1] else "")
-    unit = page.tags.get("ResolutionUnit")
-    return scale_of_tags(path, texts[0], texts[1], _UNITS.get(int(unit.value) if unit is not None else 2, ""))
 
 
 def _pieces(page: Any, file: int) -> _Pieces:

@@ -42,16 +42,10 @@ class Lattice:
         return round(first * self.downsample), pixel - first
 
 
-def lattices_of(
-    levels: Sequence[Level], sizes: Sequence[tuple[int, int]], downsamples: Sequence[float]
-) -> tuple[Lattice, ...]:
-    """Return how OpenSlide addresses each of `levels`, given the sizes and downsamples of its own."""
-    found = []
-    for number, level in enumerate(levels):
-        same = [i for i, size in enumerate(sizes) if tuple(size) == (level.width, level.height)]
-        index = same[0] if same else number
-        found.append(_lattice(index, float(downsamples[index]), max(level.width, level.height)))
-    return tuple(found)
+def lattices_of(levels: Sequence[Level], indices: Sequence[int], downsamples: Sequence[float]) -> tuple[Lattice, ...]:
+    """Return how OpenSlide addresses each of `levels`, given its numbers of them and its downsamples."""
+    own = zip(levels, indices, downsamples, strict=True)
+    return tuple(_lattice(index, downsample, max(level.width, level.height)) for level, index, downsample in own)
 
 
 def _lattice(index: int, downsample: float, side: int) -> Lattice:

@@ -10,9 +10,11 @@ import tifffile
 
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide import Slide
-from mtdp_runtime.slide.dicom import the_series
+from mtdp_runtime.slide.dicom import is_dicom, series_of, the_series
+from mtdp_runtime.slide.dicom_slide import DicomReader
 from mtdp_runtime.slide.image import PLAIN_SUFFIXES, TIFF_SUFFIXES, ImageReader, NotAnImage, odd_channel
-from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.slide.mirax import with_its_folder
+from mtdp_runtime.slide.openslide import REFERENCE, OpenSlideReader
 from mtdp_runtime.slide.tiff_check import check_tiff
 from mtdp_runtime.slide.tiled_tiff import BROKEN_TIFF, NotUnderstood, TiledTiffReader
 
@@ -37,6 +39,10 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
         file = the_series(file)
     if file.stat().st_size == 0:
         raise SlideUnreadable(f"{file}: the file is empty (0 bytes)", hint="Copy it again.")
+    series = series_of(file) if is_dicom(file) else ""
+    if series:
+        return DicomReader(file, series, slide_mpp, given_by)
+    file = with_its_folder(file)
     check_tiff(file)
     kind = file.suffix.lower()
     try:
@@ -63,7 +69,10 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
     try:
         return TiledTiffReader(reference)
     except NotUnderstood as reason:
-        reference.info = replace(reference.info, reader_reason=f"the fast reader does not read this: {reason}")
+        left_out = reference.info.reader_reason.removeprefix(REFERENCE)
+        reference.info = replace(
+            reference.info, reader_reason=f"the fast reader does not read this: {reason}{left_out}"
+        )
         return reference
 
 

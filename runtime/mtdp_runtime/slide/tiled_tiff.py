@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.slide import Slide, SlideInfo, Source, tile_jpeg2000
+from mtdp_runtime.slide.openslide import REFERENCE
 from mtdp_runtime.slide.source import source_at
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.tile_jpeg import REDUCTIONS, decode_tile
@@ -100,7 +101,8 @@ class TiledTiffReader:
             reference.info,
             reader=f"mtdp tiled {' and '.join(codecs)} ({', '.join(versions[codec] for codec in codecs)}), "
             f"{reference.info.reader}",
-            reader_reason=f"every level is tiled {' or '.join(codecs)}",
+            reader_reason=f"every level is tiled {' or '.join(codecs)}"
+            + reference.info.reader_reason.removeprefix(REFERENCE),
             reductions=reductions,
             tile_reductions=tuple(k for k in reductions if all(k in near for near in nearly_averages)),
             levels=tuple(replace(level, whole=level.whole or not self._drawn_from_finer) for level in levels),
