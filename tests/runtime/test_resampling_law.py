@@ -341,12 +341,12 @@ SIZES = [
 def odd_pyramid(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Slide, NDArray[np.uint8]]]:
-    """A level of noise, in which a blend of neighbours cannot hide, below an empty level 0."""
+    """A level of noise, in which a blend of neighbours cannot hide, below a level 0 that is its mean."""
     width, height, factor = request.param
     level = np.random.default_rng(1).integers(0, 256, (height // factor, width // factor, 3), np.uint8)
     path = tmp_path_factory.mktemp("odd") / "odd.tiff"
     with tifffile.TiffWriter(path) as tiff:
-        for number, image in enumerate((np.zeros((height, width, 3), np.uint8), level)):
+        for number, image in enumerate((np.full((height, width, 3), 128, np.uint8), level)):
             tiff.write(
                 image, tile=(128, 128), photometric="rgb", compression="zlib", metadata=None, subfiletype=min(number, 1)
             )
