@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, TileUnreadable, UsageError
-from mtdp_runtime.slide import Slide, SlideInfo, dicom
+from mtdp_runtime.slide import Slide, SlideInfo, dicom, zarr_folder
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
@@ -156,6 +156,8 @@ class StagedSlide:
 def files_of(slide: Path) -> list[Path]:
     """Return all files and folders that a slide is made of; empty where that is not known."""
     kind = slide.suffix.lower()
+    if zarr_folder.is_zarr(slide):
+        return [slide]
     if slide.is_dir():
         slide, kind = dicom.the_series(slide), dicom.SUFFIX
     if kind == dicom.SUFFIX or dicom.is_dicom(slide):
@@ -182,7 +184,8 @@ def _run(copy: _Copy) -> None:
             return
         for one in files:
             _copy_file(copy, one, copy.folder / one.relative_to(root))
-        copy.path = copy.folder if copy.slide.is_dir() else copy.folder / copy.slide.name
+        of_a_series = copy.slide.is_dir() and not zarr_folder.is_zarr(copy.slide)
+        copy.path = copy.folder if of_a_series else copy.folder / copy.slide.name
     except _Stopped:
         pass
     except (OSError, SlideError) as error:

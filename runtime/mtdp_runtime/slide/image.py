@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Level, SlideInfo
-from mtdp_runtime.slide.ome_zarr import is_zarr, levels_of_zarr, size_of
+from mtdp_runtime.slide.ome_zarr import levels_of_zarr
 from mtdp_runtime.slide.picture import JPEG_MAGIC, PNG_MAGIC, levels_of_picture
 from mtdp_runtime.slide.probe import UnknownKind
 from mtdp_runtime.slide.resample import resample_into
@@ -30,6 +30,7 @@ from mtdp_runtime.slide.tiff_image import levels_of_tiff
 from mtdp_runtime.slide.tiff_pieces import Pieces
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.window import window_of
+from mtdp_runtime.slide.zarr_folder import is_zarr, size_bytes_of
 
 _CACHE_BYTES: Final = 256 << 20
 _WHITE: Final = (255, 255, 255)
@@ -81,7 +82,7 @@ class ImageReader:
         first = self._levels[0]
         self.info = SlideInfo(
             path=path,
-            size_bytes=size_of(path) if path.is_dir() else path.stat().st_size,
+            size_bytes=size_bytes_of(path) if path.is_dir() else path.stat().st_size,
             vendor=vendor,
             levels=tuple(Level(one.width, one.height, first.width / one.width) for one in self._levels),
             mpp=slide_mpp if slide_mpp is not None else scale[0],

@@ -1,13 +1,12 @@
 """OME-Zarr: a folder of chunks, multiscales 0.4 (Zarr 2) or 0.5 (Zarr 3), of which 8-bit RGB is taken.
 
 The zarr library reads it; it is an extra (`pip install 'mtdp[zarr]'`). A chunk that is not there stands for the fill
-value, and is what an incomplete copy lacks, too. So it is believed only where a coarser level shows the fill value, as
+value, and is what an incomplete copy lacks, too. So it is believed only where another level shows the fill value, as
 well; elsewhere it is an error. Specification: https://ngff.openmicroscopy.org
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +19,8 @@ from mtdp_runtime.slide.channels import Channel, check_bright, named_rgb
 from mtdp_runtime.slide.probe import UnknownKind, probe
 from mtdp_runtime.slide.scale import Scale, checked
 from mtdp_runtime.slide.tiff_pieces import Pieces, samples_of
+from mtdp_runtime.slide.zarr_folder import METADATA, attributes_of
 
-SUFFIX: Final = ".zarr"
-_METADATA: Final = (".zattrs", ".zgroup", "zarr.json")
 _UM: Final = {
     "micrometer": 1.0,
     "nanometer": 1e-3,
@@ -34,11 +32,6 @@ _UM: Final = {
 _MOST_CHUNK_PX: Final = 1 << 28
 _LEAST_PX: Final = 4  # sides of the place in a coarser level that vouches for a chunk
 _SAME: Final = 8  # grey levels that a coder may change the fill value by
-
-
-def is_zarr(folder: Path) -> bool:
-    """Say whether a folder is a Zarr group."""
-    return any((folder / name).is_file() for name in _METADATA)
 
 
 def levels_of_zarr(folder: Path) -> tuple[tuple[Pieces, ...], Scale, str, str, tuple[Path, ...]]:
@@ -57,10 +50,10 @@ def levels_of_zarr(folder: Path) -> tuple[tuple[Pieces, ...], Scale, str, str, t
         ) from error
     group: Any = zarr.open_group(str(folder), mode="r")
     place = folder
-    told = _told(group)
+    told = attributes_of(place)
     if "multiscales" not in told and "bioformats2raw.layout" in told:
         group, place = group["0"], folder / "0"
-        told = _told(group)
+        told = attributes_of(place)
     if not told.get("multiscales"):
         raise UnknownKind("a Zarr without multiscales: not an OME-Zarr image")
     scales = told["multiscales"][0]
@@ -73,27 +66,15 @@ def levels_of_zarr(folder: Path) -> tuple[tuple[Pieces, ...], Scale, str, str, t
         _check(array, names)
     omero = told.get("omero", {})
     named = named_rgb(tuple(_channel(channel) for channel in omero.get("channels", ())))
-    levels: list[Pieces] = []
-    for array in reversed(arrays):  # the coarser first: they vouch for chunks that are not there
-        levels.insert(0, _pieces(array, names, place, tuple(levels)))
+    as_stored = tuple(_as_stored(array, names) for array in arrays)
+    levels = tuple(_checked(array, names, folder, number, as_stored) for number, array in enumerate(arrays))
     if not named:
         check_bright(samples_of(levels[-1]))
     paths = [place / str(dataset["path"]) for dataset in scales["datasets"]]
-    files = [path / name for path in (folder, place, *paths) for name in (*_METADATA, ".zarray")]
+    files = [path / name for path in (folder, place, *paths) for name in (*METADATA, ".zarray")]
     files += [path for path in paths[-1].rglob("*") if not path.name.startswith(".")]
     found = tuple(sorted({path for path in files if path.is_file()}))
-    return tuple(levels), _scale(folder, scales, axes), "ome-zarr", f"zarr {zarr.__version__}", found
-
-
-def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
-    return sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names)  # noqa: PTH118, PTH202 - a hundred thousand chunks
-
-
-def _told(group: Any) -> Mapping[str, Any]:
-    """Return what a group says as OME-Zarr: from 0.5 on under a name of its own."""
-    attributes = dict(group.attrs)
-    return {**attributes, **attributes["ome"]} if isinstance(attributes.get("ome"), Mapping) else attributes
+    return levels, _scale(folder, scales, axes), "ome-zarr", f"zarr {zarr.__version__}", found
 
 
 def _check(array: Any, names: list[str]) -> None:
@@ -113,43 +94,56 @@ def _channel(told: Mapping[str, Any]) -> Channel:
     return Channel(str(told.get("label") or ""), str(told.get("color") or ""))
 
 
-def _pieces(array: Any, names: list[str], place: Path, coarser: tuple[Pieces, ...]) -> Pieces:
+def _as_stored(array: Any, names: list[str]) -> Pieces:
+    """Return a level whose chunks that are not there are the fill value."""
     sizes, chunks = (dict(zip(names, values, strict=True)) for values in (array.shape, array.chunks))
-    stored = dict(zip(names, array.shards or array.chunks, strict=True))
     width, height, wide, high = sizes["x"], sizes["y"], min(chunks["x"], sizes["x"]), min(chunks["y"], sizes["y"])
     if wide * high > _MOST_CHUNK_PX:
         raise UnknownKind(f"one chunk of it has {wide} x {high} px: convert it with smaller ones")
-    across = -(-width // wide)
     order = [names.index(name) for name in ("y", "x", "c")]
-    others = tuple(i for i in range(len(names)) if i not in order)
+    others = [i for i in range(len(names)) if i not in order]
 
     def decode(number: int) -> NDArray[np.uint8]:
-        row, column = divmod(number, across)
-        y, x = row * high, column * wide
-        part = {"y": slice(y, min(y + high, height)), "x": slice(x, min(x + wide, width))}
-        if not _all_there(array, names, stored, part, place):
-            _check_empty(number, Pieces(width, height, wide, high, decode), coarser, int(array.fill_value or 0))
+        row, column = divmod(number, -(-width // wide))
+        part = {"y": slice(row * high, (row + 1) * high), "x": slice(column * wide, (column + 1) * wide)}
         pixels = np.asarray(array[tuple(part.get(name, slice(None)) for name in names)], np.uint8)
-        return np.ascontiguousarray(pixels.transpose(*others, *order).reshape(pixels.shape[order[0]], -1, 3))
+        high_here, wide_here = pixels.shape[order[0]], pixels.shape[order[1]]
+        return np.ascontiguousarray(pixels.transpose(*others, *order).reshape(high_here, wide_here, 3))
 
-    probe((1,) * (across * -(-height // high)), decode)
     return Pieces(width, height, wide, high, decode)
 
 
-def _all_there(array: Any, names: list[str], stored: Mapping[str, int], part: Mapping[str, slice], place: Path) -> bool:
-    """Say whether the files of a part of an array exist, for each of its colours."""
-    channels = -(-3 // stored["c"])
-    for channel in range(channels):
-        at = tuple(channel if n == "c" else part[n].start // stored[n] if n in part else 0 for n in names)
-        if not (place / array.basename / array.metadata.encode_chunk_key(at)).is_file():
+def _checked(array: Any, names: list[str], place: Path, number: int, as_stored: tuple[Pieces, ...]) -> Pieces:
+    """Return a level of which a chunk that is not there is an error, unless another level shows that it is empty."""
+    level = as_stored[number]
+    # A finer level vouches for the coarsest only: elsewhere it would take decoding many chunks.
+    others = as_stored[:number:-1] or as_stored[max(number - 1, 0) : number]
+    stored = dict(zip(names, array.shards or array.chunks, strict=True))
+
+    def decode(piece: int) -> NDArray[np.uint8]:
+        row, column = divmod(piece, level.across)
+        corner = {"y": row * level.piece_height, "x": column * level.piece_width}
+        if not _all_there(array, names, stored, corner, place):
+            _check_empty(piece, level, others, int(array.fill_value or 0))
+        return level.decode(piece)
+
+    probe((1,) * (level.across * -(-level.height // level.piece_height)), decode)
+    return Pieces(level.width, level.height, level.piece_width, level.piece_height, decode)
+
+
+def _all_there(array: Any, names: list[str], stored: Mapping[str, int], corner: Mapping[str, int], place: Path) -> bool:
+    """Say whether the files that hold a chunk exist, for each of its colours."""
+    for channel in range(-(-3 // stored["c"])):
+        at = tuple(channel if name == "c" else corner.get(name, 0) // stored[name] for name in names)
+        if not (place / array.path / array.metadata.encode_chunk_key(at)).is_file():
             return False
     return True
 
 
-def _check_empty(number: int, level: Pieces, coarser: tuple[Pieces, ...], fill: int) -> None:
-    """Raise ValueError unless a coarser level shows the fill value where the chunk of a level should be."""
+def _check_empty(number: int, level: Pieces, others: tuple[Pieces, ...], fill: int) -> None:
+    """Raise ValueError unless the first other level that shows enough of a chunk's place shows the fill value there."""
     row, column = divmod(number, level.across)
-    for other in reversed(coarser):  # the coarsest that shows enough of it
+    for other in others:
         sides = []
         for at, piece, size, size_there in (
             (row, level.piece_height, level.height, other.height),
@@ -163,7 +157,7 @@ def _check_empty(number: int, level: Pieces, coarser: tuple[Pieces, ...], fill: 
             if np.abs(seen.astype(np.int16) - fill).max() <= _SAME:
                 return
             break
-    raise ValueError("the chunk is not there, and no coarser level shows that it is empty")
+    raise ValueError("the chunk is not there, and no other level shows that it is empty")
 
 
 def _window(level: Pieces, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 Where a codec has a checksum it is verified, and what it gives must be as long as the pixels are. LZW and PackBits have
 none, so what they give must be exactly as long: a wrong byte mostly changes the length. What no codec can see (a wrong
-value among uncompressed pixels, a changed coefficient in a JPEG XL) no reader can.
+value among uncompressed pixels, a flipped bit in a WebP) no reader can.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _WEBP: Final = frozenset({50001, 34927})
 _JPEG_XL: Final = frozenset({50002, 52546})
 _YCBCR_JPEG_2000: Final = 33003
 _EXACT: Final = frozenset({_LZW, _PACKBITS})
+_HOLE: Final = bytes(512)  # a whole sector of zeros, as a broken copy leaves it: no coder of pictures writes it
 _HORIZONTAL: Final = 2  # Predictor: differences along the row
 
 
@@ -122,6 +123,8 @@ def decode_picture(
         out = np.empty((_rows_of(data, rows, most_rows), columns, samples), np.uint8)
         tile_jpeg2000.decode_tile(data, compression == _YCBCR_JPEG_2000 or colour_space == "YCBCR", out)
         return out
+    if _HOLE in data:
+        raise ValueError(f"{len(_HOLE)} zero bytes in a row")
     pixels = np.asarray(_PICTURES[compression](data))
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (columns, samples) or not rows <= pixels.shape[0] <= most_rows:

@@ -31,8 +31,8 @@ def levels_of_tiff(path: Path, file: int) -> tuple[tuple[Pieces, ...], Scale, st
         description = tiff.pages[0].description or ""
         scale = ome_scale(path, description) or _tags(path, tiff.pages[0])
         series = tiff.series[0]
-        if tiff.is_ome and series.axes in ("YX", "CYX") and len(series.levels[0].pages) == 1:
-            raise UnknownKind(f"its pixels are 1 x {series.dtype}, not 8-bit RGB (one channel, as of fluorescence)")
+        if tiff.is_ome and "S" not in series.axes and len(series.levels[0].pages) == 1 and series.dtype == "uint8":
+            raise UnknownKind("its pixels are 1 x uint8, not 8-bit RGB (one channel, as of fluorescence)")
         named = _check_planes(series, description if tiff.is_ome else "")
         levels = []
         for level in series.levels:
