@@ -91,6 +91,13 @@ def test_one_channel_of_grey_is_grey(tmp_path: Path, image: NDArray[np.uint8], l
         np.testing.assert_array_equal(seen(tmp_path / f"{name}.tif"), expected)
 
 
+def test_one_dark_channel_is_fluorescence(tmp_path: Path, image: NDArray[np.uint8], layout: dict[str, Any]) -> None:
+    dark = (255 - image[..., 1]) // 2
+    tifffile.imwrite(tmp_path / "a.tif", dark, photometric="minisblack", **layout, **RESOLUTION)
+    with pytest.raises(SlideUnreadable, match="one channel of grey, dark as of fluorescence"):
+        open_slide(tmp_path / "a.tif")
+
+
 LUMA_709 = (0.2126, 0.7152, 0.0722)
 
 

@@ -139,28 +139,48 @@ def test_a_damaged_picture_is_refused(tmp_path: Path, image: NDArray[np.uint8], 
         open_slide(path)
 
 
+def write_png(path: Path, row: bytes, depth: int = 8, spoil: int | None = None) -> None:
+    """Write 64 equal rows, stored without compression; one byte may be changed behind its checksums."""
+
+    def chunk(name: bytes, content: bytes, changed: bytes | None = None) -> bytes:
+        crc = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + (changed or content) + struct.pack(">I", crc)
+
+    data = zlib.compress((b"\0" + row) * 64, level=0)
+    changed = None if spoil is None else data[:spoil] + bytes([data[spoil] ^ 4]) + data[spoil + 1 :]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, depth, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data, changed) + chunk(b"IEND", b""))
+
+
 def test_a_png_whose_checksum_is_wrong_is_refused(tmp_path: Path) -> None:
-    """Stored without compression, so that every byte decodes: only the checksums can tell."""
-    path, row = tmp_path / "image.png", b"\0" + bytes(range(192))
-    data = bytearray(zlib.compress(row * 64, level=0))
-
-    def chunk(name: bytes, content: bytes, crc: int | None = None) -> bytes:
-        return (
-            struct.pack(">I", len(content))
-            + name
-            + content
-            + struct.pack(">I", zlib.crc32(name + content) if crc is None else crc)
-        )
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", bytes(data)) + chunk(b"IEND", b""))
-    with open_slide(path):
+    """Every byte of it decodes: only the checksums can tell."""
+    write_png(tmp_path / "a.png", bytes(range(192)))
+    with open_slide(tmp_path / "a.png"):
         pass
-    crc = zlib.crc32(b"IDAT" + bytes(data))
-    data[1000] ^= 4
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", bytes(data), crc) + chunk(b"IEND", b""))
+    write_png(tmp_path / "b.png", bytes(range(192)), spoil=1000)
     with pytest.raises(SlideUnreadable):
-        open_slide(path)
+        open_slide(tmp_path / "b.png")
+
+
+def test_a_png_of_16_bits_is_refused_although_pillow_opens_it(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", bytes(64 * 6), depth=16)
+    assert Image.open(tmp_path / "a.png").mode == "RGB"
+    with pytest.raises(SlideUnreadable, match="RGB of 16 bits, not 8-bit RGB"):
+        open_slide(tmp_path / "a.png")
+
+
+def test_a_palette_and_a_colour_that_is_transparent(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    few = Image.fromarray(image).quantize(64)
+    few.save(tmp_path / "palette.png")
+    with open_slide(tmp_path / "palette.png") as slide:
+        np.testing.assert_array_equal(read_square(slide, 0, 0, 200, 1.0), np.asarray(few.convert("RGB"))[:200, :200])
+    black = image.copy()
+    black[:100] = 0
+    Image.fromarray(black).save(tmp_path / "key.png", transparency=(0, 0, 0))
+    with open_slide(tmp_path / "key.png") as slide:
+        seen = read_square(slide, 0, 0, 200, 1.0)
+    assert (seen[:100] == 255).all()
+    np.testing.assert_array_equal(seen[100:], image[100:200, :200])
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png"])
@@ -178,7 +198,6 @@ def test_pictures_of_other_kinds_are_refused_as_what_they_are(tmp_path: Path, im
     for name, picture, how, message in (
         ("turned.jpg", Image.fromarray(image), {"exif": exif}, r"turned or mirrored .*Orientation 6"),
         ("inks.jpg", Image.fromarray(image).convert("CMYK"), {}, "CMYK, not 8-bit RGB"),
-        ("palette.png", Image.fromarray(image).convert("P"), {}, "its pixels are P, not 8-bit RGB"),
         ("deep.png", Image.fromarray(image[..., 0].astype(np.uint16) * 257), {}, "I;16, not 8-bit RGB"),
         ("other.png", Image.fromarray(image), {"format": "BMP"}, "not a slide that OpenSlide can read"),
     ):

@@ -1,8 +1,9 @@
-"""Whether three channels, each a plane of its own, are the red, green and blue of one picture.
+"""Whether channels that lie apart are the red, green and blue of one picture, and one of grey is a picture at all.
 
 Converters from RGB (raw2ometiff, bioformats2raw, libvips) write them so, and so does every fluorescence microscope.
 What names the channels decides: red, green and blue, against stains, wavelengths and other colours. Where nothing does,
 the picture does: seen by transmitted light, glass and pale tissue are bright in all three, and fluorescence is dark.
+So it is with one channel of grey.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.slide.probe import UnknownKind
 
+NO_NAMES: Final = "3 channels without names"
+GREY: Final = "one channel of grey"
 BRIGHT: Final = 128  # grey levels that the brighter part of a picture by transmitted light reaches in each channel
 _BRIGHTER_PART: Final = 90  # percentile
 _NAMES: Final = ({"r", "red"}, {"g", "green"}, {"b", "blue"})
@@ -54,15 +57,15 @@ def named_rgb(channels: Sequence[Channel]) -> bool:
     return False
 
 
-def check_bright(pictures: Iterable[NDArray[np.uint8]]) -> None:
-    """Look at samples of a picture, each uint8[H, W, 3], whose channels have no names.
+def check_bright(pictures: Iterable[NDArray[np.uint8]], what: str) -> None:
+    """Look at samples of a picture, each uint8[H, W, 3], of which nothing says how it was seen; `what` names it.
 
     Raises:
         UnknownKind: it is dark, as fluorescence is.
     """
     values = [picture.reshape(-1, 3)[:: max(1, picture.shape[0] * picture.shape[1] // 65536)] for picture in pictures]
     if values and min(np.percentile(np.concatenate(values), _BRIGHTER_PART, axis=0)) < BRIGHT:
-        raise UnknownKind("3 channels without names, dark as of fluorescence, not RGB")
+        raise UnknownKind(f"{what}, dark as of fluorescence, not RGB")
 
 
 def channels_of_ome(xml: str) -> tuple[Channel, ...]:

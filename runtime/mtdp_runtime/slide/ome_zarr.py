@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideUnreadable
-from mtdp_runtime.slide.channels import Channel, check_bright, named_rgb
+from mtdp_runtime.slide.channels import NO_NAMES, Channel, check_bright, named_rgb
 from mtdp_runtime.slide.probe import UnknownKind, probe
 from mtdp_runtime.slide.scale import Scale, checked
 from mtdp_runtime.slide.tiff_pieces import Pieces, samples_of
@@ -69,7 +69,7 @@ def levels_of_zarr(folder: Path) -> tuple[tuple[Pieces, ...], Scale, str, str, t
     as_stored = tuple(_as_stored(array, names) for array in arrays)
     levels = tuple(_checked(array, names, folder, number, as_stored) for number, array in enumerate(arrays))
     if not named:
-        check_bright(samples_of(levels[-1]))
+        check_bright(samples_of(levels[-1]), NO_NAMES)
     paths = [place / str(dataset["path"]) for dataset in scales["datasets"]]
     files = [path / name for path in (folder, place, *paths) for name in (*METADATA, ".zarray")]
     files += [path for path in paths[-1].rglob("*") if not path.name.startswith(".")]

@@ -64,10 +64,10 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
 
 
 def _survey(reference: OpenSlideReader) -> Survey:
-    """Check what OpenSlide takes for levels; a structure that tifffile stumbles over is left to OpenSlide.
+    """Check what OpenSlide takes for levels.
 
     Raises:
-        SlideUnreadable: the pixels are of a kind that is not read.
+        SlideUnreadable: the pixels are of a kind that is not read, or nothing can be known of them.
     """
     try:
         return survey(reference.info)
@@ -77,8 +77,14 @@ def _survey(reference: OpenSlideReader) -> Survey:
     except SlideUnreadable:
         reference.close()
         raise
-    except BROKEN_TIFF:
-        return Survey("", strict_in_openslide=True)
+    except BROKEN_TIFF as error:
+        if reference.info.vendor != "generic-tiff":  # a scanner's own files are 8-bit RGB
+            return Survey("", strict_in_openslide=True)
+        reference.close()
+        raise SlideUnreadable(
+            f"{reference.info.path}: the TIFF is damaged: {error}",
+            hint="Compare the file's checksum with the original and copy it again.",
+        ) from error
 
 
 def _fast_or_openslide(

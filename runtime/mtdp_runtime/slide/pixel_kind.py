@@ -43,10 +43,17 @@ class PixelKind:
         return self.alpha == _PREMULTIPLIED
 
     @property
+    def is_grey(self) -> bool:
+        """Say whether it is one channel, from black to white or from white to black."""
+        return self.colours in ("grey", "inverted grey")
+
+    @property
     def openslide_errs(self) -> str:
         """Say why OpenSlide shows such pixels in wrong colours, or not; empty where it does not."""
         if self.planes:
             return "OpenSlide does not read colours in separate planes"
+        if self.is_grey:
+            return "OpenSlide takes any grey channel for a picture"
         if self.colours == "ycbcr" and self.compression != JPEG and self.compression not in JPEG_2000:
             return "OpenSlide does not convert YCbCr that is not JPEG"
         return ""

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import tifffile
 
-from mtdp_runtime.slide.channels import channels_of_ome, check_bright, named_rgb
+from mtdp_runtime.slide.channels import GREY, NO_NAMES, channels_of_ome, check_bright, named_rgb
+from mtdp_runtime.slide.pixel_kind import kind_of
 from mtdp_runtime.slide.probe import UnknownKind
 from mtdp_runtime.slide.scale import Scale, ome_scale, scale_of_tags
 from mtdp_runtime.slide.tiff_check import check_offsets
@@ -43,7 +44,9 @@ def levels_of_tiff(path: Path, file: int) -> tuple[tuple[Pieces, ...], Scale, st
                 check_offsets(path, pages[-1].dataoffsets, pages[-1].databytecounts)
             levels.append(pieces_of(pages, file))
         if not named:
-            check_bright(samples_of(levels[-1]))
+            check_bright(samples_of(levels[-1]), NO_NAMES)
+        elif len(series.levels[0].pages) == 1 and kind_of(series.levels[0].pages[0].aspage()).is_grey:
+            check_bright(samples_of(levels[-1]), GREY)
         return tuple(levels), scale, "ome-tiff" if tiff.is_ome else "tiff"
 
 

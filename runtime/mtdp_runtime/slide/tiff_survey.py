@@ -53,15 +53,17 @@ def survey(info: SlideInfo) -> Survey:
             _check_one_picture(pages, kinds)
             if not errs and any(page.subifds for page in pages):
                 errs = "OpenSlide does not see the levels that lie in SubIFDs"
+        elif errs:  # what else is not an Aperio slide of a picture: OpenSlide alone knows its levels
+            raise UnknownKind(
+                f"an Aperio slide whose pixels are {', '.join(sorted({k.colours for k in kinds}))}, not RGB"
+            )
         return Survey(errs, all(kind.compression in _STRICT_IN_OPENSLIDE for kind in kinds))
 
 
 def _check_one_picture(pages: Sequence[Any], kinds: Sequence[PixelKind]) -> None:
     """Raise UnknownKind where directories of one grey channel each make an image of several."""
     whole = [
-        page
-        for page, kind in zip(pages, kinds, strict=True)
-        if "grey" in kind.colours and not int(page.subfiletype) & _REDUCED
+        page for page, kind in zip(pages, kinds, strict=True) if kind.is_grey and not int(page.subfiletype) & _REDUCED
     ]
     if len(whole) > 1 and len({(page.imagewidth, page.imagelength) for page in whole}) < len(whole):
         raise UnknownKind(f"an image of {len(whole)} planes (channels, depths or times), not RGB")
