@@ -164,7 +164,8 @@ def test_a_png_whose_checksum_is_wrong_is_refused(tmp_path: Path) -> None:
 
 def test_a_png_of_16_bits_is_refused_although_pillow_opens_it(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", bytes(64 * 6), depth=16)
-    assert Image.open(tmp_path / "a.png").mode == "RGB"
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "RGB"
     with pytest.raises(SlideUnreadable, match="RGB of 16 bits, not 8-bit RGB"):
         open_slide(tmp_path / "a.png")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
@@ -74,5 +73,6 @@ def _jpeg(path: Path) -> NDArray[np.uint8]:
     head = tile_jpeg.read_head(data)
     if len(head.components) not in (1, 3):
         raise UnknownKind(f"a JPEG of {len(head.components)} components, not RGB")
-    tile_jpeg.check_kind(head, len(head.components))
-    return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True), np.uint8)
+    pixels = np.empty((head.height, head.width, len(head.components)), np.uint8)
+    tile_jpeg.decode_tile(data, None, "YCBCR", 1, pixels)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

@@ -25,7 +25,7 @@ from mtdp_runtime.slide.probe import UnknownKind
 
 REDUCTIONS: Final = (2, 4, 8)
 _SOI: Final = b"\xff\xd8"
-_APP0, _APP14, _SOS, _EOI = 0xE0, 0xEE, 0xDA, 0xD9
+_APP0, _APP14, _COM, _SOS, _EOI = 0xE0, 0xEE, 0xFE, 0xDA, 0xD9
 _NOT_A_FRAME: Final = frozenset({0xC4, 0xC8, 0xCC})  # DHT, JPG, DAC: the other markers from C0 to CF begin a frame
 # What libjpeg does not decode; it does baseline and progressive, of Huffman or arithmetic coding.
 _KINDS: Final = {
@@ -49,7 +49,7 @@ class JpegHead:
     components: tuple[tuple[int, int], ...]  # identifier, and sampling factors (horizontal << 4 | vertical)
     jfif: bool
     adobe: int | None  # the transform that Adobe's marker names
-    segments: bytes  # all that stands between the first and the last marker, without what it says of its colours
+    segments: bytes  # all that stands between the first and the last marker, without notes
 
     @property
     def subsampled(self) -> bool:
@@ -169,7 +169,7 @@ def _walk(stream: bytes) -> tuple[bytes, tuple[int, bytes] | None, bool, int | N
             jfif = jfif or content[:5] == b"JFIF\0"
         elif marker == _APP14:
             adobe = content[11] if content[:5] == b"Adobe" and len(content) >= 12 else adobe
-        else:
+        elif not 0xE0 <= marker <= 0xEF and marker != _COM:  # notes of applications, which say nothing of the pixels
             kept.append(stream[at:end])
         if 0xC0 <= marker <= 0xCF and marker not in _NOT_A_FRAME:
             frame = (marker, content)
