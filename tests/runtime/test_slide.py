@@ -102,7 +102,7 @@ def test_a_damaged_tile_raises_is_never_padded_and_harms_no_other(tmp_path: Path
     damage_tile(path, 3)
     with open_slide(path) as slide:
         good = read_square(slide, 0, 0, 128, 1.0)
-        with pytest.raises(TileUnreadable, match=r"damaged\.tiff: cannot decode 64 x 64 px at \(400, 10\)"):
+        with pytest.raises(TileUnreadable, match=r"damaged\.tiff: cannot decode the tile in column 3, row 0"):
             read_square(slide, 400, 10, 64, 1.0)
         np.testing.assert_array_equal(read_square(slide, 0, 0, 128, 1.0), good)
         with pytest.raises(TileUnreadable):
@@ -164,7 +164,7 @@ def test_what_is_not_even_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_slide_that_opens_but_cannot_be_read(slides_dir: Path) -> None:
     with (
         open_slide(slides_dir / "odd" / "unreadable.svs") as slide,
-        pytest.raises(TileUnreadable, match="Bogus marker"),
+        pytest.raises(TileUnreadable, match="no JPEG marker where one was expected"),
     ):
         read_square(slide, 0, 0, 8, 1.0)
 

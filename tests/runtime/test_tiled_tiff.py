@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.errors import SlideError, TileUnreadable
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide, Source
+from mtdp_runtime.slide.image import ImageReader
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.source import resampling_of, source_at
@@ -110,7 +111,7 @@ def test_what_it_does_not_understand_goes_to_openslide_with_the_reason(
 
 
 @pytest.mark.parametrize("error", [struct.error("unpack"), TypeError("NoneType"), ZeroDivisionError("by zero")])
-def test_a_structure_that_tifffile_stumbles_over_goes_to_openslide(
+def test_a_structure_that_the_fast_reader_stumbles_over_goes_to_the_strict_one_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     path = pyramid(stained(256, 256), tmp_path / "odd.tiff", 0.5, lossy=True)
@@ -120,11 +121,11 @@ def test_a_structure_that_tifffile_stumbles_over_goes_to_openslide(
 
     monkeypatch.setattr("mtdp_runtime.slide.tiled_tiff._level_of", stumble)
     with open_slide(path) as slide:
-        assert isinstance(slide, OpenSlideReader)
-        assert f"its TIFF structure: {error}" in slide.info.reader_reason
+        assert isinstance(slide, ImageReader)
+        assert f"its TIFF structure: {error}; and OpenSlide does not tell damage" in slide.info.reader_reason
 
 
-def test_a_damaged_tile_is_judged_by_openslide(tmp_path: Path) -> None:
+def test_a_damaged_tile_is_an_error_and_harms_no_other(tmp_path: Path) -> None:
     path = pyramid(stained(768, 1024), tmp_path / "damaged.tiff", 0.5, lossy=True)
     damage_tile(path, 3)
     with open_slide(path) as slide:

@@ -11,15 +11,17 @@ from typing import Final
 
 from mtdp_runtime.cohort.slide_table import read_slide_table
 from mtdp_runtime.errors import DuplicateSlideNames, RuntimeFailure, UsageError
-from mtdp_runtime.slide import SlideInfo, dicom
+from mtdp_runtime.slide import SlideInfo, dicom, zarr_folder
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
 from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
 
-# What OpenSlide 4 reads, by the extensions that its vendors use.
+# What OpenSlide 4 reads, by the extensions that its vendors use; and the images that are read without it.
+_VENDORS: Final = (".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi", ".avs")
+_PICTURES: Final = (".png", ".jpg", ".jpeg")
 SLIDE_SUFFIXES: Final = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
+    {*_VENDORS, *_PICTURES, ".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff", zarr_folder.SUFFIX}
 )
 
 
@@ -61,7 +63,7 @@ def list_slides(
     requests: list[SlideRequest] = []
     seen: set[tuple[Path, str]] = set()
     for path in named:
-        if path.is_dir():
+        if path.is_dir() and not zarr_folder.is_zarr(path):
             found = _in_folder(path)
             if not found:
                 raise UsageError(
@@ -135,6 +137,8 @@ def shard_of(request: SlideRequest, parts: int) -> int:
 def _in_folder(root: Path) -> list[SlideRequest]:
     """List the slides below a folder. The files of a DICOM series are one slide, however many they are."""
     files = sorted(p for p in root.rglob("*") if _looks_like_a_slide(p, root))
+    slides = {p.with_suffix("") for p in files if p.suffix.lower() not in _PICTURES}
+    files = [p for p in files if p.suffix.lower() not in _PICTURES or p.with_suffix("") not in slides]  # thumbnails
     of_series = {p for p in files if dicom.is_dicom(p)}
     found = [SlideRequest(p) for p in files if p not in of_series]
     for folder in sorted({p.parent for p in of_series}):
@@ -156,7 +160,12 @@ def _is_more_of_a_series(path: Path, seen: set[tuple[Path, str]]) -> bool:
 
 
 def _looks_like_a_slide(path: Path, root: Path) -> bool:
-    if any(part.startswith(".") for part in path.relative_to(root).parts):
+    parts = path.relative_to(root).parts
+    if any(part.startswith(".") for part in parts) or any(p.lower().endswith(zarr_folder.SUFFIX) for p in parts[:-1]):
+        return False
+    if path.suffix.lower() == zarr_folder.SUFFIX:
+        return path.is_dir() and zarr_folder.is_image(path)
+    if path.suffix.lower() in _PICTURES and any(path.parent.glob("*.vm[su]")):  # the parts of a Hamamatsu VMS
         return False
     if path.suffix.lower() not in SLIDE_SUFFIXES and not dicom.is_dicom(path):
         return False
@@ -182,7 +191,7 @@ def _listed(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
                 f"{path}: line {row.line}: name {called!r} cannot be a file's name",
                 hint="A plain name, without folders.",
             )
-        if not called and "\0" not in row.slide and slide.is_dir():
+        if not called and "\0" not in row.slide and slide.is_dir() and not zarr_folder.is_zarr(slide):
             called = slide.resolve().name  # a DICOM folder: its name has no extension to lose
         given_by = f"the manifest {path.name}" if mpp else ""
         requests.append(SlideRequest(slide, mpp, given_by, path.parent / row.mask if row.mask else None, called))

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import IO, Any, Final, Self
 
 from mtdp_runtime.errors import SlideError, UsageError
-from mtdp_runtime.slide import dicom, mirax
+from mtdp_runtime.slide import dicom, mirax, zarr_folder
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
@@ -126,6 +126,8 @@ class Staging:
 def files_of(slide: Path) -> list[Path]:
     """Return all files and folders that a slide is made of; empty where that is not known."""
     kind = slide.suffix.lower()
+    if zarr_folder.is_zarr(slide):
+        return [slide]
     if slide.is_dir():
         slide, kind = dicom.the_series(slide), dicom.SUFFIX
     if kind == dicom.SUFFIX or dicom.is_dicom(slide):
@@ -153,7 +155,8 @@ def _run(copy: _Copy) -> None:
             return
         for one in files:
             _copy_file(copy, one, copy.folder / one.relative_to(root))
-        copy.path = copy.folder if slide.is_dir() else copy.folder / slide.name
+        of_a_series = slide.is_dir() and not zarr_folder.is_zarr(slide)
+        copy.path = copy.folder if of_a_series else copy.folder / slide.name
     except _Stopped:
         pass
     except (OSError, SlideError) as error:

@@ -1,8 +1,8 @@
 """The fast reader: tiles of JPEG or JPEG 2000 in a TIFF or an Aperio SVS, straight from the file.
 
-OpenSlide stays the authority: it opens the slide and states its facts, and a read that meets something unusual (a JPEG
-tile that does not decode) is handed to it. A damaged JPEG 2000 tile is not, since OpenSlide would make up pixels. What
-is gained is that a compressed tile is read once and decoded once, without a detour over ARGB and PIL, and that where
+OpenSlide stays the authority: it opens the slide and states its facts, and it is asked where the disk gives an error.
+A damaged tile is not handed to it, since its decoders are laxer and would make up pixels. What is gained is that a
+compressed tile is read once and decoded once, without a detour over ARGB and PIL, that damage is told, and that where
 nothing was scanned nothing is read.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, Self
 
 import imagecodecs
@@ -20,11 +20,13 @@ import tifffile
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.slide import Slide, SlideInfo, Source, tile_jpeg2000
+from mtdp_runtime.slide import Slide, SlideInfo, Source
 from mtdp_runtime.slide.openslide import REFERENCE
 from mtdp_runtime.slide.source import source_at
+from mtdp_runtime.slide.tiff_check import check_offsets
 from mtdp_runtime.slide.tile_cache import Key, TileCache
-from mtdp_runtime.slide.tile_jpeg import REDUCTIONS, decode_tile
+from mtdp_runtime.slide.tile_jpeg import REDUCTIONS
+from mtdp_runtime.slide.tiled_level import NotUnderstood, TiledLevel, check_tiles, colours_said, decode_tile
 from mtdp_runtime.slide.window import Window, read_averaged
 
 _CACHE_BYTES: Final = 256 << 20  # two rows of tiles of a slide 160,000 px wide
@@ -48,29 +50,8 @@ _NEARLY_AVERAGES: Final = {"444": (2, 4, 8), "420": (4, 8)}  # by how a JPEG sub
 _PROBES: Final = 16  # tiles that may be damaged before a level's first whole header is found
 
 
-class NotUnderstood(Exception):
-    """Why a slide is left to OpenSlide."""
-
-
 class _LeaveToOpenSlide(Exception):
-    """This one rectangle is."""
-
-
-@dataclass(frozen=True, slots=True)
-class _TiledLevel:
-    """A level as it lies in the file."""
-
-    width: int
-    height: int
-    tile_width: int
-    tile_height: int
-    across: int  # tiles in a row
-    offsets: tuple[int, ...]
-    sizes_bytes: tuple[int, ...]
-    tables: bytes | None
-    colour_space: str
-    jpeg_2000: bool
-    scanned: NDArray[np.bool_]  # [rows, across]: tiles that have bytes
+    """This one rectangle is, because the disk gave an error."""
 
 
 class TiledTiffReader:
@@ -102,6 +83,7 @@ class TiledTiffReader:
             reader=f"mtdp tiled {' and '.join(codecs)} ({', '.join(versions[codec] for codec in codecs)}), "
             f"{reference.info.reader}",
             reader_reason=f"every level is tiled {' or '.join(codecs)}"
+            + colours_said(reference.info.path, self._levels[0])
             + reference.info.reader_reason.removeprefix(REFERENCE),
             reductions=reductions,
             tile_reductions=tuple(k for k in reductions if all(k in near for near in nearly_averages)),
@@ -177,27 +159,25 @@ class TiledTiffReader:
         level, reduction, number = self._levels[key[0]], key[1], key[2]
         size_bytes = level.sizes_bytes[number]
         try:
-            data = os.pread(self._file, size_bytes, level.offsets[number]) if size_bytes else b""
-            if len(data) < size_bytes or not data:
-                raise _LeaveToOpenSlide
-            if not level.jpeg_2000:
-                decode_tile(data, level.tables, level.colour_space, reduction, out)
-                return
-            try:
-                tile_jpeg2000.decode_tile(data, level.colour_space == "YCBCR", out)
-            except ValueError as error:
-                row, column = divmod(number, level.across)
-                raise TileUnreadable(
-                    f"{self.info.path}: cannot decode the tile in column {column}, row {row} of level {key[0]}: "
-                    f"JPEG 2000: {error}",
-                    hint="The file is damaged there: compare its checksum with the original and copy it again.",
-                ) from error
-        except (OSError, OverflowError, MemoryError, ValueError) as error:
-            # OpenSlide tries it again, on a handle of its own, and says what is wrong with it.
+            data = os.pread(self._file, size_bytes, level.offsets[number])
+        except OSError as error:  # OpenSlide tries it again, on a handle of its own
             raise _LeaveToOpenSlide from error
+        except (OverflowError, MemoryError):  # a size that no tile has
+            data = b""
+        try:
+            if len(data) < size_bytes:
+                raise ValueError(f"the file ends {size_bytes - len(data)} bytes too early")
+            decode_tile(level, data, reduction, out)
+        except ValueError as error:
+            row, column = divmod(number, level.across)
+            raise TileUnreadable(
+                f"{self.info.path}: cannot decode the tile in column {column}, row {row} of level {key[0]}: "
+                f"{'JPEG 2000' if level.jpeg_2000 else 'JPEG'}: {error}",
+                hint="The file is damaged there: compare its checksum with the original and copy it again.",
+            ) from error
 
 
-def _levels_of(info: SlideInfo) -> tuple[_TiledLevel, ...]:
+def _levels_of(info: SlideInfo) -> tuple[TiledLevel, ...]:
     """Find OpenSlide's levels among the file's pages."""
     if info.vendor not in _VENDORS:
         raise NotUnderstood(f"{info.vendor} slides are OpenSlide's")
@@ -207,36 +187,18 @@ def _levels_of(info: SlideInfo) -> tuple[_TiledLevel, ...]:
             levels = tuple(_level_of(pages, level.width, level.height) for level in info.levels)
     except BROKEN_TIFF as error:
         raise NotUnderstood(f"its TIFF structure: {error}") from error
-    for level in levels:
-        if level.jpeg_2000:
-            _check_jpeg_2000(info, level)
+    for number, level in enumerate(levels):
+        check_offsets(info.path, level.offsets, level.sizes_bytes)
+        check_tiles(info.path, number, level)
     return levels
 
 
-def _check_jpeg_2000(info: SlideInfo, level: _TiledLevel) -> None:
-    """Raise NotUnderstood unless the level's first whole tile is three components of 8 bits and full size."""
-    numbers = [number for number, size_bytes in enumerate(level.sizes_bytes) if size_bytes]
-    with info.path.open("rb") as stream:
-        for number in numbers[:_PROBES]:
-            stream.seek(level.offsets[number])
-            try:
-                header = tile_jpeg2000.read_header(stream.read(level.sizes_bytes[number]))
-            except ValueError:
-                continue
-            if (header.width, header.height) != (level.tile_width, level.tile_height):
-                raise NotUnderstood(f"JPEG 2000 of {header.width} x {header.height} px in a tile of another size")
-            if header.components != ((7, 1, 1),) * 3:
-                raise NotUnderstood(f"JPEG 2000 components (bits - 1, subsampling) {header.components}")
-            return
-    raise NotUnderstood("no JPEG 2000 header where one was expected")
-
-
-def _reducible(level: _TiledLevel) -> bool:
+def _reducible(level: TiledLevel) -> bool:
     """Tell whether the decoder reduces, and the reduced tiles lie side by side without a gap."""
     return not level.jpeg_2000 and level.tile_width % max(REDUCTIONS) == 0 == level.tile_height % max(REDUCTIONS)
 
 
-def _nearly_averages(level: _TiledLevel, file: int) -> tuple[int, ...]:
+def _nearly_averages(level: TiledLevel, file: int) -> tuple[int, ...]:
     """Return the reductions that give a tile's pixels, by how the first JPEG of the level that opens holds its colours.
 
     Measured on stained tissue, for a reduction with nothing left to resample, against the average of the full decode:
@@ -264,7 +226,7 @@ def _nearly_averages(level: _TiledLevel, file: int) -> tuple[int, ...]:
     return ()
 
 
-def _level_of(pages: list[Any], width: int, height: int) -> _TiledLevel:
+def _level_of(pages: list[Any], width: int, height: int) -> TiledLevel:
     found = [page for page in pages if (page.imagewidth, page.imagelength) == (width, height)]
     if len(found) != 1:
         raise NotUnderstood(f"{len(found)} pages of {width} x {height} px, one was expected")
@@ -288,7 +250,7 @@ def _level_of(pages: list[Any], width: int, height: int) -> _TiledLevel:
     across, down = -(-width // page.tilewidth), -(-height // page.tilelength)
     if not len(page.dataoffsets) == len(page.databytecounts) == across * down:
         raise NotUnderstood(f"{len(page.dataoffsets)} tiles where {across * down} were expected")
-    return _TiledLevel(
+    return TiledLevel(
         width=width,
         height=height,
         tile_width=page.tilewidth,

@@ -1,0 +1,78 @@
+"""A PNG or a JPEG, decoded whole and strictly: what breaks off, or was changed, is an error and never a picture."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from mtdp_runtime.slide import tile_jpeg
+from mtdp_runtime.slide.channels import GREY, check_bright
+from mtdp_runtime.slide.probe import UnknownKind
+from mtdp_runtime.slide.scale import Scale, scale_of_tags
+from mtdp_runtime.slide.tiff_pieces import Pieces, on_white
+
+PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC: Final = b"\xff\xd8\xff"
+_MOST_PX: Final = 1 << 29  # 1.5 GB as RGB
+
+
+def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
+    """Return a picture as its only level, its scale, and "PNG" or "JPEG".
+
+    Raises:
+        UnknownKind: neither of them, or not 8-bit RGB.
+        SlideUnreadable: its pixels are not square.
+        Exception: what its decoder says of damage.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            _check(image)
+            if image.format == "PNG" and _depth(path) == 16:  # of which Pillow would drop the lower byte
+                raise UnknownKind(f"its pixels are {image.mode} of 16 bits, not 8-bit RGB")
+            kind, dpi = str(image.format), image.info.get("dpi", ("", ""))
+            pixels = _jpeg(path) if kind == "JPEG" else _png(path, image)
+            if image.mode == "L":
+                check_bright([pixels], GREY)
+    height, width, _ = pixels.shape
+    scale = scale_of_tags(path, str(dpi[0]), str(dpi[1]), "inch")
+    return (Pieces(width, height, width, height, lambda _: pixels),), scale, kind
+
+
+def _check(image: Image.Image) -> None:
+    if image.mode not in ("RGB", "RGBA", "L", "P"):
+        raise UnknownKind(f"its pixels are {image.mode}, not 8-bit RGB")
+    if image.width * image.height > _MOST_PX:
+        raise UnknownKind(f"a picture of {image.width} x {image.height} px in one piece: convert it to a tiled TIFF")
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if turned not in (0, 1):
+        raise UnknownKind(f"the picture is to be turned or mirrored before it is seen (Orientation {turned})")
+
+
+def _depth(path: Path) -> int:
+    """Return how many bits a PNG's samples have: IHDR is its first chunk."""
+    with path.open("rb") as stream:
+        return stream.read(25)[24]
+
+
+def _png(path: Path, image: Image.Image) -> NDArray[np.uint8]:
+    """Return uint8[H, W, 3]; the checksums of all parts are compared, and the pixels' own."""
+    with Image.open(path, formats=("PNG",)) as checked:
+        checked.verify()  # the checksum of every chunk, which loading does not look at
+    return on_white(np.asarray(image.convert("RGBA")))  # a colour may be said to be transparent
+
+
+def _jpeg(path: Path) -> NDArray[np.uint8]:
+    """Return uint8[H, W, 3]."""
+    data = path.read_bytes()
+    head = tile_jpeg.read_head(data)
+    if len(head.components) not in (1, 3):
+        raise UnknownKind(f"a JPEG of {len(head.components)} components, not RGB")
+    pixels = np.empty((head.height, head.width, len(head.components)), np.uint8)
+    tile_jpeg.decode_tile(data, None, "YCBCR", 1, pixels)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
