@@ -43,7 +43,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtdp_runtime.errors import RuntimeFailure
 from mtdp_runtime.pipeline.read import read_tile
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.slide import reduction_for
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tiled_tiff import TiledTiffReader
@@ -259,7 +258,7 @@ def judge(source: Source, path: Path, seed: int) -> tuple[str, str]:
                     status, reason = read_tile(reference, buffers[2], *at)
                 if status != TileStatus.GOOD:
                     return "WRONG", f"tile {at}: OpenSlide finds: {reason}"
-                if reduction_for(slide.info, plan.grid.scale) > 1:
+                if plan.source.reduction > 1:
                     # The decoder's own reduction is near the mean of the pixels, never equal to it. So the pixels
                     # at full size must be equal, and the reduced ones near them.
                     off = float(np.abs(buffers[0].astype(np.int16) - buffers[2]).mean())

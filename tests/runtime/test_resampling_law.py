@@ -32,6 +32,7 @@ from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.source import LEAST_LEFT, factor_of, overview_source, source_at
 from mtdp_runtime.slide.tiled_tiff import TiledTiffReader
+from mtdp_runtime.slide.window import Window
 
 SCALES = [1.0, 1.002, 1.25, 1.979, 2.0, 2.035, 2.5, 3.0, 4.0, 4.008, 6.0, 8.0, 16.3, 33.0]
 SIDE_PX = 26  # of a tile: 858 level-0 pixels at 33
@@ -335,46 +336,96 @@ SIZES = [
     (160, 4100, 8),
     (700, 501, 16),
 ]
+ODD_LEVELS = [("TIFF", *size) for size in SIZES] + [("DICOM", *size) for size in SIZES[1:4]]
 
 
-@pytest.fixture(scope="module", params=SIZES, ids=str)
+@pytest.fixture(scope="module", params=ODD_LEVELS, ids=str)
 def odd_pyramid(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Slide, NDArray[np.uint8]]]:
+) -> Iterator[tuple[OpenSlideReader, NDArray[np.uint8]]]:
     """A level of noise, in which a blend of neighbours cannot hide, below a level 0 that is its mean."""
-    width, height, factor = request.param
+    kind, width, height, factor = request.param
     level = np.random.default_rng(1).integers(0, 256, (height // factor, width // factor, 3), np.uint8)
-    path = tmp_path_factory.mktemp("odd") / "odd.tiff"
-    with tifffile.TiffWriter(path) as tiff:
-        for number, image in enumerate((np.full((height, width, 3), 128, np.uint8), level)):
-            tiff.write(
-                image, tile=(128, 128), photometric="rgb", compression="zlib", metadata=None, subfiletype=min(number, 1)
-            )
+    images = (np.full((height, width, 3), 128, np.uint8), level)
+    folder = tmp_path_factory.mktemp("odd")
+    if kind == "TIFF":
+        path = folder / "odd.tiff"
+        with tifffile.TiffWriter(path) as tiff:
+            for number, image in enumerate(images):
+                options = {"compression": "zlib", "metadata": None, "subfiletype": min(number, 1)}
+                tiff.write(image, tile=(128, 128), photometric="rgb", **options)
+    else:
+        for number, image in enumerate(images):
+            path = write_dicom(folder / f"{number}.dcm", image)
     with OpenSlideReader(path, 0.25, "test") as slide:
         yield slide, level
+
+
+def write_dicom(path: Path, image: NDArray[np.uint8]) -> Path:
+    """Write an uncompressed level of a series: as little as OpenSlide asks for."""
+    pydicom = pytest.importorskip("pydicom")
+    meta, data, measures, shared = (pydicom.Dataset() for _ in range(4))
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = pydicom.uid.generate_uid()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    tiles = list(tiles_of(image))
+    data.file_meta, data.Modality, data.SeriesInstanceUID, data.ImageType = (
+        meta,
+        "SM",
+        "1.2.3",
+        ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"],
+    )
+    data.Rows = data.Columns = 64
+    data.TotalPixelMatrixRows, data.TotalPixelMatrixColumns, data.NumberOfFrames = *image.shape[:2], len(tiles)
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.NumberOfOpticalPaths = data.TotalPixelMatrixFocalPlanes = 1
+    data.DimensionOrganizationType = "TILED_FULL"
+    measures.PixelSpacing = ["0.00025", "0.00025"]
+    shared.PixelMeasuresSequence = [measures]
+    data.SharedFunctionalGroupsSequence = [shared]
+    data.PixelData = b"".join(tile.tobytes() for tile in tiles)
+    data["PixelData"].VR = "OB"
+    data.save_as(path, enforce_file_format=True, implicit_vr=False, little_endian=True)
+    return path
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_openslide_blends_no_pixel_of_any_level(
-    odd_pyramid: tuple[Slide, NDArray[np.uint8]], data: st.DataObject
+    odd_pyramid: tuple[OpenSlideReader, NDArray[np.uint8]], data: st.DataObject
 ) -> None:
-    """Whatever the downsample, the place and the size; this is a level that OpenSlide blends when asked plainly."""
+    """Whatever the downsample, the place and the size, and also where a plain question would make OpenSlide blend."""
     slide, level = odd_pyramid
     assert slide.info.levels[1].whole
     height, width = level.shape[:2]
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     w, h = data.draw(st.integers(1, min(width - x, 300))), data.draw(st.integers(1, min(height - y, 300)))
-    down = slide.info.levels[1].downsample
     out = np.zeros((h, w, 3), np.uint8)
-    x0, y0 = round(x * down), round(y * down)
-    if abs(x0 / down - x) > 0.01 or abs(y0 / down - y) > 0.01:  # the API takes whole level-0 pixels only
-        from mtdp_runtime.slide.window import Window
-
-        slide._fill(out, Window(Source(1), x, y, w, h, 0, 0, 1.0))  # type: ignore[attr-defined]
-    else:
-        slide.read_into(out, x0, y0, down, Source(1))
+    slide._fill(out, Window(Source(1), x, y, w, h, 0, 0, 1.0))
     np.testing.assert_array_equal(out, level[y : y + h, x : x + w])
+
+
+def test_a_huge_window_is_read_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thumbnail of a slide without a pyramid: 430 MB of pixels, of which only some tiles were scanned."""
+    path, side, tile = tmp_path / "huge.ome.tif", 12_000, 512
+    across, code = -(-side // tile), imagecodecs.zlib_encode(np.full((tile, tile, 3), 100, np.uint8).tobytes(), level=1)
+    tiles = (code if number % 97 == 0 else b"" for number in range(across * across))
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        options = {"photometric": "rgb", "compression": "zlib", "metadata": None, "description": OME.format(side, side)}
+        tiff.write(tiles, shape=(side, side, 3), dtype="uint8", tile=(tile, tile), **options)
+    largest, fill = [], ImageReader._fill
+
+    def noting(self: ImageReader, target: NDArray[np.uint8], window: Window) -> None:
+        largest.append(target.nbytes)
+        fill(self, target, window)
+
+    monkeypatch.setattr(ImageReader, "_fill", noting)
+    with open_slide(path, 0.25) as slide:
+        out = read(slide, 0, 0, side / 40, 40)
+    assert max(largest) <= 3 * mtdp_runtime.slide.window.PIECE_PX**2
+    assert 230 < out.mean() < 255
 
 
 def test_a_level_that_openslide_would_blend_is_for_overviews_only(tmp_path: Path) -> None:

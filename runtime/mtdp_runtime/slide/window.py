@@ -20,6 +20,7 @@ from mtdp_runtime.slide.source import factor_of
 # A rectangle is read in pieces whose source has no more pixels on a side, where its scale allows it. OpenSlide reads
 # the same 4096 px in one go and rounds where it begins the next; half of that leaves room for where it has to begin.
 PIECE_PX: Final = 2048
+_MOST_OUT_PX: Final = 1024  # on a side of a piece: what a thread keeps for its sums stays below 100 MB
 _MOST_PX: Final = 1 << 25  # of a source at once, where one output pixel alone covers more than a piece: 100 MB
 _MOST_REPEATED: Final = 2
 
@@ -90,7 +91,7 @@ def read_averaged(
 
 def _parts(out_px: int, scale: float) -> Iterator[tuple[int, int]]:
     """Yield the first and last output of each piece: as few pieces as may be, and all of about one size."""
-    at_once = max(1, int((PIECE_PX - 2) / scale))
+    at_once = min(_MOST_OUT_PX, max(1, int((PIECE_PX - 2) / scale)))
     count = -(-out_px // at_once)
     edges = [round(part * out_px / count) for part in range(count + 1)]
     yield from pairwise(edges)
