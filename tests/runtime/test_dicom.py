@@ -397,6 +397,18 @@ class TestDamage:
                     read_square(slide, 2 * 64 + 5, 48 + 5, 8, 1.0)
                 read_square(slide, 64, 48, 48, 1.0)
 
+    @pytest.mark.parametrize("syntax", [JPEG, J2K_LOSSLESS, RLE])
+    @pytest.mark.parametrize("tile", [(32, 24), (128, 96), (48, 60), (64, 49)])
+    def test_a_frame_of_another_size_is_never_believed(
+        self, tmp_path: Path, image: Image, syntax: str, tile: tuple[int, int]
+    ) -> None:
+        encode = {JPEG: JFIF_444, J2K_LOSSLESS: j2k(True), RLE: rle}[syntax]
+        frames = frames_of(image, encode)
+        frames[7] = frames_of(image, encode, tile)[0]
+        path = write_dicom(tmp_path / "a.dcm", frames, replace(SAYS, syntax=syntax))
+        with open_slide(path) as slide, pytest.raises(TileUnreadable, match="column 2, row 1 of level 0"):
+            read_square(slide, 2 * 64 + 5, 48 + 5, 8, 1.0)
+
     @pytest.mark.parametrize("table", ["basic", "empty", "extended"])
     def test_a_file_that_is_cut_reads_as_far_as_it_goes(self, tmp_path: Path, image: Image, table: str) -> None:
         says = replace(SAYS, syntax=J2K_LOSSLESS, table=table)

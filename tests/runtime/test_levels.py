@@ -87,6 +87,21 @@ def test_a_macro_that_is_flagged_as_reduced_is_no_level(tmp_path: Path, compress
             assert off.mean() < 3
 
 
+def test_what_is_left_out_does_not_move_the_other_levels(tmp_path: Path) -> None:
+    """OpenSlide counts the macro: it stands between two levels."""
+    path, picture = tmp_path / "macro.tif", stained(1024, 2048)
+    options: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "metadata": None, "compression": "zlib"}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(picture, **options)
+        tiff.write(np.full((280, 700, 3), (0, 200, 0), np.uint8), subfiletype=1, **options)
+        tiff.write(halved(halved(picture, False), False), subfiletype=1, **options)
+    with open_slide(path) as slide, openslide.OpenSlide(path) as counted:
+        assert [width for width, _ in counted.level_dimensions] == [2048, 700, 512]
+        assert [level.width for level in slide.info.levels] == [2048, 512]
+        off = np.abs(read_square(slide, 0, 0, 128, 4.0) - area(picture, 4)[:128, :128])
+        assert off.max() <= 1.6  # the level was rounded twice
+
+
 @pytest.mark.parametrize("factor", [4, 5, 64])
 def test_a_macro_of_the_slides_own_shape_is_no_level_either(tmp_path: Path, factor: int) -> None:
     path, picture = tmp_path / "macro.tif", stained(1280, 1920)
