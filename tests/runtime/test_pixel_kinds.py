@@ -257,6 +257,31 @@ def test_a_stack_of_channels_is_refused_and_not_its_first_taken(
         open_slide(path)
 
 
+def test_a_stack_that_imagej_describes_in_one_directory_is_refused(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    path = tmp_path / "stack.tif"
+    stack = np.moveaxis(np.dstack([image, image]), -1, 0).copy()
+    tifffile.imwrite(path, stack, imagej=True)
+    content, whole = path.read_bytes(), image.shape[0] * image.shape[1]
+    with tifffile.TiffFile(path) as tiff:
+        assert len(tiff.pages) == 6
+        link = tiff.pages[0].offset + 2 + 12 * len(tiff.pages[0].tags)
+        order = "little" if tiff.byteorder == "<" else "big"
+        assert tiff.pages[1].dataoffsets[0] - tiff.pages[0].dataoffsets[0] == whole
+    path.write_bytes(content[:link] + (0).to_bytes(4, order) + content[link + 4 :])
+    with tifffile.TiffFile(path) as tiff:
+        assert (len(tiff.pages), tiff.series[0].shape[0]) == (1, 6)
+    with pytest.raises(SlideUnreadable, match="an image of 6 planes"):
+        open_slide(path)
+
+
+def test_a_predictor_is_undone_before_ycbcr_is_converted(
+    tmp_path: Path, image: NDArray[np.uint8], layout: dict[str, Any]
+) -> None:
+    path, how = tmp_path / "image.tif", {"photometric": "ycbcr", "subsampling": (1, 1)}
+    tifffile.imwrite(path, full_range(image), compression="zlib", predictor=True, **how, **layout, **RESOLUTION)
+    assert np.abs(seen(path).astype(int) - image).max() <= 3
+
+
 def test_a_level_in_a_subifd_is_a_level_without_ome_xml_too(tmp_path: Path) -> None:
     image, path = stained(512, 640), tmp_path / "image.tif"
     with tifffile.TiffWriter(path) as tiff:
@@ -271,9 +296,11 @@ def test_a_level_in_a_subifd_is_a_level_without_ome_xml_too(tmp_path: Path) -> N
         np.testing.assert_array_equal(read_square(slide, 200, 100, 100, 1.0), image[100:200, 200:300])
 
 
-def test_tiles_that_are_listed_as_strips_are_read(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("compression", ["zlib", "jpeg", "webp"])
+def test_tiles_that_are_listed_as_strips_are_read(tmp_path: Path, image: NDArray[np.uint8], compression: str) -> None:
     path = tmp_path / "image.tif"
-    tifffile.imwrite(path, image, tile=(64, 64), photometric="rgb", compression="zlib", **RESOLUTION)
+    tifffile.imwrite(path, image, tile=(64, 64), photometric="rgb", compression=compression, **RESOLUTION)
+    expected = tifffile.imread(path)
     content = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
         tags = tiff.pages[0].tags
@@ -281,7 +308,7 @@ def test_tiles_that_are_listed_as_strips_are_read(tmp_path: Path, image: NDArray
     for code, place in places.items():
         content[place : place + 2] = code.to_bytes(2, "little")
     path.write_bytes(content)
-    np.testing.assert_array_equal(seen(path), image)
+    np.testing.assert_array_equal(seen(path), expected)
 
 
 def test_old_jpeg_and_jpeg_of_12_bits_are_refused_when_the_slide_is_opened(

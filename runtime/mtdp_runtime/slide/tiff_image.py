@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,13 @@ def _check_planes(series: Any, xml: str) -> bool:
         UnknownKind: they do not.
     """
     counts = {len(level.pages) for level in series.levels}
-    if counts == {1}:
+    # ImageJ describes one directory and writes all planes behind each other.
+    planes = math.prod(series.shape) // max(1, math.prod(series.pages[0].shape)) if series.pages[0] is not None else 1
+    if counts == {1} and planes <= 1:
         return True
     channels = series.sizes.get("channel", 1)
     if not xml or counts != {3} or channels != 3 or "S" in series.axes:
-        raise UnknownKind(f"an image of {max(counts)} planes (channels, depths or times), not RGB")
+        raise UnknownKind(f"an image of {max(*counts, planes)} planes (channels, depths or times), not RGB")
     return named_rgb(channels_of_ome(xml) or ())
 
 

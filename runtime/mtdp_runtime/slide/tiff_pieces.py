@@ -70,8 +70,9 @@ class _Plane:
         if not is_of_bytes(compression):
             said = _COLOUR_SPACE.get(self.kind.colours, "GRAY") if self.samples >= 3 else "GRAY"
             return decode_picture(data, compression, self.tables, said, shape, self.high)[:rows]
-        if self.ycbcr is None:
-            return decode_bytes(data, compression, self.predictor, shape, self.high)
+        if self.ycbcr is None or not self.ycbcr.subsampled:
+            pixels = decode_bytes(data, compression, self.predictor, shape, self.high)
+            return pixels if self.ycbcr is None else self.ycbcr.to_rgb(pixels)
         sizes_bytes = tuple(self.ycbcr.packed_bytes(height, self.wide) for height in (rows, self.high))
         packed = unpack(data, compression, sizes_bytes)
         return self.ycbcr.to_rgb(self.ycbcr.unpack(packed, rows, self.wide))
@@ -165,8 +166,8 @@ def _plane(page: Any, kind: PixelKind, file: int, index: int) -> _Plane:
         raise UnknownKind(f"{len(offsets)} segments do not make {width} x {height} px")
     own = slice(index * count, (index + 1) * count)
     ycbcr = ycbcr_of(page) if kind.colours == "ycbcr" and is_of_bytes(kind.compression) else None
-    if kind.colours == "ycbcr" and (kind.planes or (ycbcr is not None and predictor != 1)):
-        raise UnknownKind("YCbCr in separate planes, or with a predictor")
+    if kind.colours == "ycbcr" and (kind.planes or (ycbcr is not None and ycbcr.subsampled and predictor != 1)):
+        raise UnknownKind("YCbCr in separate planes, or subsampled with a predictor")
     if kind.colours == "ycbcr" and ycbcr is None and not _converts(kind):
         raise UnknownKind(f"YCbCr in TIFF compression {kind.compression}")
     return _Plane(

@@ -105,10 +105,14 @@ def decode_tile(data: bytes, ycbcr: bool, out: NDArray[np.uint8]) -> None:
 
 def check_kind(header: Codestream, samples: int) -> None:
     """Raise UnknownKind unless the components are so many, of 8 bits and all of the full size."""
-    if header.components != ((7, 1, 1),) * samples:
-        only_smaller = [bits for bits, _, _ in header.components] == [7] * samples
-        kind = Subsampled if only_smaller else UnknownKind
-        raise kind(f"JPEG 2000 components (bits - 1, subsampling) {header.components}")
+    if header.components == ((7, 1, 1),) * samples:
+        return
+    if [bits for bits, _, _ in header.components] == [7] * samples:
+        raise Subsampled(f"JPEG 2000 components (bits - 1, subsampling) {header.components}")
+    bits = ", ".join(str((less_one & 0x7F) + 1) for less_one, _, _ in header.components)
+    raise UnknownKind(
+        f"JPEG 2000 of {len(header.components)} components ({bits} bits) where {samples} of 8 were expected"
+    )
 
 
 def _codestream(data: bytes, ycbcr: bool) -> tuple[bytes, bool]:

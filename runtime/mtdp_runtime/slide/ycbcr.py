@@ -29,6 +29,11 @@ class YCbCr:
     luma: tuple[float, float, float]  # the weights of red, green and blue in Y
     reference: tuple[float, ...]  # black and white of Y, Cb and Cr
 
+    @property
+    def subsampled(self) -> bool:
+        """Say whether pixels share colour differences; where they do not, they lie as any three samples do."""
+        return (self.across, self.down) != (1, 1)
+
     def packed_bytes(self, rows: int, columns: int) -> int:
         """Return what so many pixels take."""
         return -(-rows // self.down) * -(-columns // self.across) * (self.across * self.down + 2)
