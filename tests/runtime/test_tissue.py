@@ -36,7 +36,7 @@ def test_a_stained_piece_is_found_to_within_a_pixel_or_two() -> None:
 def test_a_blank_slide_has_no_tissue() -> None:
     mask, threshold = tissue_of(canvas(), 8.0, SETTINGS)
     assert not mask.any()
-    assert threshold == SETTINGS.saturation_floor
+    assert threshold == SETTINGS.density_floor
 
 
 def test_a_slide_full_of_tissue_is_not_split_in_two() -> None:
