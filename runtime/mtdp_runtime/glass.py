@@ -20,9 +20,10 @@ WHITE: Final = 243  # of 255: what glass is taken to be on a slide that shows no
 DARKEST_GLASS: Final = 30  # of 255: darker is a hole in the data or a frame, not glass
 OD: Final = 1000.0  # optical densities (natural logarithm) are whole thousandths below
 
-# A cell is flat if its neighbours' means differ by this little (grey levels, root of the mean square). Noise of 4 levels
-# a mask pixel gives 1.0, JPEG of quality 30 gives 1.4; H&E has 3 to 40.
+# A cell is flat if its neighbours' means differ by this little (grey levels, root of the mean square). Noise of 4
+# levels a mask pixel gives 1.0, JPEG of quality 30 gives 1.4; H&E has 3 to 40.
 _FLAT_LEVELS: Final = 1.6
+_GLASS_LEVELS: Final = 0.9  # the same of glass without JPEG: a noise of 4 levels a pixel has it
 _TINT_OD: Final = 300  # between two channels: more than warm lamps, coverslip glue and old mounting medium do
 _ALMOST_ALL: Final = 2 / 3  # what is flat and alike over this part of a slide is glass however it is tinted
 _LEAST_CELLS: Final = 16  # glass shows itself in 0.03 mm² of flat cells at least
@@ -42,7 +43,9 @@ _NOISIEST_OD: Final = 100
 _QUIET: Final = 99.0  # percent of the glass: blocks of JPEG, stripes, smears
 _GRAINS: Final = 3.0  # standard deviations of its grain beyond, as there are many more pixels than cells
 _ROUNDS: Final = 3
-_STANDS_OUT_OD: Final = 40  # thousandths, as all below that end in _OD: what is dimmer than the glass around is not glass
+_STANDS_OUT_OD: Final = (
+    40  # thousandths, as all below that end in _OD: what is dimmer than the glass around is not glass
+)
 _STEPS: Final = 32  # to either side: a slide is this long in the polynomial of the light, so that whole numbers do
 
 
@@ -75,11 +78,11 @@ def find_glass(image: NDArray[np.uint8], mpp: float) -> Glass:
     cell_px = min(max(3, round(CELL_UM / mpp)), *image.shape[:2])
     cells = cells_of(image, cell_px)
     flat = flat_cells(cells)
-    unscanned = _unscanned(cells)
+    unscanned = _unscanned(cells, _one_value(image, cells, cell_px))
     scanned = ~_grown(unscanned)
     glass, colour = _glass_cells(cells, flat & scanned, scanned)
-    if unscanned.any() and (colour is None or not roughness(cells)[glass].any()):
-        # What has no noise is no picture: then the one value is the glass, clipped or drawn.
+    if unscanned.any() and (colour is None or not _grainy(cells, glass)):
+        # The one value is the glass, clipped or drawn, and what is beside it is tissue or drawn as well.
         unscanned, scanned = np.zeros_like(unscanned), np.ones_like(scanned)
         glass, colour = _glass_cells(cells, flat, scanned)
     if colour is None:
@@ -153,7 +156,7 @@ def levelled(glass: Glass) -> NDArray[np.uint8]:
     """Return uint8[3, 256]: for each channel, the table that brings the glass to `WHITE`."""
     values = np.arange(256) + 1.0
     ratios = (WHITE + 1.0) / (glass.colour.astype(np.float64) + 1)
-    return np.clip(np.rint(values[None] * ratios[:, None] - 1), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(values[None] * ratios[:, None] - 1), 0, 255).astype(np.uint8))
 
 
 _OD_OF: Final = np.rint(-OD * np.log((np.arange(256) + 1) / 256)).astype(np.int32)
@@ -202,13 +205,18 @@ def _brightest_peak(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     while peak and smooth[peak - 1] > smooth[peak]:
         peak -= 1
     near = np.abs(brightness - (peak * _BIN + _BIN // 2)) <= _BIN
-    return np.rint(np.median(colours[near] if near.any() else colours, axis=0)).astype(np.uint8)
+    return np.asarray(np.rint(np.median(colours[near] if near.any() else colours, axis=0)).astype(np.uint8))
 
 
 def _assumed(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return uint8[3]: a colourless glass as bright as the brightest hundredth of the slide, or `WHITE`."""
     brightest = int(np.percentile(colours, 99, axis=0, method="lower").max())
     return np.full(3, max(brightest, DARKEST_GLASS + 1), np.uint8)
+
+
+def _grainy(cells: NDArray[np.uint8], glass: NDArray[np.bool_]) -> bool:
+    """Tell whether there is noise, as in every picture, and no more of it than in a picture of glass."""
+    return 0 < float(roughness(cells)[glass].mean()) <= _GLASS_LEVELS**2
 
 
 def _tolerance(colour: NDArray[np.uint8]) -> int:
@@ -237,7 +245,9 @@ def _light(level: NDArray[np.int32], glass: NDArray[np.bool_]) -> NDArray[np.int
         return np.zeros_like(level)
     y, x = np.arange(high, dtype=np.int64)[:, None], np.arange(wide, dtype=np.int64)[None]
     fine = [round(factor * 2**20) for factor in factors]
-    fitted = sum((factor * term for factor, term in zip(fine, powers(y, x), strict=True)), np.zeros(level.shape, np.int64))
+    fitted = sum(
+        (factor * term for factor, term in zip(fine, powers(y, x), strict=True)), np.zeros(level.shape, np.int64)
+    )
     fitted = np.clip(fitted >> 20, int(seen.min()), int(seen.max()))
     return np.asarray(fitted - int(np.median(fitted[glass])), np.int32)
 
@@ -261,7 +271,7 @@ def _solved(matrix: list[list[Fraction]]) -> list[Fraction] | None:
 def _lit(cells: NDArray[np.uint8], dimmer: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Return uint8[h, w, 3]: the cells in light that is dimmer by so many thousandths of optical density."""
     factor = np.exp(-dimmer / OD)[..., None]
-    return np.clip(np.rint((cells + 1.0) * factor - 1), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint((cells + 1.0) * factor - 1), 0, 255).astype(np.uint8))
 
 
 def _field(cells: NDArray[np.uint8], glass: NDArray[np.bool_], colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -283,7 +293,7 @@ def _field(cells: NDArray[np.uint8], glass: NDArray[np.bool_], colour: NDArray[n
     return field
 
 
-def _unscanned(cells: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _unscanned(cells: NDArray[np.uint8], one_value: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return bool[h, w]: where a writer has filled in one colourless value, from the border on, in straight edges.
 
     Glass has noise, and ends where tissue begins, which is no straight line along the axes.
@@ -294,13 +304,24 @@ def _unscanned(cells: NDArray[np.uint8]) -> NDArray[np.bool_]:
     for value in values[counts >= _UNSCANNED_PART * len(border)]:
         if int(value.max()) - int(value.min()) > 2:
             continue
-        filled = cv2.medianBlur((cells == value).all(axis=2).astype(np.uint8), 5)
+        filled = cv2.medianBlur((one_value & (cells == value).all(axis=2)).astype(np.uint8), 5)
         _, labels = cv2.connectedComponents(filled, connectivity=4)
         edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
         filled = (np.isin(labels, edge[edge > 0])).astype(np.uint8)
         if _straightness(filled) >= _STRAIGHT_PART:
             found |= filled > 0
     return found
+
+
+def _one_value(image: NDArray[np.uint8], cells: NDArray[np.uint8], cell_px: int) -> NDArray[np.bool_]:
+    """Return bool[h, w]: cells whose corners and centre are exactly as their mean."""
+    high, wide = cells.shape[:2]
+    whole = image[: high * cell_px, : wide * cell_px]
+    ends = (0, cell_px - 1)
+    same = np.ones((high, wide), np.bool_)
+    for y, x in ((cell_px // 2, cell_px // 2), *((y, x) for y in ends for x in ends)):
+        same &= (whole[y::cell_px, x::cell_px] == cells).all(axis=2)
+    return same
 
 
 def _straightness(mask: NDArray[np.uint8]) -> float:
@@ -322,7 +343,7 @@ def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _box(values: NDArray[np.int32], window: int) -> NDArray[np.int32]:
-    """Return int32[h, w]: exact sums over a window, beyond the border the nearest value... of a mirror."""
+    """Return int32[h, w]: exact sums over a window, which sees a mirror beyond the border."""
     summed = cv2.boxFilter(
         values.astype(np.float64), cv2.CV_64F, (window, window), normalize=False, borderType=cv2.BORDER_REFLECT
     )

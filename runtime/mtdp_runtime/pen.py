@@ -19,6 +19,8 @@ _APART_UM: Final = 40.0
 _LEAST_PAIRS: Final = 20
 _FRAME_OD: Final = 400  # thousandths: a scanner's frame lets through less than two thirds of the light
 _COLOURLESS_OD: Final = 100  # between two channels
+_BLACK: Final = 85  # of 255
+_BLACK_RANGE: Final = 30  # of 255, between two channels
 _FRAME_CELLS: Final = 64  # 0.1 mm²
 
 
@@ -51,6 +53,7 @@ def marks_of(image: NDArray[np.uint8], mpp: float, settings: MarkSettings, glass
     if marks.any():
         marks = _even_ones(image, np.ascontiguousarray(marks), mpp)
     out = _in_pixels(_frame(glass), glass.cell_px, marks.shape)
+    marks = marks & ~out  # a frame has no margin of ink
     if marks.any():
         around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin_px, margin_px))
         out |= cv2.dilate(marks, around)
@@ -68,10 +71,12 @@ def _ink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     ink |= cv2.inRange(hsv, (93, 136, 0), (124, 255, 255))
     ink |= cv2.inRange(hsv, (0, 186, 91), (5, 255, 255)) | cv2.inRange(hsv, (176, 186, 91), (179, 255, 255))
     value = np.ascontiguousarray(hsv[..., 2])
-    # max - min is below 30 of 255; the table turns a value into the greatest saturation that means so
-    most = np.array([0, *(min(255, (30 * 255 - 1) // v) for v in range(1, 85)), *[0] * 171], np.uint8)
-    black = (value < 85) & ((hsv[..., 1] <= cv2.LUT(value, most)) | (value == 0))
-    return (ink & 1) | black.view(np.uint8)
+    # max - min is below the range; the table turns a value into the greatest saturation that means so
+    most = np.array(
+        [0, *(min(255, (_BLACK_RANGE * 255 - 1) // v) for v in range(1, _BLACK)), *[0] * (256 - _BLACK)], np.uint8
+    )
+    black = (value < _BLACK) & ((hsv[..., 1] <= cv2.LUT(value, most)) | (value == 0))
+    return np.asarray((ink & 1) | black.view(np.uint8), np.uint8)
 
 
 def _even_ones(image: NDArray[np.uint8], marks: NDArray[np.uint8], mpp: float) -> NDArray[np.uint8]:
@@ -95,7 +100,7 @@ def _even_ones(image: NDArray[np.uint8], marks: NDArray[np.uint8], mpp: float) -
     even_all = differences[1:].sum() <= most * mass[1:].sum()
     keep = np.where(pairs >= _LEAST_PAIRS, differences <= most * mass, even_all)
     keep[0] = False
-    return keep.astype(np.uint8)[labels]
+    return np.asarray(keep.astype(np.uint8)[labels], np.uint8)
 
 
 def _thickness(image: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -111,7 +116,9 @@ def _frame(glass: Glass) -> NDArray[np.bool_]:
     """Return bool[h, w] of cells: even, colourless, dark areas at the image's border, and what was not scanned."""
     od = np.stack([density(glass.field[..., i], glass.cells[..., i]) for i in range(3)], axis=2)
     colourless = od.max(axis=2) - od.min(axis=2) <= _COLOURLESS_OD
-    grey = (glass.flat & colourless & (od.min(axis=2) >= _FRAME_OD)).astype(np.uint8)
+    value, least = glass.cells.max(axis=2), glass.cells.min(axis=2)
+    black = (value < _BLACK) & (value - least < _BLACK_RANGE)
+    grey = (glass.flat & (black | (colourless & (od.min(axis=2) >= _FRAME_OD)))).astype(np.uint8)
     if grey.any():
         count, labels, stats, _ = cv2.connectedComponentsWithStats(grey, connectivity=4)
         keep = np.zeros(count, np.bool_)

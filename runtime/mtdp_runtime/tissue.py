@@ -49,8 +49,10 @@ class TissueMask:
     """Tissue of the scanned area.
 
     `mask` is bool[H, W]; a pixel covers scale x scale level-0 pixels, the first at (x0, y0). `image` is
-    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the saturation used, of 255; 0 where the mask
-    is the user's. `areas` is float32[H, W], the part of each pixel that is tissue, where that is known finer.
+    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the optical density over the glass (natural
+    logarithm) from which on there is tissue; 0 where the mask is the user's. `areas` is float32[H, W], the part of each
+    pixel that is tissue, where that is known finer. `glass` is its RGB colour, None where none could be told from
+    tissue, or none was looked for.
     """
 
     mask: NDArray[np.bool_]
@@ -62,7 +64,8 @@ class TissueMask:
     threshold: float
     unreadable_blocks: int
     areas: NDArray[np.float32] | None = None
-    source: str = "found by saturation"
+    source: str = "found by what it absorbs"
+    glass: tuple[int, int, int] | None = None
 
     @property
     def area_mm2(self) -> float:
@@ -70,7 +73,7 @@ class TissueMask:
 
 
 def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None = None) -> TissueMask:
-    """Segment the tissue of a slide: saturation, Otsu, morphology, small pieces and holes removed by area.
+    """Segment the tissue of a slide: density over its glass, morphology, small pieces and holes removed by area.
 
     A mask that is given replaces all of it, and the image is only read to be shown.
 
@@ -91,9 +94,15 @@ def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None 
         areas = coverage(given, info, scale, image.shape[1], image.shape[0])
         source = f"given by {given.path.name}"
         return TissueMask(areas >= 0.5, image, scale, x0, y0, mpp, 0.0, unreadable_blocks, areas, source)
-    mask, threshold = tissue_of(image, mpp, settings)
+    mask, threshold, glass = _segment(image, mpp, settings)
     mask |= unreadable
-    return TissueMask(mask, image, scale, x0, y0, mpp, threshold, unreadable_blocks)
+    red, green, blue = (int(value) for value in glass.colour)
+    colour, source = (red, green, blue), "found by what it absorbs over the slide's glass"
+    if not glass.told:
+        source = f"found by what it absorbs; no glass could be told from tissue, {colour} was assumed"
+    return TissueMask(
+        mask, image, scale, x0, y0, mpp, threshold, unreadable_blocks, None, source, colour if glass.told else None
+    )
 
 
 def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:
@@ -111,9 +120,7 @@ def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) ->
     return mask, threshold
 
 
-def _segment(
-    image: NDArray[np.uint8], mpp: float, settings: TissueSettings
-) -> tuple[NDArray[np.bool_], float, Glass]:
+def _segment(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float, Glass]:
     glass = find_glass(image, mpp)
     level = _levelled(image, glass)
     marks = marks_of(level, mpp, settings, glass)
@@ -143,8 +150,11 @@ def _threshold(glass: Glass, settings: TissueSettings, out: NDArray[np.bool_]) -
     densities = absorbed(glass.cells, glass.field)[~centres]
     floor = max(settings.density_floor, glass.noise_od)
     found = np.sort(densities[densities > floor * OD])
+    if not len(found):
+        return floor
     # Half of all that absorbs is in denser cells: haze may be large, but it has little of it.
-    usual = float(found[np.searchsorted(2 * np.cumsum(found, dtype=np.int64), found.sum(dtype=np.int64))]) / OD if len(found) else 0.0
+    mass = np.cumsum(found, dtype=np.int64)
+    usual = float(found[np.searchsorted(2 * mass, mass[-1])]) / OD
     return max(floor, min(settings.density_part * usual, settings.density_ceiling))
 
 
@@ -171,7 +181,7 @@ def _at_pixels(cells: NDArray[np.uint8], cell_px: int, wide: int, high: int) -> 
 
 
 def _lines(mask: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDArray[np.uint8]:
-    """Return uint8[H, W]: 1 on thin long lines along the axes, which are the edges of coverslips and of stitched images."""
+    """Return uint8[H, W]: 1 on thin long lines along the axes: the edges of coverslips and of stitched images."""
     width_px = max(odd(settings.min_width_um / mpp), _LINE_PX)
     thick = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((width_px, width_px), np.uint8))
     thin = mask & ~thick
@@ -190,7 +200,7 @@ def _without_thin(mask: NDArray[np.uint8], width_px: int) -> NDArray[np.uint8]:
     keep = np.zeros(count, np.uint8)
     keep[labels[cv2.erode(mask, disk) > 0]] = 1
     keep[0] = 0
-    return keep[labels]
+    return np.asarray(keep[labels], np.uint8)
 
 
 def pen_marks(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
