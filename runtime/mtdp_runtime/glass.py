@@ -176,7 +176,7 @@ def _glass_cells(
     elif (flat & bright).any():
         colour = _brightest_peak(cells[flat & bright])
         alike = np.abs(od - _OD_OF[colour]).max(axis=2) <= _SAME_OD
-        if (flat & alike).sum() < max(_LEAST_CELLS, _ALMOST_ALL * scanned.sum()):
+        if (flat & alike).sum() < max(_LEAST_CELLS, _ALMOST_ALL * flat.size):
             return none, None
     else:
         return none, None

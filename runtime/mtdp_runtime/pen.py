@@ -127,7 +127,8 @@ def _frame(glass: Glass) -> NDArray[np.bool_]:
         keep[0] = False
         grey = keep[labels].astype(np.uint8)
     filled = (glass.unscanned & (od.min(axis=2) > 0)).view(np.uint8)  # what is brighter than glass is no tissue anyway
-    return np.asarray(cv2.dilate(grey | filled, np.ones((3, 3), np.uint8)) > 0)
+    # Flat cells end one cell before the edge; those of one value end at it.
+    return np.asarray((cv2.dilate(grey, np.ones((3, 3), np.uint8)) | filled) > 0)
 
 
 def _in_pixels(cells: NDArray[np.bool_], cell_px: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -52,7 +52,7 @@ def drawn(
 
 
 def recall_and_false(image: Image, tissue: Mask) -> tuple[float, float]:
-    """Return the part of the tissue that is found, and the part of the glass, three pixels off, that is taken for it."""
+    """Return the part of the tissue that is found, and the part of the glass, three pixels off, taken for it."""
     found, _ = tissue_of(image, 8.0, SETTINGS)
     glass = cv2.dilate(tissue.astype(np.uint8), np.ones((7, 7), np.uint8)) == 0
     return float(found[tissue].mean()), float(found[glass].mean())
