@@ -68,6 +68,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "tissue": asdict(settings.tissue),
         "tissue_source": plan.tissue.source,
         "tissue_threshold": plan.tissue.threshold,
+        "tissue_glass": "not told" if plan.tissue.glass is None else plan.tissue.glass,
         "tissue_mm2": plan.tissue.area_mm2,
     }
     coords: dict[str, Any] = {

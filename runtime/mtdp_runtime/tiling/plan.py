@@ -60,4 +60,8 @@ def why_empty(plan: Plan) -> str:
     if not len(plan.grid):
         info = plan.info
         return f"the slide ({info.width} x {info.height} px) is smaller than one tile ({plan.grid.tile0:.0f} px)"
+    tissue = plan.tissue
+    if tissue.areas is not None:
+        marks = "marks nothing" if not tissue.areas.any() else f"marks {tissue.area_mm2:.3g} mm² in all"
+        return f"no tile has enough of what the mask marks: it was {tissue.source}, which {marks}"
     return f"no tile has enough tissue ({plan.tissue.area_mm2:.3g} mm² found in the whole slide)"
