@@ -238,12 +238,9 @@ def test_a_kind_that_only_a_coarser_level_has_is_never_read_as_rgb(
         tiff.write(image, tile=(64, 64), photometric="rgb", compression=compression, **RESOLUTION)
         coarse = np.dstack([image[::2, ::2], image[::2, ::2]])
         tiff.write(coarse, tile=(64, 64), photometric="rgb", extrasamples=[0] * 3, subfiletype=1, **RESOLUTION)
-    try:
-        with open_slide(path) as slide:  # what OpenSlide makes of it does not look like level 0
-            assert len(slide.info.levels) == 1
-            assert "shows something else" in slide.info.reader_reason
-    except SlideUnreadable as refused:
-        assert "6 x uint8, not 8-bit RGB" in str(refused)
+    with open_slide(path) as slide:  # what OpenSlide makes of it does not look like level 0
+        assert len(slide.info.levels) == 1
+        assert "shows something else" in slide.info.reader_reason
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
