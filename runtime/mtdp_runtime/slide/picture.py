@@ -36,7 +36,8 @@ def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
             if image.format == "PNG" and _depth(path) == 16:  # of which Pillow would drop the lower byte
                 raise UnknownKind(f"its pixels are {image.mode} of 16 bits, not 8-bit RGB")
             kind, dpi = str(image.format), image.info.get("dpi", ("", ""))
-            pixels = _jpeg(path) if kind == "JPEG" else _png(path, image)
+            # A colour may be said to be transparent. zlib compares the checksum of a PNG's pixels.
+            pixels = _jpeg(path) if kind == "JPEG" else on_white(np.asarray(image.convert("RGBA")))
             if image.mode == "L":
                 check_bright([pixels], GREY)
     height, width, _ = pixels.shape
@@ -58,13 +59,6 @@ def _depth(path: Path) -> int:
     """Return how many bits a PNG's samples have: IHDR is its first chunk."""
     with path.open("rb") as stream:
         return stream.read(25)[24]
-
-
-def _png(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    """Return uint8[H, W, 3]; the checksums of all parts are compared, and the pixels' own."""
-    with Image.open(path, formats=("PNG",)) as checked:
-        checked.verify()  # the checksum of every chunk, which loading does not look at
-    return on_white(np.asarray(image.convert("RGBA")))  # a colour may be said to be transparent
 
 
 def _jpeg(path: Path) -> NDArray[np.uint8]:
