@@ -201,6 +201,15 @@ def test_a_palette_and_a_colour_that_is_transparent(tmp_path: Path, image: NDArr
     np.testing.assert_array_equal(seen[100:], image[100:200, :200])
 
 
+def test_a_picture_too_large_for_one_piece_is_said_to_be_so(
+    tmp_path: Path, image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(image).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SlideUnreadable, match="too large a picture to be decoded in one piece"):
+        open_slide(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("kind", ["jpg", "png"])
 def test_a_picture_is_known_by_its_content(tmp_path: Path, image: NDArray[np.uint8], kind: str) -> None:
     Image.fromarray(image).save(tmp_path / f"a.{kind}", quality=95)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,6 @@ from mtdp_runtime.slide.tiff_pieces import Pieces, on_white
 
 PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC: Final = b"\xff\xd8\xff"
-_MOST_PX: Final = 1 << 29  # 1.5 GB as RGB
 
 
 def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
@@ -31,13 +31,16 @@ def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        try:
+            opened = Image.open(path, formats=("PNG", "JPEG"))
+        except Image.DecompressionBombError as error:
+            raise UnknownKind(f"too large a picture to be decoded in one piece ({error}): tile it") from error
+        with opened as image:
             _check(image)
             if image.format == "PNG" and _depth(path) == 16:  # of which Pillow would drop the lower byte
                 raise UnknownKind(f"its pixels are {image.mode} of 16 bits, not 8-bit RGB")
             kind, dpi = str(image.format), image.info.get("dpi", ("", ""))
-            # A colour may be said to be transparent. zlib compares the checksum of a PNG's pixels.
-            pixels = _jpeg(path) if kind == "JPEG" else on_white(np.asarray(image.convert("RGBA")))
+            pixels = _jpeg(path) if kind == "JPEG" else _png(image)
             if image.mode == "L":
                 check_bright([pixels], GREY)
     height, width, _ = pixels.shape
@@ -48,9 +51,9 @@ def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
 def _check(image: Image.Image) -> None:
     if image.mode not in ("RGB", "RGBA", "L", "P"):
         raise UnknownKind(f"its pixels are {image.mode}, not 8-bit RGB")
-    if image.width * image.height > _MOST_PX:
-        raise UnknownKind(f"a picture of {image.width} x {image.height} px in one piece: convert it to a tiled TIFF")
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    turned = 1
+    with contextlib.suppress(Exception):  # what cannot be read as EXIF says nothing of the picture
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
     if turned not in (0, 1):
         raise UnknownKind(f"the picture is to be turned or mirrored before it is seen (Orientation {turned})")
 
@@ -59,6 +62,13 @@ def _depth(path: Path) -> int:
     """Return how many bits a PNG's samples have: IHDR is its first chunk."""
     with path.open("rb") as stream:
         return stream.read(25)[24]
+
+
+def _png(image: Image.Image) -> NDArray[np.uint8]:
+    """Return uint8[H, W, 3]; zlib compares the checksum of the pixels."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return np.asarray(image)
+    return on_white(np.asarray(image.convert("RGBA")))  # a colour may be said to be transparent
 
 
 def _jpeg(path: Path) -> NDArray[np.uint8]:
