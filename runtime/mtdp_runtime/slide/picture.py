@@ -36,6 +36,8 @@ def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
         except Image.DecompressionBombError as error:
             raise UnknownKind(f"too large a picture to be decoded in one piece ({error}): tile it") from error
         with opened as image:
+            if image.format == "PNG":
+                image.load()  # which is strict once: a second try gives what the first one left
             _check(image)
             if image.format == "PNG" and _depth(path) == 16:  # of which Pillow would drop the lower byte
                 raise UnknownKind(f"its pixels are {image.mode} of 16 bits, not 8-bit RGB")
