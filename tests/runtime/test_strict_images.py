@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -15,6 +16,7 @@ from PIL import Image
 
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.tiff_codecs import decode_bytes
 from support import read_square
 
 OME: dict[str, Any] = {"photometric": "rgb", "metadata": {"axes": "YXS"}, "ome": True}
@@ -97,6 +99,21 @@ def test_a_damaged_segment_is_told(
         with pytest.raises(TileUnreadable, match=f"cannot decode segment {SEGMENT} of level 0"):
             read_square(slide, 10, 200, 50, 1.0)
         np.testing.assert_array_equal(read_square(slide, 256, 100, 60, 1.0), expected[100:160, 256:316])
+
+
+@pytest.mark.parametrize("codec", ["lzw", "packbits"])
+@pytest.mark.parametrize("more", [1, 7, 128])
+def test_a_codec_without_checksums_must_give_exactly_the_bytes_of_the_pixels(codec: str, more: int) -> None:
+    compression, encode = {"lzw": (5, imagecodecs.lzw_encode), "packbits": (32773, imagecodecs.packbits_encode)}[codec]
+    row = np.random.default_rng(2).bytes(3 * 16 * 8)
+    shape = (8, 16, 3)
+    expected = np.frombuffer(row, np.uint8).reshape(shape)
+    np.testing.assert_array_equal(decode_bytes(encode(row), compression, 1, shape, 8), expected)
+    for other in (row + bytes(more), row[:-more]):
+        with pytest.raises(ValueError, match=f"{len(other)} bytes where {len(row)} were expected"):
+            decode_bytes(encode(other), compression, 1, shape, 8)
+    # The last strip of a level may be written whole.
+    np.testing.assert_array_equal(decode_bytes(encode(row + row), compression, 1, shape, 16), expected)
 
 
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib", "zstd", "packbits"])
@@ -182,6 +199,15 @@ def test_a_palette_and_a_colour_that_is_transparent(tmp_path: Path, image: NDArr
         seen = read_square(slide, 0, 0, 200, 1.0)
     assert (seen[:100] == 255).all()
     np.testing.assert_array_equal(seen[100:], image[100:200, :200])
+
+
+def test_a_picture_too_large_for_one_piece_is_said_to_be_so(
+    tmp_path: Path, image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(image).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SlideUnreadable, match="too large a picture to be decoded in one piece"):
+        open_slide(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png"])

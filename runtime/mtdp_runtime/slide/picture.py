@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,6 @@ from mtdp_runtime.slide.tiff_pieces import Pieces, on_white
 
 PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC: Final = b"\xff\xd8\xff"
-_MOST_PX: Final = 1 << 29  # 1.5 GB as RGB
 
 
 def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
@@ -31,12 +31,18 @@ def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        try:
+            opened = Image.open(path, formats=("PNG", "JPEG"))
+        except Image.DecompressionBombError as error:
+            raise UnknownKind(f"too large a picture to be decoded in one piece ({error}): tile it") from error
+        with opened as image:
+            if image.format == "PNG":
+                image.load()  # which is strict once: a second try gives what the first one left
             _check(image)
             if image.format == "PNG" and _depth(path) == 16:  # of which Pillow would drop the lower byte
                 raise UnknownKind(f"its pixels are {image.mode} of 16 bits, not 8-bit RGB")
             kind, dpi = str(image.format), image.info.get("dpi", ("", ""))
-            pixels = _jpeg(path) if kind == "JPEG" else _png(path, image)
+            pixels = _jpeg(path) if kind == "JPEG" else _png(image)
             if image.mode == "L":
                 check_bright([pixels], GREY)
     height, width, _ = pixels.shape
@@ -47,9 +53,9 @@ def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
 def _check(image: Image.Image) -> None:
     if image.mode not in ("RGB", "RGBA", "L", "P"):
         raise UnknownKind(f"its pixels are {image.mode}, not 8-bit RGB")
-    if image.width * image.height > _MOST_PX:
-        raise UnknownKind(f"a picture of {image.width} x {image.height} px in one piece: convert it to a tiled TIFF")
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    turned = 1
+    with contextlib.suppress(Exception):  # what cannot be read as EXIF says nothing of the picture
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
     if turned not in (0, 1):
         raise UnknownKind(f"the picture is to be turned or mirrored before it is seen (Orientation {turned})")
 
@@ -60,10 +66,10 @@ def _depth(path: Path) -> int:
         return stream.read(25)[24]
 
 
-def _png(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    """Return uint8[H, W, 3]; the checksums of all parts are compared, and the pixels' own."""
-    with Image.open(path, formats=("PNG",)) as checked:
-        checked.verify()  # the checksum of every chunk, which loading does not look at
+def _png(image: Image.Image) -> NDArray[np.uint8]:
+    """Return uint8[H, W, 3]; zlib compares the checksum of the pixels."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return np.asarray(image)
     return on_white(np.asarray(image.convert("RGBA")))  # a colour may be said to be transparent
 
 
