@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from mtdp_runtime.errors import BackendError, OutputUnwritable
 
@@ -56,6 +58,46 @@ def save_with_digest(path: Path, content: bytes) -> None:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that gets its name when the block ends: a reader sees the old file, or the new one whole and synced.
+
+    No link that somebody put under the temporary name is followed.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    scratch.unlink(missing_ok=True)
+    file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        with os.fdopen(file, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file at once; as `atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_with_digest(path: Path) -> tuple[bytes, str]:
