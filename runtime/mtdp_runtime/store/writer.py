@@ -266,7 +266,10 @@ class FeatureStore:
                     disk.write_rows(target, places[name], done, kept.tobytes())
                     digests.update(name, kept.tobytes())
                     done += len(kept)
-            complete(image, smaller, self._status[good], root_attrs, digests.hex())
+            status = self._status[good]
+            if len(status):
+                disk.write_rows(target, places["status"], 0, status.tobytes())
+            complete(image, smaller, status, root_attrs, digests.hex())
             self._write_structure(target, image, places)
             self._fence()
             disk.rename_own(target, self._scratch, self.path)
@@ -277,17 +280,16 @@ class FeatureStore:
             os.close(target)
 
     def _write_structure(self, file: int, image: SparseImage, places: Mapping[str, disk.Place]) -> None:
-        """Write all of a file but its features and probabilities; sync it, and read it back.
+        """Write all of a file but its rows; sync it, and read it back, the status of the rows included.
 
         Raises:
             OSError: what is there is not what was written.
         """
-        rows = [one for name, place in places.items() if name != "status" for one in place.ranges()]
-        structure = list(image.outside(rows))
-        for offset, length in structure:
+        for offset, length in image.outside([one for place in places.values() for one in place.ranges()]):
             disk.write_at(file, image.read_at(offset, length), offset)
         os.fsync(file)
-        for offset, length in structure:
+        unknown = [one for name, place in places.items() if name != "status" for one in place.ranges()]
+        for offset, length in image.outside(unknown):
             if disk.read_at(file, length, offset) != image.read_at(offset, length):
                 raise OSError(errno.EIO, "what was written there is not what is read there")
 
