@@ -20,7 +20,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections import Counter
@@ -43,20 +42,13 @@ from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import writer
 from mtdp_runtime.store.verify import verify_file
+from shim import build_shim
 from support import pyramid, stained, write_tiny_bundle
 
 CALLS = ("write", "pwrite", "fsync", "fdatasync", "rename", "open", "ftruncate", "unlink", "mmap")
 ERRORS = (errno.EIO, errno.ENOSPC, errno.ESTALE)
 SLIDES = ("a", "b")
 FORMATS = ("pt", "npy", "csv", "geojson")
-
-
-def build_shim(folder: Path) -> Path:
-    """Build faults.c."""
-    shim = folder / "faults.so"
-    source = Path(__file__).with_name("faults.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", shim, source, "-ldl", "-lpthread"], check=True)
-    return shim
 
 
 def run(folder: Path, out: Path, drop: bool) -> list[tuple[str, str, bool]]:
