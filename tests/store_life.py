@@ -28,6 +28,7 @@ def layout() -> Layout:
         {"model": "m"},
         {"slide": "s"},
         "r",
+        {"probabilities_x": {"class_names": ["a", "b", "c"]}},
         mask=mask,
         mask_attrs={"scale": 16.0},
     )

@@ -2,7 +2,7 @@
 
     python tests/reliability/injections.py FOLDER --count 500 --seed 0
 
-A random call below the output folder (write, pwrite, fsync, fdatasync, rename, open, ftruncate, unlink, mmap) fails
+A random call below the output folder (write, pwrite, fsync, fdatasync, rename, open, ftruncate, mmap) fails
 with EIO, ENOSPC or ESTALE; a sync that fails may lose what was written, as a disk may. What then has its final name
 must be right at once. The same command again must end as an undisturbed run does: the datasets byte by byte, the
 derived files, nothing left over, every checksum right, and no failure remembered as a slide's.
@@ -45,7 +45,7 @@ from mtdp_runtime.store.verify import verify_file
 from shim import build_shim
 from support import pyramid, stained, write_tiny_bundle
 
-CALLS = ("write", "pwrite", "fsync", "fdatasync", "rename", "open", "ftruncate", "unlink", "mmap")
+CALLS = ("write", "pwrite", "fsync", "fdatasync", "rename", "open", "ftruncate", "mmap")
 ERRORS = (errno.EIO, errno.ENOSPC, errno.ESTALE)
 SLIDES = ("a", "b")
 FORMATS = ("pt", "npy", "csv", "geojson")
