@@ -13,16 +13,19 @@ _ROWS: Final = 4096
 
 def write_npy(h5: Path, target: Path) -> None:
     """Write features, float32[N, D]."""
-    # Not through a memory map: on a disk that is full that ends the process (SIGBUS), where a write says so.
-    with h5py.File(h5, "r", locking=False) as file, target.open("wb") as stream:
-        features = file["features"]
-        header = {"descr": "<f4", "fortran_order": False, "shape": features.shape}
-        np.lib.format.write_array_header_1_0(stream, header)
-        for start in range(0, len(features), _ROWS):
-            stream.write(np.ascontiguousarray(features[start : start + _ROWS], "<f4").tobytes())
+    _write(h5, "features", "<f4", target)
 
 
 def write_coords(h5: Path, target: Path) -> None:
     """Write level-0 coordinates, int64[N, 2]."""
-    with h5py.File(h5, "r", locking=False) as file:
-        np.save(target, file["coords"][:], allow_pickle=False)
+    _write(h5, "coords", "<i8", target)
+
+
+def _write(h5: Path, name: str, dtype: str, target: Path) -> None:
+    # Not through a memory map: on a disk that is full that ends the process (SIGBUS), where a write says so.
+    with h5py.File(h5, "r", locking=False) as file, target.open("wb") as stream:
+        dataset = file[name]
+        header = {"descr": dtype, "fortran_order": False, "shape": dataset.shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, len(dataset), _ROWS):
+            stream.write(np.ascontiguousarray(dataset[start : start + _ROWS], dtype).tobytes())

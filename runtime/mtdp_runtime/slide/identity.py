@@ -62,7 +62,7 @@ def sample_of(slide: Path) -> str:
             start += size
     except (OSError, SlideError):
         return ""
-    return digest.hexdigest()
+    return digest.hexdigest() if files else ""
 
 
 def _read(stream: RawIOBase, length: int) -> bytes:
