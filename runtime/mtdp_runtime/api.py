@@ -18,7 +18,7 @@ from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import checked, folders, load_models
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.files import writable_folder
-from mtdp_runtime.formats import check_formats
+from mtdp_runtime.formats import check_formats, check_slide_names
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.scale import is_scale
@@ -95,6 +95,7 @@ def extract(
     bundles = [load_bundle(path) for path in _listed(model)] or [load_bundle(default_bundle_path())]
     derived = check_formats(formats)
     requests = list_slides([Path(path) for path in _listed(slides)], slide_mpp, _path(mask), _warn)
+    check_slide_names([request.name for request in requests], derived)
     settings = shared_settings(bundles, mpp, stride_px, min_tissue, on_bad_tile, heads, features_dtype)
     folder, cores = Path(out), threads or usable_cores()
     folders(bundles, folder)

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mtdp_runtime.cohort.requests import list_slides
-from mtdp_runtime.cohort.staging import files_of
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
+from mtdp_runtime.slide.identity import parts_of
 from mtdp_runtime.slide.open import open_slide
 from support import read_square, stained
 
@@ -197,7 +197,7 @@ def test_a_folder_search_finds_it_once_and_nothing_in_it(tmp_path: Path, image: 
     (found,) = list_slides([tmp_path])
     assert (found.path, found.name) == (tmp_path / "case" / "a.ome.zarr", "a.ome")
     assert list_slides([found.path]) == [found]
-    assert files_of(found.path) == [found.path]
+    assert parts_of(found.path) == [found.path]
 
 
 def test_what_it_says_of_its_identity_follows_its_content(tmp_path: Path, image: NDArray[np.uint8]) -> None:

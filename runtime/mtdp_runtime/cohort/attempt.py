@@ -17,10 +17,10 @@ from mtdp_runtime.extraction.extract import extract_targets
 from mtdp_runtime.extraction.models import Model, Target, folders
 from mtdp_runtime.extraction.outcome import Outcome, failed, unforeseen
 from mtdp_runtime.formats import derive
-from mtdp_runtime.report.slide import write_report
+from mtdp_runtime.report.slide import report_is_current, write_report
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import run_log
-from mtdp_runtime.tiling.plan import Plan
+from mtdp_runtime.tiling.plan import Plan, make_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,11 @@ def extract_request(
             for target in targets:
                 folder = target.path.parent
                 derive(target.path, folder, run.formats)
-                if run.report and plan is not None:
-                    write_report(folder / "report" / f"{request.name}.html", target.path, plan, outcome)
+                report = folder / "report" / f"{request.name}.html"
+                if run.report and (plan is not None or not report_is_current(report, target.path)):
+                    # A report that an earlier run could not write costs a plan now, and no inference.
+                    plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.settings, mask)
+                    write_report(report, target.path, plan, outcome)
     except ClaimLost as error:
         return Outcome(request.path, "claimed", message=str(error))
     except MaskRefused as error:

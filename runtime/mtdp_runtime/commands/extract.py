@@ -15,7 +15,7 @@ import typer
 from mtdp_runtime.commands.console import note, printable, run_app
 from mtdp_runtime.commands.options import count_or_auto
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.formats import check_formats
+from mtdp_runtime.formats import check_formats, check_slide_names
 from mtdp_runtime.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -164,6 +164,14 @@ def extract(
     demo: Annotated[
         bool, typer.Option("--demo", help="Make a synthetic slide in the output folder and run on it.")
     ] = False,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            help="Extract nothing: read every finished file of this folder whole, compare it with the checksums that "
+            "it holds, and what is derived from it with what it was made from. Exit code 1 where one does not hold.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a slide on stdout.")] = False,
 ) -> None:
     """Extract features of whole-slide images: find tissue, lay a grid at a physical scale, run the model on each tile.
@@ -174,6 +182,10 @@ def extract(
     from mtdp_runtime.cohort.watchdog import supervise
 
     named = list(slides or [])
+    if verify is not None:
+        if named or demo or dry_run:
+            raise UsageError("--verify takes a folder and no slides", hint=f"mtdp-extract --verify {verify}")
+        raise typer.Exit(1 if _verify(verify, as_json) else 0)
     if not named and not demo:
         raise UsageError("no slide was named", hint="mtdp-extract SLIDE, or mtdp-extract --demo to try it without one.")
     part, parts = _part(shard)
@@ -200,6 +212,7 @@ def extract(
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
     say = note if not (worker.started or worker.settled) else lambda text: None
     requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started)
+    check_slide_names([request.name for request in requests], formats)
     requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
     folders(bundles, out)
     target = _target(mpp, magnification)
@@ -238,6 +251,13 @@ def extract(
             failures = say_outcomes(outcomes, len(requests), worker.settled.values(), bars, out, as_json)
     if failures:
         raise typer.Exit(1)
+
+
+def _verify(out: Path, as_json: bool) -> int:
+    """Return how many files of a folder do not hold."""
+    from mtdp_runtime.commands.verify import say_verdicts
+
+    return say_verdicts(out, as_json)
 
 
 def _part(shard: str | None) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.backends import Backend
+from mtdp_runtime.backends.checked import CheckedEngine
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.tolerance import MIN_COSINE
 from mtdp_runtime.errors import FingerprintMismatch, SlideUnreadable
@@ -17,6 +18,7 @@ from mtdp_runtime.extraction.check import Agreement, check_rows
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.extraction.provenance import layout_of, made_of, run_attrs
+from mtdp_runtime.extraction.unchanged import what_changed
 from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.pipeline.run import run_pipeline
 from mtdp_runtime.settings import ExtractSettings
@@ -50,7 +52,7 @@ def extract_slide(
     """Write the features of a slide to a file; a file that is already complete and the same is left alone.
 
     `overwrite` replaces a file that is incomplete, or of other settings.
-    `before_finish` is called when all rows are there, and raises where the file must not get its name.
+    `before_finish` is called before rows are committed and at the end, and raises where the slide is another process's.
 
     Raises:
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
@@ -78,7 +80,7 @@ def extract_targets(
     start = time.perf_counter()
     info, paths = slide.info, tuple(target.path for target in targets)
     made = {t.path: made_of(info, t.model.bundle, t.model.backend.precision, settings, mask) for t in targets}
-    done = [target for target in targets if _is_done(target.path, made[target.path], overwrite)]
+    done = [target for target in targets if _is_done(target, made[target.path], overwrite, slide, settings)]
     todo = [target for target in targets if target not in done]
     read_by = Outcome(
         info.path, "skipped", paths[0], outputs=paths, reader=info.reader, reader_reason=info.reader_reason
@@ -92,12 +94,13 @@ def extract_targets(
     plan = make_plan(slide, tile_px, settings, mask)
     with ExitStack() as open_stores:
         stores = [
-            open_stores.enter_context(FeatureStore(t.path, layout_of(plan, t, settings, made[t.path]))) for t in todo
+            open_stores.enter_context(FeatureStore(t.path, layout_of(plan, t, settings, made[t.path]), before_finish))
+            for t in todo
         ]
         resumed = [store.rows_done for store in stores]
         if on_plan is not None:
             on_plan(plan, min(resumed))
-        engines = [target.model.backend for target in todo]
+        engines = [CheckedEngine(target.model.backend, target.model.bundle.manifest) for target in todo]
         times, bad = run_pipeline(
             slide,
             plan.coords,
@@ -121,8 +124,6 @@ def extract_targets(
                 )
             agreement, warning = _checked(store.partial, info, target.model, settings, on_progress)
             found.append((agreement, warning))
-            if before_finish is not None:
-                before_finish()
             attrs = run_attrs(times, bad, plan, rows) | {"bad_tiles": count}
             if agreement is not None:
                 attrs |= {"check": asdict(agreement)} | ({"check_warning": warning} if warning else {})
@@ -171,15 +172,17 @@ def _with_checks(outcome: Outcome, found: Sequence[tuple[Agreement | None, str]]
     return replace(outcome, agreement=worst, warning="; ".join(warning for _, warning in found if warning))
 
 
-def _is_done(path: Path, facts: dict[str, Any], overwrite: bool) -> bool:
+def _is_done(target: Target, facts: dict[str, Any], overwrite: bool, slide: Slide, settings: ExtractSettings) -> bool:
     """Say whether the file is there, complete, and what would be made now.
 
     Raises:
         FingerprintMismatch: something else is there, and may not be overwritten.
     """
+    path, tile_px = target.path, target.model.bundle.manifest.tile_px
     if not path.exists():
         return False
     different = differences(path, facts)
+    different = different or what_changed(path, slide, tile_px, settings.mpp / known_mpp(slide.info))
     if different and overwrite:
         return False
     if different:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,10 +13,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.report.page import STYLE, figure, readable
 from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.store.writer import derived
 from mtdp_runtime.tiling.plan import Plan
 
 _SIDE_PX: Final = 1100
@@ -23,6 +24,19 @@ _PCA_ROWS: Final = 20_000
 _OUTLINE: Final = (0, 140, 70)
 _TILE: Final = (40, 90, 200)
 _BAD: Final = (220, 30, 30)
+KIND: Final = "report"  # among what is derived from a feature file
+_END: Final = "</html>\n"
+
+
+def report_is_current(path: Path, features: Path) -> bool:
+    """Say whether the report was made from what the file holds now; of an earlier version's reports, by their time."""
+    if derived.is_current(features, KIND, [path]):
+        return True
+    try:
+        older = KIND not in derived.records(features) and path.stat().st_mtime_ns >= features.stat().st_mtime_ns
+        return older and path.read_bytes().endswith(_END.encode())
+    except OSError:
+        return False
 
 
 def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> None:
@@ -31,11 +45,18 @@ def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> No
     Raises:
         OutputUnwritable: the folder cannot be written. The features are not touched.
     """
+    derived.make(features, KIND, [(path, lambda target: _write(target, features, plan, outcome))])
+
+
+def _write(target: Path, features: Path, plan: Plan, outcome: Outcome) -> None:
     with h5py.File(features, "r", locking=False) as file:
         attrs = dict(file.attrs)
         status = file["status"][:]
         coords = file["coords"][:]
         colours = _pca_colours(file["features"], status)
+    bad = int(attrs.get("bad_tiles", 0))
+    left_out = bad if len(status) < len(plan.kept) else 0
+    outcome = replace(outcome, tiles=len(status), bad_tiles=bad, left_out=left_out)  # of a file of an earlier run, too
     title = html.escape(plan.info.path.name)
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
@@ -53,16 +74,8 @@ def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> No
                 "Tiles of one colour look alike to the model.",
             )
         )
-    parts += [_timing(outcome), _bad_tiles(attrs, outcome), _facts(attrs), "</html>\n"]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.partial")
-        scratch.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
-        scratch.replace(path)
-    except OSError as error:
-        raise OutputUnwritable(
-            f"{path}: cannot be written: {error.strerror}", hint="Free space, or use --no-report."
-        ) from error
+    parts += [_timing(outcome), _bad_tiles(attrs, outcome), _facts(attrs), _END]
+    target.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
 
 
 def _summary(plan: Plan, outcome: Outcome) -> str:
