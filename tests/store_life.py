@@ -6,12 +6,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from mtdp_runtime.store.writer.verify import verify_file
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import RuntimeFailure
 from mtdp_runtime.store import writer
 from mtdp_runtime.store.layout import Layout, TileStatus
+from mtdp_runtime.store.verify import verify_file
 from mtdp_runtime.store.writer import FeatureStore
 
 ROWS, DIM, BATCH = 400, 700, 80  # chunks of 374 rows, so a batch crosses the end of one

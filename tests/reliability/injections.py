@@ -32,8 +32,6 @@ import h5py
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mtdp_runtime.store.writer.verify import verify_file
-
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.cohort.attempt import Listeners, Run
@@ -43,6 +41,7 @@ from mtdp_runtime.errors import RuntimeFailure
 from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import writer
+from mtdp_runtime.store.verify import verify_file
 from shim import build_shim
 from support import pyramid, stained, write_tiny_bundle
 

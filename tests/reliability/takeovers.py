@@ -28,8 +28,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mtdp_runtime.store.writer.verify import verify_file
-
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.cohort import claims
@@ -41,6 +39,7 @@ from mtdp_runtime.pipeline import run as pipeline
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import writer
 from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.store.verify import verify_file
 from support import pyramid, stained, write_tiny_bundle
 
 EXPIRES_S = 0.6

@@ -16,7 +16,7 @@ import pytest
 
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.formats import derive
-from mtdp_runtime.store.writer import derived
+from mtdp_runtime.store import derived
 from store_life import ROWS, live, rows
 from support import extract
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from mtdp_runtime.store.writer.verify import verify_file
 
 from mtdp_runtime.formats import derive
+from mtdp_runtime.store.verify import verify_file
 from mtdp_runtime.store.writer import FeatureStore
 from store_life import ROWS, layout, live
 from support import extract, one_error

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mtdp_runtime.commands.console import printable
-from mtdp_runtime.store.writer.verify import Verdict, verify_folder
+from mtdp_runtime.store.verify import Verdict, verify_folder
 
 
 def say_verdicts(out: Path, as_json: bool) -> int:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.report.page import STYLE, figure, readable
+from mtdp_runtime.store import derived
 from mtdp_runtime.store.layout import TileStatus
-from mtdp_runtime.store.writer import derived
 from mtdp_runtime.tiling.plan import Plan
 
 _SIDE_PX: Final = 1100

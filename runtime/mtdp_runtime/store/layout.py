@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.store import checksums
+from mtdp_runtime.store.disk import Place
 from mtdp_runtime.store.image import SparseImage
-from mtdp_runtime.store.writer.disk import Place
 
 MASK: Final = "tissue_mask"
 _CHUNK_BYTES: Final = 1 << 20

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from mtdp_runtime.store.writer.disk import read_at, write_at
+from mtdp_runtime.store.disk import read_at, write_at
 
 _MAGIC: Final = b"mtdprow1"
 _RECORD: Final = struct.Struct("<Q32s")  # rows, checksum; 8 bytes of its own checksum follow

@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import ClaimLost, OutputUnwritable, StoreError
 from mtdp_runtime.files import sync_folder
+from mtdp_runtime.store import disk
 from mtdp_runtime.store.checksums import RowDigests
 from mtdp_runtime.store.image import SparseImage
 from mtdp_runtime.store.layout import Layout, TileStatus, complete, fingerprint, lay_out
-from mtdp_runtime.store.writer import disk
-from mtdp_runtime.store.writer.progress import BYTES, Progress, read_progress
+from mtdp_runtime.store.progress import BYTES, Progress, read_progress
 
 _SYNC_EVERY_S: Final = 5.0
 _RERUN: Final = "Free space or choose another --out; a rerun goes on where this one stopped."
