@@ -126,6 +126,7 @@ def test_a_sample_is_spread_over_all_files_of_a_slide(tmp_path: Path) -> None:
     slide, data = tmp_path / "a.mrxs", tmp_path / "a"
     data.mkdir()
     slide.write_bytes(b"index")
+    (data / "Slidedat.ini").write_bytes(b"[GENERAL]")
     rng = np.random.default_rng(0)
     for number in range(3):
         (data / f"Data{number}.dat").write_bytes(rng.bytes(3_000_000))
