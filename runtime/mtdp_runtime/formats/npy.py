@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import h5py
 import numpy as np
+
+from mtdp_runtime.store.reader import open_features
 
 _ROWS: Final = 4096
 
 
 def write_npy(h5: Path, target: Path) -> None:
     """Write features float32[N, D] to the target, and int64[N, 2] level-0 coordinates to NAME.coords.npy."""
-    with h5py.File(h5, "r", locking=False) as file:
-        features = file["features"]
+    with open_features(h5) as file:
+        features = file.features
         shape = features.shape
         if shape[0]:
             array = np.lib.format.open_memmap(target, "w+", np.dtype("<f4"), shape)
@@ -27,5 +28,5 @@ def write_npy(h5: Path, target: Path) -> None:
         # First of the two to get its final name: who finds the features finds their places.
         coords = target.with_name(f"{h5.stem}.coords.npy")
         partial = target.with_name(f".{h5.stem}.coords.partial.npy")
-        np.save(partial, file["coords"][:], allow_pickle=False)
+        np.save(partial, file.coords, allow_pickle=False)
         partial.replace(coords)
