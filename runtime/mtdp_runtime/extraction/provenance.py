@@ -102,7 +102,8 @@ def run_attrs(times: RunTimes, bad: BadTiles, plan: Plan, resumed: int) -> dict[
             "wall_s": times.wall_s,
             "plan_s": plan.seconds,
             "device_idle": times.device_idle,
-            "readers": times.readers,
+            "readers": times.readers,  # that kept the engine fed, of
+            "read_threads": times.read.threads,
             **{
                 f"{stage.name}_{what}": getattr(stage, what)
                 for stage in (times.read, times.infer, times.store)
