@@ -222,7 +222,7 @@ def _extract_rate(
     path = folder / "bench.h5"
     path.unlink(missing_ok=True)  # a file that is there would be left alone
     with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:
-        outcome, _ = extract_slide(fresh, path, bundle, engine, settings, threads)
+        outcome, _ = extract_slide(fresh, path, bundle, engine, settings, readers=threads)
     assert outcome.times is not None
     last.update(bottleneck=outcome.times.bottleneck, device_idle=round(outcome.times.device_idle, 3))
     return outcome.times.tiles_per_s

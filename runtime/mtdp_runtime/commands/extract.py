@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,15 +16,11 @@ import typer
 from mtdp_runtime.commands.console import note, printable, run_app
 from mtdp_runtime.commands.options import count_or_auto
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.formats import check_formats
 from mtdp_runtime.machine import usable_cores
 
 if TYPE_CHECKING:
-    from mtdp_runtime.backends import Backend
-    from mtdp_runtime.bundle import Bundle
-    from mtdp_runtime.cohort.requests import SlideRequest
+    from mtdp_runtime.cohort.job import Job
     from mtdp_runtime.cohort.watchdog import Worker
-    from mtdp_runtime.settings import ExtractSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -177,67 +174,54 @@ def extract(
     if not named and not demo:
         raise UsageError("no slide was named", hint="mtdp-extract SLIDE, or mtdp-extract --demo to try it without one.")
     part, parts = _part(shard)
-    formats = check_formats(format_ or [])
     batch_size = count_or_auto("--batch", batch)
     cores = count_or_auto("--threads", threads) or usable_cores()
+    target = _target(mpp, magnification)
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
     worker = supervise(stall_limit, partial(_lost, None if dry_run else out, as_json))
 
-    from tempfile import TemporaryDirectory
-
-    from mtdp_runtime.api import shared_settings
-    from mtdp_runtime.bundle import default_bundle_path, load_bundle
-    from mtdp_runtime.cohort.attempt import Run
-    from mtdp_runtime.cohort.local import extract_slides
-    from mtdp_runtime.cohort.preflight import check_masks
+    from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
     from mtdp_runtime.cohort.requests import list_slides, shard_of
-    from mtdp_runtime.cohort.staging import Staging
-    from mtdp_runtime.commands.output import bars_of, say_outcomes
-    from mtdp_runtime.extraction.models import checked, folders, load_models
-    from mtdp_runtime.files import writable_folder
+    from mtdp_runtime.cohort.run import look_first
 
-    bundles = [load_bundle(path, trust_engines) for path in model or [default_bundle_path()]]
+    bundles = load_bundles(model or [], trust_engines)
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
     say = note if not (worker.started or worker.settled) else lambda text: None
     requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started)
-    requests = [r for r in requests if shard_of(r, parts) == part] if parts > 1 else requests
-    folders(bundles, out)
-    target = _target(mpp, magnification)
-    settings = shared_settings(bundles, target, stride_px, min_tissue, on_bad_tile, heads, features_dtype)
-    if not worker.started:
-        check_masks(requests, worker)
-        worker.start()
-    load = partial(_load, name=backend, precision=precision, threads=cores, quiet=dry_run or as_json)
-    if not dry_run:
-        writable_folder(out)
-    with ExitStack() as opened, ExitStack() as bars:
+    job = Job(
+        slides=tuple(request for request in requests if parts == 1 or shard_of(request, parts) == part),
+        out=out,
+        bundles=bundles,
+        settings=shared_settings(
+            bundles,
+            mpp=target,
+            stride_px=stride_px,
+            min_tissue=min_tissue,
+            on_bad_tile=on_bad_tile,
+            heads=heads,
+            features_dtype=features_dtype,
+        ),
+        threads=cores,
+        backend=backend,
+        precision=precision,
+        batch=batch_size,
+        check=check,
+        formats=tuple(format_ or ()),
+        report=not no_report,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        stage=stage,
+    )
+    look_first(job, worker, writes=not dry_run)
+    with ExitStack() as opened:
         if demo:
             folder = Path(opened.enter_context(TemporaryDirectory(prefix="mtdp-demo-"))) if dry_run else out
-            requests += list_slides([_demo_slide(folder, kept=not dry_run, quiet=as_json)])
-        if not requests:
+            made = list_slides([_demo_slide(folder, kept=not dry_run, quiet=as_json)])
+            job = replace(job, slides=(*job.slides, *made))
+        if not job.slides:
             print(f"no slide of the list belongs to part {shard}", file=sys.stderr)
-            return
-        if dry_run:
-            failures = _dry_run(requests, bundles, settings, as_json, partial(load, batch=batch_size), cores, worker)
-        else:
-            models = opened.enter_context(load_models(bundles, load, batch_size))
-            run = Run(
-                out,
-                opened.enter_context(checked(models, check, cores)),
-                settings,
-                cores,
-                bars_of(bars, shown=not as_json),
-                overwrite=overwrite,
-                report=not no_report,
-                retry_failed=retry_failed,
-                worker=worker,
-                formats=formats,
-                staging=None if stage is None else opened.enter_context(Staging(stage, note)),
-            )
-            outcomes = extract_slides(requests, run)
-            failures = say_outcomes(outcomes, len(requests), worker.settled.values(), bars, out, as_json)
-    if failures:
-        raise typer.Exit(1)
+        elif _dry_run(job, worker, as_json) if dry_run else _run(job, worker, as_json):
+            raise typer.Exit(1)
 
 
 def _part(shard: str | None) -> tuple[int, int]:
@@ -278,14 +262,15 @@ def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
         print(f"failed: {printable(line['message'])}\n  hint: {printable(line['hint'])}", file=sys.stderr)
 
 
-def _load(bundle: Bundle, batch: int | None, *, name: str, precision: str, threads: int, quiet: bool) -> Backend:
-    from mtdp_runtime.backends import load
-    from mtdp_runtime.commands.output import say_model
+def _run(job: Job, worker: Worker, as_json: bool) -> int:
+    """Extract all slides; return how many failed."""
+    from mtdp_runtime.cohort.run import run_job
+    from mtdp_runtime.commands.output import bars_of, quiet_model, say_model, say_outcomes
 
-    engine, reason = load(name, bundle, precision, batch, threads)
-    if not quiet:
-        say_model(bundle, engine, reason)
-    return engine
+    on_model = quiet_model if as_json else say_model
+    with ExitStack() as bars:
+        outcomes = run_job(job, listeners=bars_of(bars, not as_json), worker=worker, on_model=on_model, say=note)
+        return say_outcomes(outcomes, len(job.slides), worker.settled.values(), bars, job.out, as_json)
 
 
 def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:
@@ -299,34 +284,13 @@ def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:
     return path
 
 
-def _dry_run(
-    requests: Sequence[SlideRequest],
-    bundles: Sequence[Bundle],
-    settings: ExtractSettings,
-    as_json: bool,
-    load: Callable[[Bundle], Backend],
-    threads: int,
-    worker: Worker,
-) -> int:
+def _dry_run(job: Job, worker: Worker, as_json: bool) -> int:
     """Plan all slides; return how many failed."""
-    from mtdp_runtime.backends.speed import EngineSpeed, engine_speed
-    from mtdp_runtime.cohort import estimate
-    from mtdp_runtime.cohort.dry_run import plan_slides
+    from mtdp_runtime.cohort.dry_run import plan_job
     from mtdp_runtime.commands.output import say_plans
-    from mtdp_runtime.errors import BackendError
 
-    speeds: list[EngineSpeed] = []
-    try:
-        for bundle in bundles:
-            with load(bundle) as engine:
-                speeds.append(engine_speed(engine, bundle.manifest.tile_px))
-    except BackendError as error:
-        speeds = []
-        print(f"no estimate of the time: {error}", file=sys.stderr)
-    manifests = [bundle.manifest for bundle in bundles]
-    cost = partial(estimate.costs, manifests=manifests, settings=settings, speeds=speeds, threads=threads)
-    plans = plan_slides(requests, manifests[0].tile_px, settings, cost, worker)
-    return say_plans(plans, len(requests), worker.settled.values(), settings.mpp, as_json)
+    plans = plan_job(job, worker, lambda why: print(f"no estimate of the time: {why}", file=sys.stderr))
+    return say_plans(plans, len(job.slides), worker.settled.values(), job.settings.mpp, as_json)
 
 
 def main() -> None:
