@@ -7,6 +7,11 @@ from typing import Literal
 
 OnBadTile = Literal["nan", "drop", "fail"]
 FeaturesDtype = Literal["float32", "float16"]
+# What may be asked for by name; `backends` and the bundle say what there is.
+BackendName = Literal[
+    "auto", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime"
+]
+PrecisionName = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)

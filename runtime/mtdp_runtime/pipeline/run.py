@@ -79,8 +79,17 @@ def run_pipeline(
         TileUnreadable: only with fail_on_bad_tile.
         BackendError, OutputUnwritable: as the stages raise them; all threads are joined before.
     """
-    run = _Run(slide, coords, scale, tile_px, engine, store, readers, on_progress or (lambda rows: None))
-    run.fail_on_bad_tile = fail_on_bad_tile
+    run = _Run(
+        slide,
+        coords,
+        scale,
+        tile_px,
+        engine,
+        store,
+        readers=readers,
+        on_progress=on_progress or (lambda rows: None),
+        fail_on_bad_tile=fail_on_bad_tile,
+    )
     start = time.perf_counter()
     with run.threads():
         run.submit()
@@ -100,8 +109,10 @@ class _Run:
         tile_px: int,
         engine: BatchEngine,
         store: RowStore,
+        *,
         readers: int,
         on_progress: Progress,
+        fail_on_bad_tile: bool,
     ) -> None:
         # Batches are cut from the grid alone, so a resumed run computes each row in the same company.
         first = store.rows_done - store.rows_done % engine.batch
@@ -110,7 +121,7 @@ class _Run:
         self.slide, self.scale = slide, scale
         self.engine, self.store = engine, store
         self.on_progress = on_progress
-        self.fail_on_bad_tile = False
+        self.fail_on_bad_tile = fail_on_bad_tile
         self.times = RunTimes(tiles=len(coords) - store.rows_done)
         self.times.read.threads = readers
         self.buffers = Buffers(self.todo, engine.batch, tile_px, engine.depth + 2, readers)
