@@ -40,7 +40,7 @@ class Probe:
 
 
 def lacking(name: str, missing: list[tuple[str, str]]) -> Probe:
-    """A backend that does not run here: all that is missing, each with the line that brings it."""
+    """Describe a backend that does not run here: all that is missing, each with the line that brings it."""
     return Probe(name, False, "; ".join(what for what, _ in missing), "; then ".join(line for _, line in missing))
 
 

@@ -23,10 +23,10 @@ EXIT_USAGE = 2
 
 
 def printable(text: object) -> str:
-    """Return text for one line of a terminal: what would command the terminal, or reorder the line, is escaped.
+    r"""Return text for one line of a terminal: what would command the terminal, or reorder the line, is escaped.
 
-    >>> printable("a\\x1b[2J\\n.svs")
-    'a\\\\x1b[2J\\\\n.svs'
+    >>> printable("a\x1b[2J\n.svs")
+    'a\\x1b[2J\\n.svs'
     """
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in str(text))
 
@@ -44,6 +44,7 @@ def note(text: str) -> None:
 
 
 def exit_code(error: RuntimeFailure) -> int:
+    """Return what a command that ended with this error exits with."""
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 

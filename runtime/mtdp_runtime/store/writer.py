@@ -31,6 +31,7 @@ _HDF5_FAILED: Final = (OSError, RuntimeError)
 
 
 def partial_path(path: Path) -> Path:
+    """Return where a feature file lies until it is finished."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -186,7 +187,7 @@ class FeatureStore:
                 raise
 
     def _refuse_anothers_file(self) -> None:
-        """A process that slept past its claim may find that another one has begun this file anew."""
+        """Raise where another process has begun this file anew, because this one slept past its claim."""
         if not os.path.samestat(os.fstat(self._file), self.partial.stat()):
             raise OSError(f"another process has replaced {self.partial.name}")
 

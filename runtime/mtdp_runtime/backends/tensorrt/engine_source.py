@@ -18,7 +18,7 @@ from mtdp_runtime.backends.tensorrt.build import Built
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.engine_key import EngineKey, Wanted, misfit
 from mtdp_runtime.errors import BundleDigestMismatch, EngineRejected
-from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest
+from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest, write_atomically
 
 D = TypeVar("D")
 
@@ -65,8 +65,8 @@ class EngineCache:
                     name.unlink(missing_ok=True)
         log = self._engine(key).with_suffix(".log")
         try:
-            self._key(key).write_text(json.dumps(key.to_json(), indent=1), encoding="utf-8")
-            log.write_text(built.log, encoding="utf-8")
+            write_atomically(self._key(key), json.dumps(key.to_json(), indent=1).encode())
+            write_atomically(log, built.log.encode())
             save_with_digest(self._engine(key), built.engine)
         except OSError:
             for name in (self._key(key), log, self._engine(key)):
