@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
 __version__ = "0.1.0"
+
+# ONNX Runtime reports its use to its maker unless told before it is loaded; nothing here needs that.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -17,6 +17,8 @@ from mtdp_runtime.errors import BackendError, OutputUnwritable
 
 _DIGEST_BYTES: Final = 65  # 64 hex digits and a line end
 _TOKEN: Final = re.compile(r"[0-9a-f]{6}")
+# Nothing can be made there: so who can do without a cache does, and who cannot says to set MTDP_CACHE.
+_NO_HOME: Final = Path("/proc/self/no-home")
 _CANNOT_SYNC: Final = (errno.EINVAL, errno.ENOTSUP)  # file systems that have no sync of folders
 
 
@@ -98,10 +100,18 @@ def _new_file(path: Path) -> IO[bytes]:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what this machine built: MTDP_CACHE, or `mtdp` in XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("MTDP_CACHE")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtdp"
-    return base / "engines"
+    """Return the folder of what this machine built.
+
+    MTDP_CACHE, or `mtdp` in XDG_CACHE_HOME or ~/.cache; where there is no home, one that cannot be made.
+    """
+    own, shared = os.environ.get("MTDP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own or shared:
+        return (Path(own) if own else Path(shared or "") / "mtdp") / "engines"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user without HOME and without an entry in passwd
+        home = _NO_HOME
+    return home / ".cache" / "mtdp" / "engines"
 
 
 def private_folder(folder: Path) -> Path:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mtdp_runtime import files
-from mtdp_runtime.files import atomic_file, remove_strays, sync_folder, write_atomically
+from mtdp_runtime.errors import BackendError
+from mtdp_runtime.files import atomic_file, cache_folder, private_folder, remove_strays, sync_folder, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -132,7 +133,10 @@ def test_what_a_killed_process_left_is_removed_and_nothing_of_another_name(tmp_p
     code = """
 import os, sys
 from pathlib import Path
-from mtdp_runtime.files import atomic_file
+from mtdp_runtime.errors import BackendError
+from mtdp_runtime.files import (
+    atomic_file, cache_folder, private_folder, remove_strays, sync_folder, write_atomically
+)
 with atomic_file(Path(sys.argv[1])) as stream:
     stream.write(b"half")
     stream.flush()
@@ -163,3 +167,12 @@ def test_a_file_system_that_cannot_sync_a_folder_is_no_error_and_a_disk_that_is_
     monkeypatch.setattr(os, "fsync", fails(5))
     with pytest.raises(OSError, match="Input/output error"):
         sync_folder(tmp_path)
+
+
+def test_a_user_without_a_home_has_no_cache_and_is_told_how_to_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MTDP_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987_654)  # who has no entry in passwd
+    with pytest.raises(BackendError, match="cannot be made") as refused:
+        private_folder(cache_folder())
+    assert "MTDP_CACHE" in refused.value.hint

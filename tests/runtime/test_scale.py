@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,8 @@ def test_an_absurd_scale_of_the_user_is_refused(tmp_path: Path, mpp: float) -> N
         list_slides([SLIDE], mpp)
     with pytest.raises(UsageError, match="not a scale"):
         _target(mpp, None)
+    if math.isnan(mpp):
+        return  # in a table it is pandas' way to say nothing
     (tmp_path / "m.csv").write_text(f"slide,mpp\na.svs,{mpp}\n")
     with pytest.raises(UsageError, match="is not a scale"):
         list_slides([tmp_path / "m.csv"])
