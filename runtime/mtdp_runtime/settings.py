@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 OnBadTile = Literal["nan", "drop", "fail"]
@@ -12,6 +13,17 @@ BackendName = Literal[
     "auto", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime"
 ]
 PrecisionName = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+
+class FormatName(StrEnum):
+    """What may be asked for: what `formats.FORMATS` holds, and the HDF5 file, which is always there."""
+
+    H5 = "h5"
+    PT = "pt"
+    NPY = "npy"
+    CSV = "csv"
+    GEOJSON = "geojson"
+    ZARR = "zarr"
 
 
 @dataclass(frozen=True, slots=True)

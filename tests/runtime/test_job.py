@@ -28,8 +28,8 @@ from mtdp_runtime.cohort.watchdog import Unwatched, Worker
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.extraction.outcome import Outcome
-from mtdp_runtime.formats import FORMATS, FormatName
-from mtdp_runtime.settings import BackendName, PrecisionName
+from mtdp_runtime.formats import FORMATS
+from mtdp_runtime.settings import BackendName, FormatName, PrecisionName
 from mtdp_runtime.store import run_log
 
 

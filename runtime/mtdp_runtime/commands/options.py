@@ -8,8 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.formats import FormatName
-from mtdp_runtime.settings import BackendName, FeaturesDtype, OnBadTile, PrecisionName
+from mtdp_runtime.settings import BackendName, FeaturesDtype, FormatName, OnBadTile, PrecisionName
 
 AUTO: Final = "auto"
 

@@ -13,24 +13,12 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from mtdp_runtime.errors import OutputUnwritable, UsageError
 
 H5: Final = "h5"
-
-
-class FormatName(StrEnum):
-    """What may be asked for: what `FORMATS` holds, and the HDF5 file, which is always there."""
-
-    H5 = "h5"
-    PT = "pt"
-    NPY = "npy"
-    CSV = "csv"
-    GEOJSON = "geojson"
-    ZARR = "zarr"
 
 
 @dataclass(frozen=True, slots=True)
