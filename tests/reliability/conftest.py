@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from shim import build_shim
 from support import pyramid, stained, write_tiny_bundle
 
 
@@ -24,3 +26,11 @@ def make_slide(tmp_path: Path) -> Callable[..., Path]:
         return pyramid(stained(height, width, seed), tmp_path / name, 0.5, 2, lossy=True)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """faults.c, built."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc builds the faults, and is not installed")
+    return build_shim(tmp_path_factory.mktemp("shim"))

@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from mtdp_runtime.errors import OutputUnwritable
+from mtdp_runtime.errors import ClaimLost, OutputUnwritable
+from mtdp_runtime.store import disk
 from mtdp_runtime.store.layout import Layout, TileStatus
 from mtdp_runtime.store.writer import FeatureStore, differences, partial_path
 
@@ -46,42 +47,49 @@ class Died(BaseException):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_whatever_hdf5_left_half_written_at_the_end_is_undone(
+def test_whatever_is_half_written_at_the_end_costs_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """HDF5 changes the file's structure in an order of its own. So let it leave anything there at all."""
+    """The end of a run writes the structure of the file anew. So let it leave anything there at all."""
     path = tmp_path / "slide.h5"
-    with FeatureStore(path, layout()) as first:
+    noise = np.random.default_rng(seed)
+    write_at = disk.write_at
+
+    def die_in_the_middle(file: int, data: bytes | memoryview, offset: int) -> None:
+        write_at(file, noise.integers(0, 256, len(data), np.uint8).tobytes(), offset)
+        if noise.random() < 0.1:
+            raise Died
+
+    def end(store: FeatureStore, *arguments: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "write_at", die_in_the_middle)
+            write(store, *arguments)
+            raise Died
+
+    write = FeatureStore._write_structure
+    with FeatureStore(path, layout()) as first, monkeypatch.context() as patch:
         first.append({"features": features()}, np.zeros(ROWS, np.uint8))
-    partial = partial_path(path)
-    with h5py.File(partial) as file:
-        kept = np.zeros(partial.stat().st_size, np.bool_)
-        for name in ("features", "status"):
-            for i in range(file[name].id.get_num_chunks()):
-                info = file[name].id.get_chunk_info(i)
-                kept[info.byte_offset : info.byte_offset + info.size] = True
-    opened = h5py.File
-
-    def die_in_the_middle(name: Path, mode: str, **options: Any) -> h5py.File:
-        if mode != "r+":
-            return opened(name, mode, **options)
-        content = np.fromfile(partial, np.uint8)
-        noise = np.random.default_rng(seed).integers(0, 256, content.size, np.uint8)
-        content[~kept] = noise[~kept]
-        partial.write_bytes(content.tobytes() + b"and a tail" * seed)
-        raise Died
-
-    with FeatureStore(path, layout()) as second, monkeypatch.context() as patch:
-        patch.setattr(h5py, "File", die_in_the_middle)
-        with pytest.raises(Died):
-            second.finish({"timing": {}})
-    with pytest.raises(OSError):  # the noise is real: without the undo nothing could open this
-        h5py.File(partial)
+        patch.setattr(FeatureStore, "_write_structure", end)
+        with pytest.raises((Died, OutputUnwritable)):
+            first.finish({"timing": {}})
+    with pytest.raises(OSError):  # the noise is real: HDF5 could not open this
+        h5py.File(partial_path(path))
     with FeatureStore(path, layout()) as third:
         assert third.rows_done == ROWS
         third.finish({"timing": {}})
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["features"][:], features())
+    assert [p.name for p in tmp_path.iterdir()] == ["slide.h5"]
+
+
+def test_a_run_killed_between_its_last_two_renames_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "slide.h5"
+    with FeatureStore(path, layout()) as store:
+        store.append({"features": features()}, np.zeros(ROWS, np.uint8))
+    partial_path(path).rename(tmp_path / ".slide.h5.partial.done")
+    with FeatureStore(path, layout()) as store:
+        assert store.rows_done == ROWS
+        store.finish({})
     assert [p.name for p in tmp_path.iterdir()] == ["slide.h5"]
 
 
@@ -128,7 +136,7 @@ def test_a_file_that_another_process_began_anew_is_not_given_its_name(tmp_path: 
         partial_path(path).unlink()
         with FeatureStore(path, layout()) as other:
             assert other.rows_done == 0
-            with pytest.raises(OutputUnwritable, match="another process"):
+            with pytest.raises(ClaimLost, match="another process"):
                 sleeper.finish({})
             assert not path.exists()
             other.append({"features": features()}, np.zeros(ROWS, np.uint8))

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable, UsageError
-from mtdp_runtime.formats import FORMATS, check_formats, derive, derived_path
+from mtdp_runtime.formats import FORMATS, check_formats, check_slide_names, derive, derived_path
 from mtdp_runtime.store.layout import Layout, TileStatus
 from mtdp_runtime.store.writer import FeatureStore
 from mtdp_runtime.tiling.given_mask import check_fits, coverage, load_mask
@@ -161,16 +161,60 @@ def test_a_slide_without_tissue_has_valid_empty_files(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_what_is_there_is_left_and_what_is_stale_is_made_anew(tmp_path: Path, name: str) -> None:
+def test_what_was_made_from_this_content_is_left_whatever_the_clock_says(tmp_path: Path, name: str) -> None:
+    h5, _ = make(tmp_path)
+    (path,) = derive(h5, tmp_path, [name])
+    later = path.stat().st_mtime_ns + 10**9
+    os.utime(h5, ns=(later, later))
+    assert derive(h5, tmp_path, [name]) == []
+    assert not [one for one in path.parent.iterdir() if "partial" in one.name], "no partial file is left"
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_what_was_made_from_another_content_is_made_anew_though_it_is_younger(tmp_path: Path, name: str) -> None:
     h5, _ = make(tmp_path)
     (path,) = derive(h5, tmp_path, [name])
     content = path.read_bytes()
-    assert derive(h5, tmp_path, [name]) == []
-    later = path.stat().st_mtime_ns + 10**9
-    os.utime(h5, ns=(later, later))
+    make(tmp_path, rows=ROWS - 1)
+    os.utime(h5, ns=(0, 0))
+    assert derive(h5, tmp_path, [name]) == [path]
+    assert path.read_bytes() != content
+    make(tmp_path)
     assert derive(h5, tmp_path, [name]) == [path]
     assert path.read_bytes() == content, "the same features make the same bytes"
-    assert not list(path.parent.glob(".*")), "no partial file is left"
+
+
+@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("harm", ["gone", "empty", "cut", "no record", "broken record"])
+def test_what_is_not_there_as_it_was_made_is_made_anew(tmp_path: Path, name: str, harm: str) -> None:
+    h5, _ = make(tmp_path)
+    (path,) = derive(h5, tmp_path, [name])
+    content = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    elif "record" in harm:
+        record = tmp_path / ".derived/slide.json"
+        record.write_text('{"' + name + '": 3}') if harm == "broken record" else record.unlink()
+    else:
+        path.write_bytes(content[:-5] if harm == "cut" else b"")
+    assert derive(h5, tmp_path, [name]) == [path]
+    assert path.read_bytes() == content
+
+
+def test_a_files_coordinates_belong_to_it(tmp_path: Path) -> None:
+    """The first of NumPy's two files is looked at as the second is."""
+    h5, _ = make(tmp_path)
+    derive(h5, tmp_path, ["npy"])
+    (tmp_path / "npy/slide.coords.npy").write_bytes(b"")
+    derive(h5, tmp_path, ["npy"])
+    assert np.load(tmp_path / "npy/slide.coords.npy").shape == (ROWS, 2)
+
+
+def test_a_slide_does_not_take_the_name_of_anothers_coordinates(tmp_path: Path) -> None:
+    check_slide_names(["x.coords"], ["pt", "csv"])
+    check_slide_names(["x.coords.1", "coords"], ["npy"])
+    with pytest.raises(UsageError, match=r"x\.coords\.npy holds the coordinates of a slide called x"):
+        check_slide_names(["x", "x.coords"], ["npy"])
 
 
 def test_a_full_disk_leaves_the_features_and_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

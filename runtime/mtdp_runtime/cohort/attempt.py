@@ -19,9 +19,11 @@ from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive
-from mtdp_runtime.report.slide import Thumbnail, write_report
+from mtdp_runtime.report.slide import Thumbnail, report_is_current, write_report
+from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import run_log
-from mtdp_runtime.tiling.plan import Plan
+from mtdp_runtime.tiling.given_mask import GivenMask
+from mtdp_runtime.tiling.plan import Plan, make_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +87,18 @@ def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideReque
         if run.staging is not None:
             local = _stage(request, following, run, run.staging)
         with open_requested(request, local, run.worker.beat) as slide:
+            mask = mask_of(request, slide.info)
             outcome, plan = extract_targets(
                 slide,
                 _targets(request, run),
                 run.job.settings,
                 readers=run.job.threads,
                 overwrite=run.job.overwrite,
-                mask=mask_of(request, slide.info),
+                mask=mask,
                 listeners=_listeners(request, run, mine),
             )
             stored = True
-            _derive(request, run, plan)
+            _derive(request, run, slide, mask, plan)
     except ClaimLost:
         return taken
     except MaskRefused as error:
@@ -124,23 +127,25 @@ def _listeners(request: SlideRequest, run: Run, mine: Claim) -> Listeners:
         run.worker.beat()
         run.listeners.on_progress(tiles)
 
-    def before_finish() -> None:
-        run.listeners.before_finish()
+    def before_commit() -> None:
+        run.listeners.before_commit()
         if mine.lost():
             raise ClaimLost(f"{request.path}: another process took it over")
 
-    return Listeners(run.listeners.on_plan, on_progress, before_finish)
+    return Listeners(run.listeners.on_plan, on_progress, before_commit)
 
 
-def _derive(request: SlideRequest, run: Run, plan: Plan | None) -> None:
-    """Make from each finished file what was asked for; its report only when it was made now."""
+def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | None, plan: Plan | None) -> None:
+    """Make from each finished file what was asked for, where it is missing or was made of another content."""
     for target in _targets(request, run):
         folder = target.path.parent
         derive(target.path, folder, run.job.formats)
-        if run.job.report and plan is not None:
+        report = folder / "report" / f"{request.name}.html"
+        if run.job.report and (plan is not None or not report_is_current(report, target.path)):
+            # A report that an earlier run could not write costs a plan now, for its thumbnail, and no inference.
+            plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.job.settings, mask)
             tissue = plan.tissue
-            thumbnail = Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0)
-            write_report(folder / "report" / f"{request.name}.html", target.path, thumbnail)
+            write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0))
 
 
 def _stage(request: SlideRequest, following: SlideRequest | None, run: Run, staging: Staging) -> Path:

@@ -14,7 +14,7 @@ from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import folders
-from mtdp_runtime.formats import check_formats
+from mtdp_runtime.formats import check_formats, check_slide_names
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.settings import ExtractSettings, FeaturesDtype, OnBadTile
 from mtdp_runtime.slide.scale import is_scale
@@ -25,7 +25,7 @@ class Job:
     """Slides, models and settings of a run.
 
     Raises:
-        UsageError: two models have one name, or a format is unknown.
+        UsageError: two models have one name, a format is unknown, or two slides' files of it would have one name.
     """
 
     slides: tuple[SlideRequest, ...]
@@ -46,6 +46,7 @@ class Job:
     def __post_init__(self) -> None:
         folders(self.bundles, self.out)
         object.__setattr__(self, "formats", check_formats(self.formats))
+        check_slide_names([request.name for request in self.slides], self.formats)
 
     @property
     def folders(self) -> list[Path]:

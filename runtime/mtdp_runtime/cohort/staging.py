@@ -20,13 +20,12 @@ from types import FrameType
 from typing import IO, Any, Final, Self
 
 from mtdp_runtime.errors import SlideError, UsageError
-from mtdp_runtime.slide import dicom
+from mtdp_runtime.slide.identity import parts_of
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
 _PIECE_BYTES: Final = 8 << 20
 _SPARE_BYTES: Final = 64 << 20  # left free on the disk
-_BY_OTHER_NAMES: Final = frozenset({".vms", ".vmu"})  # name their other files inside
 
 
 class _Stopped(Exception):
@@ -123,22 +122,9 @@ class Staging:
         self.close()
 
 
-def files_of(slide: Path) -> list[Path]:
-    """Return all files and folders that a slide is made of; empty where that is not known."""
-    kind = slide.suffix.lower()
-    if slide.is_dir():
-        slide, kind = dicom.the_series(slide), dicom.SUFFIX
-    if kind == dicom.SUFFIX or dicom.is_dicom(slide):
-        series = dicom.series_of(slide)
-        return dicom.series_in(slide.parent).get(series, [slide])
-    if kind == ".mrxs":
-        return [slide, slide.with_suffix("")]
-    return [] if kind in _BY_OTHER_NAMES else [slide]
-
-
 def _run(copy: _Copy) -> None:
     try:
-        parts = files_of(copy.slide)
+        parts = parts_of(copy.slide)
         if not parts:
             copy.reason = "its format names files that are not known here"
             return

@@ -56,6 +56,7 @@ def extract(
     check: options.Check = 0,
     dry_run: options.DryRun = False,
     demo: options.Demo = False,
+    verify: options.Verify = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Extract features of whole-slide images: find tissue, lay a grid at a physical scale, run the model on each tile.
@@ -66,6 +67,10 @@ def extract(
     from mtdp_runtime.cohort.watchdog import supervise
 
     named = list(slides or [])
+    if verify is not None:
+        if named or demo or dry_run:
+            raise UsageError("--verify takes a folder and no slides", hint=f"mtdp-extract --verify {verify}")
+        raise typer.Exit(1 if _verify(verify, as_json) else 0)
     if not named and not demo:
         raise UsageError("no slide was named", hint="mtdp-extract SLIDE, or mtdp-extract --demo to try it without one.")
     part = options.part_of(shard)
@@ -104,6 +109,13 @@ def extract(
     )
     if _carry_out(job, worker, dry_run, demo, as_json):
         raise typer.Exit(1)
+
+
+def _verify(out: Path, as_json: bool) -> int:
+    """Return how many files of a folder do not hold."""
+    from mtdp_runtime.commands.verify import say_verdicts
+
+    return say_verdicts(out, as_json)
 
 
 def _requests(

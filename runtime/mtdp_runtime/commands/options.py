@@ -153,6 +153,14 @@ Stage = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Find tissue, count tiles, estimate bytes and time; write nothing.")
 ]
+Verify = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OUT",
+        help="Extract nothing: read every finished file of this folder whole, compare it with the checksums that "
+        "it holds, and what is derived from it with what it was made from. Exit code 1 where one does not hold.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per slide on stdout.")]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.proof import run_backend
-from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES, shown
 from mtdp_runtime.bundle.tolerance import cosines
-from mtdp_runtime.errors import SlideUnreadable
+from mtdp_runtime.errors import BackendError, SlideUnreadable
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
@@ -71,6 +71,13 @@ def check_rows(
             for tile, (x0, y0) in zip(tiles, coords[rows].tolist(), strict=True):
                 slide.read_into(tile, x0, y0, scale)
             again = run_backend(check.reference, tiles)[FEATURES]
+            if again.shape != stored[rows].shape or not np.isfinite(again).all():
+                raise BackendError(
+                    f"{features}: the reference of --check ({check.reference.name}, fp32) gives "
+                    f"{'numbers that are not finite' if again.shape == stored[rows].shape else shown(again)}, "
+                    f"{shown(stored[rows])} is in the file",
+                    "The model file is damaged or cannot be computed in fp32: export the bundle again.",
+                )
             smallest = min(smallest, float(cosines(stored[rows], again).min()))
             if beat is not None:
                 beat(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.backends import Backend
+from mtdp_runtime.backends.checked import CheckedEngine
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.tolerance import MIN_COSINE
 from mtdp_runtime.errors import FingerprintMismatch, SlideUnreadable
@@ -17,6 +18,7 @@ from mtdp_runtime.extraction.check import Agreement, check_rows
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.extraction.provenance import layout_of, made_of, run_attrs
+from mtdp_runtime.extraction.unchanged import what_changed
 from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.pipeline.run import run_pipeline
 from mtdp_runtime.pipeline.timing import BadTiles
@@ -38,7 +40,7 @@ class Listeners:
 
     on_plan: Callable[[Plan, int], None] = lambda plan, done: None  # with how many tiles an earlier run did
     on_progress: Callable[[int], None] = lambda tiles: None  # from a thread of the run, after each batch
-    before_finish: Callable[[], None] = lambda: None  # when all rows are there; raises where a file must get no name
+    before_commit: Callable[[], None] = lambda: None  # and at the end; raises where the slide is another process's
 
 
 SILENT: Final = Listeners()
@@ -87,7 +89,7 @@ def extract_targets(
     start = time.perf_counter()
     info, paths = slide.info, tuple(target.path for target in targets)
     made = {t.path: made_of(info, t.model.bundle, t.model.backend.precision, settings, mask) for t in targets}
-    done = [target for target in targets if _is_done(target.path, made[target.path], overwrite)]
+    done = [target for target in targets if _is_done(target, made[target.path], overwrite, slide, settings)]
     todo = [target for target in targets if target not in done]
     read_by = Outcome(
         info.path, "skipped", paths[0], outputs=paths, reader=info.reader, reader_reason=info.reader_reason
@@ -101,11 +103,14 @@ def extract_targets(
     plan = make_plan(slide, tile_px, settings, mask)
     with ExitStack() as open_stores:
         stores = [
-            open_stores.enter_context(FeatureStore(t.path, layout_of(plan, t, settings, made[t.path]))) for t in todo
+            open_stores.enter_context(
+                FeatureStore(t.path, layout_of(plan, t, settings, made[t.path]), listeners.before_commit)
+            )
+            for t in todo
         ]
         resumed = [store.rows_done for store in stores]
         listeners.on_plan(plan, min(resumed))
-        engines = [target.model.backend for target in todo]
+        engines = [CheckedEngine(target.model.backend, target.model.bundle.manifest) for target in todo]
         times, bad = run_pipeline(
             slide,
             plan.coords,
@@ -124,7 +129,6 @@ def extract_targets(
                 raise _nothing_good(info, count, bad)
             agreement, warning = _check(store.partial, info, target.model, settings, listeners)
             found.append((agreement, warning))
-            listeners.before_finish()
             attrs = run_attrs(times, bad, plan, rows) | {"bad_tiles": count}
             if agreement is not None:
                 attrs |= {"check": asdict(agreement)} | ({"check_warning": warning} if warning else {})
@@ -181,15 +185,17 @@ def _with_checks(outcome: Outcome, found: Sequence[tuple[Agreement | None, str]]
     return replace(outcome, agreement=worst, warning="; ".join(warning for _, warning in found if warning))
 
 
-def _is_done(path: Path, facts: dict[str, Any], overwrite: bool) -> bool:
+def _is_done(target: Target, facts: dict[str, Any], overwrite: bool, slide: Slide, settings: ExtractSettings) -> bool:
     """Say whether the file is there, complete, and what would be made now.
 
     Raises:
         FingerprintMismatch: something else is there, and may not be overwritten.
     """
+    path, tile_px = target.path, target.model.bundle.manifest.tile_px
     if not path.exists():
         return False
     different = differences(path, facts)
+    different = different or what_changed(path, slide, tile_px, settings.mpp / known_mpp(slide.info))
     if different and overwrite:
         return False
     if different:

@@ -9,9 +9,11 @@ from typing import Any
 
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.extraction.models import Target
+from mtdp_runtime.extraction.unchanged import HINT, SAMPLE
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import SlideInfo, resampling_of
+from mtdp_runtime.slide.identity import hint_of, sample_of
 from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.tiling.given_mask import GivenMask
@@ -87,13 +89,15 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
     outputs = {"features": manifest.features_dim}
     heads = manifest.heads if settings.heads else ()
     outputs |= {head.output: len(head.class_names) for head in heads}
-    resume_key = json.dumps([backend.name, backend.batch])
+    hint, sample = hint_of(info.path), sample_of(info.path)
+    root |= {HINT: hint, SAMPLE: sample}
+    resume_key = json.dumps([backend.name, backend.batch, sample])
     classes = {head.output: {"class_names": head.class_names} for head in heads}
     tissue = plan.tissue
     place = {"scale": tissue.scale, "x0": tissue.x0, "y0": tissue.y0, "mpp": tissue.mpp}
     dtype = settings.features_dtype
     return Layout(
-        plan.coords, plan.fractions, outputs, coords, root, facts, resume_key, classes, tissue.mask, place, dtype
+        plan.coords, plan.fractions, outputs, coords, root, facts, resume_key, classes, tissue.mask, place, dtype, hint
     )
 
 

@@ -6,19 +6,19 @@ its final name, and moved there at the end. So a format that is asked for later 
 
 from __future__ import annotations
 
-import glob
 import importlib
 import importlib.util
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from mtdp_runtime.errors import OutputUnwritable, UsageError
+from mtdp_runtime.errors import UsageError
+from mtdp_runtime.store import derived
 
 H5: Final = "h5"
+_COORDS: Final = ".coords"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,21 @@ class Format:
     writer: str  # module:function of (h5 file, target)
     needs: str = ""  # a module that is not a dependency of the runtime
     install: str = ""
+    before: tuple[str, str] | None = None  # place and writer of a file that belongs to it and is written first
+
+    def parts(self) -> list[tuple[str, str]]:
+        """Place and writer of each of its files, in the order in which they are written."""
+        return [*([self.before] if self.before else []), (self.place, self.writer)]
 
 
 FORMATS: Final = {
     "pt": Format("pt_files/{name}.pt", "mtdp_runtime.formats.clam:write_pt"),
-    "npy": Format("npy/{name}.npy", "mtdp_runtime.formats.npy:write_npy"),
+    "npy": Format(
+        "npy/{name}.npy",
+        "mtdp_runtime.formats.npy:write_npy",
+        # First: who finds the features finds their places.
+        before=("npy/{name}.coords.npy", "mtdp_runtime.formats.npy:write_coords"),
+    ),
     "csv": Format("model-outputs-csv/{name}.csv", "mtdp_runtime.formats.wsinfer:write_csv"),
     "geojson": Format("model-outputs-geojson/{name}.geojson", "mtdp_runtime.formats.wsinfer:write_geojson"),
     "zarr": Format(
@@ -59,66 +69,50 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name != H5))
 
 
+def check_slide_names(slides: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse slides whose files of a format would have the names of another slide's, before any work is done.
+
+    Raises:
+        UsageError: NumPy's format keeps the coordinates of a slide `x` in `x.coords.npy`.
+    """
+    clash = next((slide for slide in slides if slide.endswith(_COORDS)), "") if "npy" in names else ""
+    if clash:
+        raise UsageError(
+            f"--format npy: {clash}.npy holds the coordinates of a slide called {clash.removesuffix(_COORDS)}",
+            hint="Give the slide another name: a manifest with the columns slide,name.",
+        )
+
+
 def derived_path(out: Path, slide: str, name: str) -> Path:
     """Where the file of a format lies."""
     return out / FORMATS[name].place.format(name=slide)
 
 
+def paths_of(out: Path, slide: str, name: str) -> list[Path]:
+    """Where all files of a format lie, in the order in which they are written."""
+    return [out / place.format(name=slide) for place, _ in FORMATS[name].parts()]
+
+
 def derive(h5: Path, out: Path, names: Sequence[str]) -> list[Path]:
-    """Write the files of some formats that are missing or older than the HDF5 file; return those written.
+    """Write the files of some formats that are missing or not made from this HDF5 file; return those written.
 
     Raises:
+        UsageError: as `check_slide_names`.
         OutputUnwritable: the disk is full or the folder cannot be written; the HDF5 file is untouched.
     """
+    check_slide_names([h5.stem], names)
     written = []
     for name in names:
-        path = derived_path(out, h5.stem, name)
-        if path.exists() and path.stat().st_mtime_ns >= h5.stat().st_mtime_ns:
+        paths = paths_of(out, h5.stem, name)
+        if derived.is_current(h5, name, paths):
             continue
-        module, _, function = FORMATS[name].writer.partition(":")
-        write: Callable[[Path, Path], None] = getattr(importlib.import_module(module), function)
-        # The suffix stays last: some writers look at it.
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_dead(path)
-            write(h5, partial)
-            if path.is_dir():
-                shutil.rmtree(path)
-            partial.replace(path)
-            os.utime(path)
-        except OSError as error:
-            raise OutputUnwritable(
-                f"{path}: cannot be written: {error.strerror or error}",
-                hint=f"{h5} is complete: free space, and run the same command again.",
-            ) from error
-        finally:
-            _remove(partial)
-        written.append(path)
+        writers = [_writer(writer) for _, writer in FORMATS[name].parts()]
+        derived.make(h5, name, [(path, partial(write, h5)) for path, write in zip(paths, writers, strict=True)])
+        written.append(derived_path(out, h5.stem, name))
     return written
 
 
-def _remove_dead(path: Path) -> None:
-    """Remove what processes that were killed left of a file: no process of another machine has the slide's claim."""
-    start, end = f".{path.stem}.", f".partial{path.suffix}"
-    for partial in path.parent.glob(f"{glob.escape(start)}*{glob.escape(end)}"):
-        owner = partial.name.removeprefix(start).removesuffix(end)
-        if owner.isascii() and owner.isdigit() and not _lives(int(owner)):
-            _remove(partial)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:  # somebody else's
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
-
-
-def _remove(partial: Path) -> None:
-    if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-    else:
-        partial.unlink(missing_ok=True)
+def _writer(name: str) -> Callable[[Path, Path], None]:
+    module, _, function = name.partition(":")
+    found: Callable[[Path, Path], None] = getattr(importlib.import_module(module), function)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,20 +13,21 @@ _ROWS: Final = 4096
 
 
 def write_npy(h5: Path, target: Path) -> None:
-    """Write features float32[N, D] to the target, and int64[N, 2] level-0 coordinates to NAME.coords.npy."""
+    """Write features, float32[N, D]."""
     with open_features(h5) as file:
-        features = file.features
-        shape = features.shape
-        if shape[0]:
-            array = np.lib.format.open_memmap(target, "w+", np.dtype("<f4"), shape)
-            for start in range(0, shape[0], _ROWS):
-                array[start : start + _ROWS] = features[start : start + _ROWS]
-            array.flush()
-            del array
-        else:  # a file of no bytes cannot be mapped
-            np.save(target, np.empty(shape, np.float32), allow_pickle=False)
-        # First of the two to get its final name: who finds the features finds their places.
-        coords = target.with_name(f"{h5.stem}.coords.npy")
-        partial = target.with_name(f".{h5.stem}.coords.partial.npy")
-        np.save(partial, file.coords, allow_pickle=False)
-        partial.replace(coords)
+        _write(file.features, "<f4", target)
+
+
+def write_coords(h5: Path, target: Path) -> None:
+    """Write level-0 coordinates, int64[N, 2]."""
+    with open_features(h5) as file:
+        _write(file.coords, "<i8", target)
+
+
+def _write(rows: Any, dtype: str, target: Path) -> None:
+    # Not through a memory map: on a disk that is full that ends the process (SIGBUS), where a write says so.
+    with target.open("wb") as stream:
+        header = {"descr": dtype, "fortran_order": False, "shape": rows.shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, len(rows), _ROWS):
+            stream.write(np.ascontiguousarray(rows[start : start + _ROWS], dtype).tobytes())

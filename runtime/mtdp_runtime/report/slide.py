@@ -16,9 +16,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.errors import OutputUnwritable
-from mtdp_runtime.files import remove_strays, write_atomically
 from mtdp_runtime.report.page import STYLE, figure, readable
+from mtdp_runtime.store import derived
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.reader import FeatureFile, open_features
 
@@ -28,6 +27,10 @@ _OUTLINE: Final = (0, 140, 70)
 _TILE: Final = (40, 90, 200)
 _BAD: Final = (220, 30, 30)
 _STAGES: Final = ("read", "infer", "store")
+
+
+KIND: Final = "report"  # among what is derived from a feature file
+_END: Final = "</html>\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,17 @@ class Thumbnail:
     y0: int
 
 
+def report_is_current(path: Path, features: Path) -> bool:
+    """Say whether the report was made from what the file holds now; of an earlier version's reports, by their time."""
+    if derived.is_current(features, KIND, [path]):
+        return True
+    try:
+        older = KIND not in derived.records(features) and path.stat().st_mtime_ns >= features.stat().st_mtime_ns
+        return older and path.read_bytes().endswith(_END.encode())
+    except OSError:
+        return False
+
+
 def write_report(path: Path, features: Path, thumbnail: Thumbnail) -> None:
     """Write the report of a finished feature file.
 
@@ -47,6 +61,10 @@ def write_report(path: Path, features: Path, thumbnail: Thumbnail) -> None:
         StoreError: the file cannot be read.
         OutputUnwritable: the folder cannot be written. The features are not touched.
     """
+    derived.make(features, KIND, [(path, lambda target: _write(target, features, thumbnail))])
+
+
+def _write(target: Path, features: Path, thumbnail: Thumbnail) -> None:
     with open_features(features) as file:
         title = html.escape(str(file.attrs["slide"]))
         parts = [
@@ -66,15 +84,8 @@ def write_report(path: Path, features: Path, thumbnail: Thumbnail) -> None:
                     "Tiles of one colour look alike to the model.",
                 )
             )
-        parts += [_timing(file), _bad_tiles(file), _facts(file.attrs), "</html>\n"]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_strays(path)
-        write_atomically(path, "\n".join(parts).encode("utf-8", errors="backslashreplace"))
-    except OSError as error:
-        raise OutputUnwritable(
-            f"{path}: cannot be written: {error.strerror}", hint="Free space, or use --no-report."
-        ) from error
+        parts += [_timing(file), _bad_tiles(file), _facts(file.attrs), _END]
+    target.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
 
 
 def _summary(file: FeatureFile) -> str:

@@ -1,22 +1,24 @@
 """A feature file before its first row: HDF5 whose datasets have their final size, and their space in the file.
 
-So the place of every row is known, and rows are written there while the file is closed to HDF5.
+It is laid out in memory (`image`). The place of every row is known then, and rows are written there without HDF5.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, Final
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+from mtdp_runtime.store import checksums
+from mtdp_runtime.store.disk import Place
+from mtdp_runtime.store.image import SparseImage
 
 MASK: Final = "tissue_mask"
 _CHUNK_BYTES: Final = 1 << 20
@@ -46,6 +48,11 @@ class Layout:
     mask: NDArray[np.bool_] | None = None  # [H, W], stored as it is: no rows of it are ever written
     mask_attrs: Mapping[str, Any] = field(default_factory=dict)
     features_dtype: str = "float32"  # or float16: of `features` alone
+    slide_hint: str = ""  # size and times of the slide's files: where they differ it may be another one
+
+    def dtype_of(self, output: str) -> np.dtype[Any]:
+        """Return how the rows of an output are stored."""
+        return np.dtype("<f2" if output == "features" and self.features_dtype == "float16" else "<f4")
 
 
 def fingerprint(made_of: Mapping[str, Any]) -> str:
@@ -53,14 +60,13 @@ def fingerprint(made_of: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
-def create_file(partial: Path, layout: Layout) -> None:
-    """Write a file in which no row is computed yet, under its name at once."""
+def lay_out(layout: Layout) -> tuple[SparseImage, dict[str, Place]]:
+    """Return a file in which no row is computed yet, without the space of its rows, and where these lie."""
     rows = len(layout.coords)
-    scratch = partial.with_name(f"{partial.name}.new")
-    with h5py.File(scratch, "w", libver=("earliest", "v110"), locking=False) as file:
+    image = SparseImage()
+    with h5py.File(image, "w", libver=("earliest", "v110")) as file:
         for name, columns in layout.outputs.items():
-            half = name == "features" and layout.features_dtype == "float16"
-            _dataset(file, name, (rows, columns), np.dtype("<f2" if half else "<f4"))
+            _dataset(file, name, (rows, columns), layout.dtype_of(name))
         _dataset(file, "status", (rows,), np.dtype("u1"))
         file["status"][...] = TileStatus.NOT_COMPUTED
         file.create_dataset("coords", data=layout.coords)
@@ -80,56 +86,55 @@ def create_file(partial: Path, layout: Layout) -> None:
         file.attrs["made_of"] = json.dumps(layout.made_of)
         file.attrs["fingerprint"] = fingerprint(layout.made_of)
         file.attrs["resume_key"] = layout.resume_key
-    scratch.replace(partial)
+        places = {name: _place(file[name]) for name in (*layout.outputs, "status") if rows}
+    return image, places
 
 
-def copy_good_rows(partial: Path, path: Path) -> None:
-    """Write a file of the GOOD rows only, under its final name at once."""
-    scratch = partial.with_name(f"{partial.name}.new")
-    with h5py.File(partial, "r", locking=False) as source, h5py.File(scratch, "w", locking=False) as target:
-        good = source["status"][:] == TileStatus.GOOD
-        for name, dataset in source.items():
-            if name == MASK:
-                source.copy(dataset, target)
-                continue
-            shape = (int(good.sum()), *dataset.shape[1:])
-            _dataset(target, name, shape, dataset.dtype)
-            step = max(1, _CHUNK_BYTES // max(1, dataset.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))))
-            row = 0
-            for start in range(0, len(good), step):
-                rows = dataset[start : start + step][good[start : start + step]]
-                target[name][row : row + len(rows)] = rows
-                row += len(rows)
-            target[name].attrs.update(dataset.attrs)
-        target.attrs.update(source.attrs)
-        target.flush()
-    with scratch.open("rb") as stream:
-        os.fsync(stream.fileno())
-    scratch.replace(path)
+def complete(
+    image: SparseImage, layout: Layout, status: NDArray[np.uint8], root_attrs: Mapping[str, Any], rows: dict[str, str]
+) -> None:
+    """Add to a file in memory what the end of a run knows.
+
+    Args:
+        image: as `lay_out` gave it.
+        layout: what it was made of.
+        status: uint8[N], TileStatus of every row.
+        root_attrs: attributes of the file.
+        rows: checksums of the datasets of rows.
+    """
+    with h5py.File(image, "r+") as file:
+        file["status"][...] = status
+        file.attrs.update({key: attribute(value) for key, value in root_attrs.items()})
+        sums = rows | {
+            "coords": checksums.digest_of(layout.coords),
+            "tissue_fraction": checksums.digest_of(layout.tissue_fraction),
+            "status": checksums.digest_of(status),
+        }
+        if MASK in file:
+            assert layout.mask is not None
+            sums[MASK] = checksums.digest_of(layout.mask.view(np.uint8))
+        sums[checksums.ATTRIBUTES] = checksums.digest_of_attributes(file)
+        file.attrs[checksums.ATTRIBUTE] = checksums.encoded(sums)
 
 
 def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Create a dataset with its space allocated: chunks of about 1 MiB, contiguous where it has no rows."""
+    """Create a dataset with its space reserved: chunks of about 1 MiB, contiguous where it has no rows."""
     row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     if shape[0]:
         plist.set_chunk((max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:]))
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
+    # The rows are a hole of the image, and zeros on the disk. What stands behind the last status must not be chance.
+    plist.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if name == "status" else h5py.h5d.FILL_TIME_NEVER)
     space = h5py.h5s.create_simple(shape)
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, plist)
 
 
-def places_of(partial: Path) -> dict[str, tuple[list[int], int, int]]:
-    """Return for each dataset of rows where its chunks lie in the file, in order, the rows and the bytes of each."""
-    places = {}
-    with h5py.File(partial, "r", locking=False) as file:
-        for name, dataset in file.items():
-            if dataset.chunks is not None and name != MASK:
-                infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
-                by_row = sorted((info.chunk_offset[0], info.byte_offset) for info in infos)
-                places[name] = ([offset for _, offset in by_row], dataset.chunks[0], infos[0].size)
-    return places
+def _place(dataset: h5py.Dataset) -> Place:
+    infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
+    by_row = sorted((info.chunk_offset[0], info.byte_offset) for info in infos)
+    row_bytes = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
+    return Place(tuple(offset for _, offset in by_row), dataset.chunks[0], row_bytes)
 
 
 def attribute(value: Any) -> Any:

@@ -1,17 +1,26 @@
 """The feature file: HDF5 whose layout is complete before the first row is computed.
 
-The file is laid out whole (`layout`) and closed. Rows are then written straight to their places in it, features first
-and `status` after them, so it is a valid HDF5 at every moment: a killed run leaves `.<name>.partial`, in which the rows
-that are still `NOT_COMPUTED` say where to go on. What the end of a run changes is saved first (`journal`); the rename
-after it is atomic.
+The file is laid out whole in memory (`layout`), written, synced and closed to HDF5 for good. Rows then go straight to
+their places in it, features first and `status` after they reached the disk; with each commit a checksum of all rows so
+far (`progress`). A killed run leaves `.<name>.partial`. Who goes on begins a file of its own and copies the rows whose
+checksum is right: so what a sleeper still writes goes to a file that nobody reads, and no damaged row is kept.
+
+What the end of a run adds is changed in memory, too, and written, synced and read back before the rename.
+
+After any write or sync that failed nothing more is written: a second sync may succeed though the first one's rows are
+lost (the kernel reports an error once). What was committed before stays.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,14 +29,19 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.errors import OutputUnwritable, StoreError
-from mtdp_runtime.store.journal import restore_structure, save_structure, sync_folder
-from mtdp_runtime.store.layout import Layout, TileStatus, attribute, copy_good_rows, create_file, fingerprint, places_of
+from mtdp_runtime.errors import ClaimLost, OutputUnwritable, StoreError
+from mtdp_runtime.files import sync_folder
+from mtdp_runtime.store import disk
+from mtdp_runtime.store.checksums import RowDigests
+from mtdp_runtime.store.image import SparseImage
+from mtdp_runtime.store.layout import Layout, TileStatus, complete, fingerprint, lay_out
+from mtdp_runtime.store.progress import BYTES, Progress, read_progress
 
 _SYNC_EVERY_S: Final = 5.0
-# What h5py raises on a file that is damaged, of another kind, or on a disk that is full.
+_RERUN: Final = "Free space or choose another --out; a rerun goes on where this one stopped."
+_COPY_BYTES: Final = 1 << 20
+# What h5py raises on a file that is damaged or of another kind.
 _NOT_OURS: Final = (OSError, KeyError, ValueError, TypeError, RuntimeError)
-_HDF5_FAILED: Final = (OSError, RuntimeError)
 
 
 def partial_path(path: Path) -> Path:
@@ -65,59 +79,137 @@ class FeatureStore:
     Leaving without `finish` keeps the partial for the next run.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        """Open a partial file that matches, or start a new one.
+    def __init__(self, path: Path, layout: Layout, fence: Callable[[], None] | None = None) -> None:
+        """Begin a file, with the rows of a partial file that matches.
+
+        Args:
+            path: the finished file.
+            layout: what it will hold.
+            fence: called before each commit and before the file gets its name; raises ClaimLost where the slide is
+                another process's by now.
 
         Raises:
             OutputUnwritable: the folder cannot be written, or the disk is full.
         """
         self.path = path
         self.partial = partial_path(path)
+        self.rows_done = 0
         self._layout = layout
-        self._undo = self.partial.with_name(f"{self.partial.name}.undo")
-        try:
-            restore_structure(self.partial, self._undo)
-            rows_done = _rows_done(self.partial, layout)
-            if rows_done is None:
-                create_file(self.partial, layout)
-                rows_done = 0
-            self._places = places_of(self.partial)
-            self._file = os.open(self.partial, os.O_RDWR)
-        except _HDF5_FAILED as error:
-            raise _unwritable(path, error) from error
-        self.rows_done = rows_done
-        self._unmarked: list[tuple[int, NDArray[np.uint8]]] = []
+        self._fence = fence or (lambda: None)
+        self._scratch = self.partial.with_name(f"{self.partial.name}.new")
+        self._status = np.full(len(layout.coords), TileStatus.NOT_COMPUTED, np.uint8)
+        self._digests = RowDigests((*layout.outputs, "status"))
+        self._committed = 0
+        self._spoilt = False  # nothing more is written, since something was not written or is no longer ours
         self._synced_s = time.monotonic()
+        self._file = -1
+        try:
+            self._begin()
+        except OSError as error:
+            self._give_up_scratch()
+            raise _unwritable(path, error) from error
+        except BaseException:
+            self._give_up_scratch()
+            raise
+
+    def _begin(self) -> None:
+        image, self._places = lay_out(self._layout)
+        key, hint = self._key(), hashlib.sha256(self._layout.slide_hint.encode()).digest()[:8]
+        done = _done_path(self.partial)
+        if done.exists() and not self.partial.exists():
+            done.replace(self.partial)  # a run was killed right before its end
+        self._file = disk.own_file(self._scratch)
+        disk.reserve(self._file, image.size_bytes + BYTES)
+        for offset, data in image.extents():
+            disk.write_at(self._file, data, offset)
+        self._progress = Progress(self._file, image.size_bytes, key, hint)
+        self._progress.begin()
+        with suppress(FileNotFoundError):
+            old = os.open(self.partial, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                self._take_rows(old, key, hint)
+            finally:
+                os.close(old)
+        os.fsync(self._file)
+        if self.rows_done:
+            self._mark()
+            os.fsync(self._file)
+        self._fence()
+        disk.rename_own(self._file, self._scratch, self.partial)
+        sync_folder(self.path.parent)
+
+    def _key(self) -> bytes:
+        """Return 32 bytes: a partial file with another key holds rows of something else, or in other places."""
+        layout = self._layout
+        facts = [fingerprint(layout.made_of), layout.resume_key, layout.features_dtype]
+        facts += [repr(sorted(layout.outputs.items())), repr(sorted(self._places.items()))]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        digest.update(disk.rows_bytes(layout.coords))
+        return digest.digest()
+
+    def _take_rows(self, old: int, key: bytes, hint: bytes) -> None:
+        """Copy the rows of a partial file whose checksum is right; of a slide that may be another, up to a bad one."""
+        found, its_hint = read_progress(old, key)
+        for committed in found:
+            if not 0 < committed.rows <= len(self._status):
+                continue
+            status = np.frombuffer(disk.read_rows(old, self._places["status"], 0, committed.rows), np.uint8)
+            bad = np.flatnonzero(status != TileStatus.GOOD)
+            keep = int(bad[0]) if len(bad) and hint != its_hint else committed.rows
+            digests = RowDigests((*self._layout.outputs, "status"))
+            self._copy(old, digests, 0, keep)
+            kept = digests.copy()
+            self._copy(old, digests, keep, committed.rows)
+            if digests.joined() == committed.digest:
+                self._digests, self.rows_done = kept, keep
+                self._status[:keep] = status[:keep]
+                return
+
+    def _copy(self, old: int, digests: RowDigests, start: int, stop: int) -> None:
+        for name in (*self._layout.outputs, "status"):
+            place = self._places[name]
+            step = max(1, _COPY_BYTES // place.row_bytes)
+            for row in range(start, stop, step):
+                data = disk.read_rows(old, place, row, min(step, stop - row))
+                digests.update(name, data)
+                if name != "status":
+                    disk.write_rows(self._file, place, row, data)
 
     def append(self, outputs: Mapping[str, NDArray[np.float32]], status: NDArray[np.uint8]) -> None:
         """Write the next rows.
 
         Args:
             outputs: float32[B, columns] for each output; rows whose status is not GOOD are stored as NaN.
-            status: uint8[B], TileStatus.
+            status: uint8[B], TileStatus; GOOD becomes NOT_FINITE where an output is not finite.
 
         Raises:
             OutputUnwritable: the disk is full or gone. What was committed is kept.
+            ClaimLost: another process took the slide over.
             StoreError: a feature is too large for float16.
         """
         start = self.rows_done
         status = status.copy()
-        finite = np.isfinite(outputs["features"]).all(axis=1)
-        status[(status == TileStatus.GOOD) & ~finite] = TileStatus.NOT_FINITE
-        try:
+        for name in self._layout.outputs:
+            finite = np.isfinite(outputs[name]).all(axis=1)
+            status[(status == TileStatus.GOOD) & ~finite] = TileStatus.NOT_FINITE
+        rows = {"status": status.tobytes()}
+        for name, columns in self._layout.outputs.items():
+            values = np.array(outputs[name], np.float32)
+            if values.shape != (len(status), columns):  # it would be written over its neighbours
+                raise StoreError(f"{self.path}: {name} has the shape {values.shape}, not {(len(status), columns)}")
+            values[status != TileStatus.GOOD] = np.nan
+            half = self._layout.dtype_of(name) == np.float16
+            rows[name] = disk.rows_bytes(_half(values, self.path) if half else values)
+        with self._trusted():
             for name in self._layout.outputs:
-                values = np.array(outputs[name], np.float32)
-                values[status != TileStatus.GOOD] = np.nan
-                if name == "features" and self._layout.features_dtype == "float16":
-                    self._write(name, start, _half(values, self.path))
-                else:
-                    self._write(name, start, values)
-            self._unmarked.append((start, status))
+                if len(status):
+                    disk.write_rows(self._file, self._places[name], start, rows[name])
+            for name, data in rows.items():
+                self._digests.update(name, data)
+            self._status[start : start + len(status)] = status
             self.rows_done += len(status)
             if time.monotonic() - self._synced_s > _SYNC_EVERY_S:
                 self._commit()
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
 
     def finish(self, root_attrs: Mapping[str, Any], drop_bad: bool = False) -> None:
         """Commit all rows, add what only the end of a run knows, and give the file its name.
@@ -128,51 +220,102 @@ class FeatureStore:
 
         Raises:
             OutputUnwritable: the disk is full or gone; the partial file stays.
+            ClaimLost: another process took the slide over.
         """
         assert self.rows_done == len(self._layout.coords), (self.rows_done, len(self._layout.coords))
-        try:
+        with self._trusted():
             self._commit()
-            self._refuse_anothers_file()
-            rows = [self._places[name] for name in (*self._layout.outputs, "status") if name in self._places]
-            save_structure(self._file, self._undo, rows)
-            with h5py.File(self.partial, "r+", locking=False) as file:
-                file.attrs.update({key: attribute(value) for key, value in root_attrs.items()})
-            os.fsync(self._file)
-            self._undo.unlink()
             if drop_bad:
-                copy_good_rows(self.partial, self.path)
-                self.partial.unlink()
+                self._finish_good_rows(root_attrs)
             else:
-                self.partial.replace(self.path)
+                image, places = lay_out(self._layout)
+                assert places == self._places, "HDF5 lays out the same file in the same way"
+                complete(image, self._layout, self._status, root_attrs, self._digests.hex())
+                self._progress.move(max(image.size_bytes, os.fstat(self._file).st_size))
+                os.fsync(self._file)
+                self._write_structure(self._file, image, self._places)
+                self._fence()
+                done = _done_path(self.partial)
+                disk.rename_own(self._file, self.partial, done)
+                if not disk.is_own(self._file, done):  # it was replaced between the look and the rename
+                    done.replace(self.partial)
+                    raise ClaimLost(f"{self.partial}: another process has replaced it")
+                done.replace(self.path)
+                sync_folder(self.path.parent)
+                with suppress(OSError):  # the file is whole; behind its end HDF5 does not look
+                    os.ftruncate(self._file, image.size_bytes)
+            self._spoilt = True  # nothing more to write
+
+    def _finish_good_rows(self, root_attrs: Mapping[str, Any]) -> None:
+        """Write a file of the GOOD rows only, under its final name at once."""
+        good = self._status == TileStatus.GOOD
+        smaller = replace(
+            self._layout, coords=self._layout.coords[good], tissue_fraction=self._layout.tissue_fraction[good]
+        )
+        image, places = lay_out(smaller)
+        target = disk.own_file(self._scratch)
+        try:
+            disk.reserve(target, image.size_bytes)
+            digests = RowDigests(tuple(smaller.outputs))
+            for name in smaller.outputs if good.any() else ():
+                place, done = self._places[name], 0
+                step = max(1, _COPY_BYTES // place.row_bytes)
+                for start in range(0, len(good), step):
+                    part = good[start : start + step]
+                    data = np.frombuffer(disk.read_rows(self._file, place, start, len(part)), np.uint8)
+                    kept = data.reshape(len(part), place.row_bytes)[part]
+                    disk.write_rows(target, places[name], done, kept.tobytes())
+                    digests.update(name, kept.tobytes())
+                    done += len(kept)
+            status = self._status[good]
+            if len(status):
+                disk.write_rows(target, places["status"], 0, status.tobytes())
+            complete(image, smaller, status, root_attrs, digests.hex())
+            self._write_structure(target, image, places)
+            self._fence()
+            disk.rename_own(target, self._scratch, self.path)
             sync_folder(self.path.parent)
-        except _HDF5_FAILED as error:
-            raise _unwritable(self.path, error) from error
+            if disk.is_own(self._file, self.partial):
+                self.partial.unlink()
+        finally:
+            os.close(target)
+
+    def _write_structure(self, file: int, image: SparseImage, places: Mapping[str, disk.Place]) -> None:
+        """Write all of a file but its rows; sync it, and read it back, the status of the rows included.
+
+        Raises:
+            OSError: what is there is not what was written.
+        """
+        for offset, length in image.outside([one for place in places.values() for one in place.ranges()]):
+            disk.write_at(file, image.read_at(offset, length), offset)
+        os.fsync(file)
+        unknown = [one for name, place in places.items() if name != "status" for one in place.ranges()]
+        for offset, length in image.outside(unknown):
+            if disk.read_at(file, length, offset) != image.read_at(offset, length):
+                raise OSError(errno.EIO, "what was written there is not what is read there")
 
     def statuses(self) -> NDArray[np.uint8]:
         """Commit, and return uint8[N], TileStatus of every row: those of earlier runs included."""
-        try:
+        with self._trusted():
             self._commit()
-            with h5py.File(self.partial, "r", locking=False) as file:
-                status: NDArray[np.uint8] = file["status"][:]
-        except _HDF5_FAILED as error:
-            raise _unwritable(self.path, error) from error
-        return status
+        return self._status.copy()
 
     def discard(self) -> None:
         """Throw away what was written: nothing of it is worth going on with."""
-        self._unmarked = []
-        remove_leftovers(self.path)
+        self._spoilt = True
+        disk.unlink_own(self._file, self.partial)
 
     def close(self) -> None:
-        if self._file >= 0:
-            try:
-                if self.partial.exists():
+        if self._file < 0:
+            return
+        try:
+            if not self._spoilt and self.partial.exists():
+                with self._trusted():
                     self._commit()
-            except OSError as error:
-                raise _unwritable(self.path, error) from error
-            finally:
-                os.close(self._file)
-                self._file = -1
+        finally:
+            file, self._file = self._file, -1
+            with suppress(OSError):  # all that counts was synced before
+                os.close(file)
 
     def __enter__(self) -> Self:
         return self
@@ -182,38 +325,52 @@ class FeatureStore:
     ) -> None:
         try:
             self.close()
-        except OutputUnwritable:
+        except (OutputUnwritable, StoreError):
             if error is None:
                 raise
 
-    def _refuse_anothers_file(self) -> None:
-        """Raise where another process has begun this file anew, because this one slept past its claim."""
-        if not os.path.samestat(os.fstat(self._file), self.partial.stat()):
-            raise OSError(f"another process has replaced {self.partial.name}")
+    @contextmanager
+    def _trusted(self) -> Iterator[None]:
+        """Whatever fails inside ends this store's writing: see the top of this module.
 
-    def _write(self, name: str, start: int, rows: NDArray[Any]) -> None:
-        """Write rows at their place, chunk by chunk."""
-        offsets, rows_per_chunk, _ = self._places[name]
-        row_bytes = rows.nbytes // max(1, len(rows))
-        done = 0
-        while done < len(rows):
-            chunk, within = divmod(start + done, rows_per_chunk)
-            count = min(rows_per_chunk - within, len(rows) - done)
-            data = memoryview(np.ascontiguousarray(rows[done : done + count]).tobytes())
-            place = offsets[chunk] + within * row_bytes
-            while data:
-                written = os.pwrite(self._file, data, place)
-                data, place = data[written:], place + written
-            done += count
+        Raises:
+            OutputUnwritable: the disk is full or gone, now or before.
+        """
+        if self._spoilt:
+            raise OutputUnwritable(f"{self.path}: cannot be written since an earlier error", hint=_RERUN)
+        self._spoilt = True
+        try:
+            yield
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        self._spoilt = False
 
     def _commit(self) -> None:
         """Mark what was written, after it reached the disk."""
-        if self._unmarked:
+        self._fence()
+        if self.rows_done > self._committed:
             os.fdatasync(self._file)
-            for start, status in self._unmarked:
-                self._write("status", start, status)
-            self._unmarked = []
+            self._mark()
         self._synced_s = time.monotonic()
+
+    def _mark(self) -> None:
+        """Say of the rows which are there: of all of them, since a mark may be lost as well as a row."""
+        disk.write_rows(self._file, self._places["status"], 0, self._status[: self.rows_done].tobytes())
+        self._progress.commit(self.rows_done, self._digests.joined())
+        self._committed = self.rows_done
+
+    def _give_up_scratch(self) -> None:
+        if self._file >= 0:
+            with suppress(OSError):
+                disk.unlink_own(self._file, self._scratch)
+            with suppress(OSError):
+                os.close(self._file)
+            self._file = -1
+
+
+def _done_path(partial: Path) -> Path:
+    """A file that is complete has this name for a moment, so that it can be looked at once more."""
+    return partial.with_name(f"{partial.name}.done")
 
 
 def _half(values: NDArray[np.float32], path: Path) -> NDArray[np.float16]:
@@ -235,33 +392,11 @@ def _half(values: NDArray[np.float32], path: Path) -> NDArray[np.float16]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what a run that was killed left beside a file that is now done, or given up."""
-    for suffix in ("", ".new", ".undo", ".undo.new"):
+    for suffix in ("", ".new", ".done", ".undo", ".undo.new"):  # the last two are of version 1
         partial = partial_path(path)
         partial.with_name(f"{partial.name}{suffix}").unlink(missing_ok=True)
 
 
-def _rows_done(partial: Path, layout: Layout) -> int | None:
-    """Return how many rows of a partial file can be kept, or None where it is not this run's."""
-    try:
-        with h5py.File(partial, "r", locking=False) as file:
-            if (
-                file.attrs["fingerprint"] != fingerprint(layout.made_of)
-                or file.attrs["resume_key"] != layout.resume_key
-            ):
-                return None
-            if not np.array_equal(file["coords"][:], layout.coords):
-                return None
-            if any(file[name].shape != (len(layout.coords), columns) for name, columns in layout.outputs.items()):
-                return None
-            missing = np.flatnonzero(file["status"][:] == TileStatus.NOT_COMPUTED)
-    except _NOT_OURS:
-        return None
-    return int(missing[0]) if len(missing) else len(layout.coords)
-
-
-def _unwritable(path: Path, error: OSError | RuntimeError) -> OutputUnwritable:
-    detail = " ".join((getattr(error, "strerror", None) or str(error)).split())
-    return OutputUnwritable(
-        f"{path}: cannot be written: {detail}",
-        hint="Free space or choose another --out; a rerun goes on where this one stopped.",
-    )
+def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
+    detail = " ".join(str(error.strerror or error).split())
+    return OutputUnwritable(f"{path}: cannot be written: {detail}", hint=_RERUN)

@@ -1,0 +1,46 @@
+"""mtdp-extract --verify: a line for each finished file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mtdp_runtime.commands.console import printable
+from mtdp_runtime.store.verify import Verdict, verify_folder
+
+
+def say_verdicts(out: Path, as_json: bool) -> int:
+    """Verify a folder and print a line for each file; return how many are wrong.
+
+    Raises:
+        UsageError: there is nothing to verify.
+    """
+    verdicts = []
+    for verdict in verify_folder(out):
+        verdicts.append(verdict)
+        print(json.dumps(_as_object(verdict)) if as_json else printable(_line(verdict)), flush=True)
+    wrong = sum(verdict.status == "wrong" for verdict in verdicts)
+    if not as_json:
+        print(f"{len(verdicts) - wrong} of {len(verdicts)} files hold" + (f", {wrong} do not" if wrong else ""))
+        if wrong:
+            print("  delete a file that does not hold and run the command again that made it")
+    return wrong
+
+
+def _line(verdict: Verdict) -> str:
+    if verdict.status == "wrong":
+        return f"WRONG  {verdict.path}: {'; '.join(verdict.problems)}"
+    also = f"; {', '.join(verdict.derived)}" if verdict.derived else ""
+    if verdict.status == "no-checksums":
+        return f"open   {verdict.path}: {verdict.tiles} tiles, complete; of a version that kept no checksums{also}"
+    return f"ok     {verdict.path}: {verdict.tiles} tiles{also}"
+
+
+def _as_object(verdict: Verdict) -> dict[str, object]:
+    return {
+        "file": str(verdict.path),
+        "status": verdict.status,
+        "tiles": verdict.tiles,
+        "derived": list(verdict.derived),
+        "problems": list(verdict.problems),
+    }

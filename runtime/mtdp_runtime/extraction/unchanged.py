@@ -1,0 +1,55 @@
+"""Whether a finished file was made of the slide that is there now: slides are copied again, and repaired.
+
+Files of earlier versions hold neither the slide's times nor a sample of it. They count as made of it, unless a tile
+that could not be read then can be read now.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.errors import StoreError, TileUnreadable
+from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide.identity import hint_of, sample_of
+from mtdp_runtime.store.layout import TileStatus
+
+HINT: Final = "slide_times"  # attributes of the file
+SAMPLE: Final = "slide_sample"
+_TRIED: Final = 16  # bad tiles
+
+
+def what_changed(path: Path, slide: Slide, tile_px: int, scale: float) -> str:
+    """Return how the slide differs from the one that a finished file was made of; empty where nothing shows that.
+
+    Reads nothing of a slide whose size and times are those of the file.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            hint, sample = str(file.attrs.get(HINT, "")), str(file.attrs.get(SAMPLE, ""))
+            bad = np.flatnonzero(file["status"][:] == TileStatus.UNREADABLE)
+            coords: NDArray[np.int64] = file["coords"][:][bad[:: max(1, len(bad) // _TRIED)][:_TRIED]]
+    except (OSError, KeyError) as error:
+        raise StoreError(
+            f"{path}: cannot be read: {error}", hint="Run the same command again; --overwrite makes it anew."
+        ) from error
+    if hint and hint == hint_of(slide.info.path):
+        return ""
+    now = sample_of(slide.info.path) if sample else ""
+    if sample and now and now != sample:
+        return "the slide has another content now"
+    out = np.empty((tile_px, tile_px, 3), np.uint8)
+    for x0, y0 in coords.tolist():
+        try:
+            slide.read_into(out, x0, y0, scale)
+        except TileUnreadable:
+            continue
+        return "tiles of the slide that could not be read then can be read now"
+    return ""
