@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 OnBadTile = Literal["nan", "drop", "fail"]
 FeaturesDtype = Literal["float32", "float16"]
+# What may be asked for by name; `backends` and the bundle say what there is.
+BackendName = Literal[
+    "auto", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime"
+]
+PrecisionName = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+
+class FormatName(StrEnum):
+    """What may be asked for: what `formats.FORMATS` holds, and the HDF5 file, which is always there."""
+
+    H5 = "h5"
+    PT = "pt"
+    NPY = "npy"
+    CSV = "csv"
+    GEOJSON = "geojson"
+    ZARR = "zarr"
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,12 +288,13 @@ def test_a_report_shows_names_and_metadata_as_text(
     bundle = load_bundle(tiny_bundle)
     with OnnxRuntime.load(bundle, "fp32", 8, 1) as engine, open_slide(slide_path) as slide:
         settings = ExtractSettings(mpp=0.5, stride_px=64)
-        outcome, plan = extract_slide(slide, features, bundle, engine, settings, 1)
+        _, plan = extract_slide(slide, features, bundle, engine, settings, readers=1)
     assert plan is not None
     with h5py.File(features, "r+") as file:
         file.attrs["slide_vendor"] = evil
         file.attrs[evil] = evil
-    report.write_report(tmp_path / "r.html", features, plan, outcome)
+    thumbnail = report.Thumbnail(plan.tissue.image, plan.tissue.scale, plan.tissue.x0, plan.tissue.y0)
+    report.write_report(tmp_path / "r.html", features, thumbnail)
     text = (tmp_path / "r.html").read_text()
     seen = Tags()
     seen.feed(text)

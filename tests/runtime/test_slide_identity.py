@@ -39,7 +39,9 @@ def run(tiny_bundle: Path, tmp_path: Path) -> Run:
         bundle = load_bundle(tiny_bundle)
         settings = ExtractSettings(mpp=0.5, stride_px=64, min_tissue=0)
         with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine, open_slide(tmp_path / "slide.tiff") as slide:
-            return extract_slide(slide, tmp_path / "slide.h5", bundle, engine, settings, 1, overwrite)[0]
+            return extract_slide(
+                slide, tmp_path / "slide.h5", bundle, engine, settings, readers=1, overwrite=overwrite
+            )[0]
 
     return once
 

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import h5py
 import numpy as np
 
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.proof import run_backend
 from mtdp_runtime.bundle.golden import FEATURES, shown
 from mtdp_runtime.bundle.tolerance import cosines
-from mtdp_runtime.errors import BackendError
+from mtdp_runtime.errors import BackendError, SlideUnreadable
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.source import grid_source
-from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.store.reader import open_features
 
 _SEED: Final = 2020  # the same tiles each time
 
@@ -58,13 +57,13 @@ def check_rows(
         SlideError: a tile cannot be read now.
         BackendError: the reference engine fails.
     """
-    with h5py.File(features, "r", locking=False) as file:
-        good = np.flatnonzero(file["status"][:] == TileStatus.GOOD)
+    with open_features(features) as file:
+        good = np.flatnonzero(file.good)
         if not len(good):
             return None
         chosen = np.sort(np.random.default_rng(_SEED).choice(good, min(check.tiles, len(good)), replace=False))
-        stored = np.stack([file[FEATURES][int(row)] for row in chosen]).astype(np.float32)
-        coords = np.stack([file["coords"][int(row)] for row in chosen])
+        stored = np.stack([file.features[int(row)] for row in chosen]).astype(np.float32)
+        coords = file.coords[chosen]
     smallest, source = 1.0, grid_source(info, scale, tile_px)  # the run's, also where this reader has another choice
     with _reference(info) as slide:
         for start in range(0, len(chosen), check.reference.batch):
@@ -89,6 +88,7 @@ def check_rows(
 def _reference(info: SlideInfo) -> Slide:
     """Open the slide with OpenSlide where that reads it; else with a fresh reader of its own."""
     path = info.read_from or info.path
-    if "openslide" in info.reader:
+    try:
         return OpenSlideReader(path, info.mpp, info.mpp_source)
-    return open_slide(path, info.mpp, info.mpp_source)
+    except SlideUnreadable:
+        return open_slide(path, info.mpp, info.mpp_source)

@@ -41,6 +41,7 @@ def made_of(
 
 
 def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[str, Any]) -> Layout:
+    """Return what a feature file will hold; `facts` are those of `made_of`."""
     path, bundle, backend = target.path, target.model.bundle, target.model.backend
     info, grid, manifest = plan.info, plan.grid, bundle.manifest
     level = info.levels[plan.level]
@@ -103,12 +104,14 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
 
 
 def run_attrs(times: RunTimes, bad: BadTiles, plan: Plan, resumed: int) -> dict[str, Any]:
+    """Return the attributes that only the end of a run knows; `resumed` rows are of an earlier run."""
     return {
         "timing": {
             "wall_s": times.wall_s,
             "plan_s": plan.seconds,
             "device_idle": times.device_idle,
-            "readers": times.readers,
+            "readers": times.readers,  # that kept the engine fed, of
+            "read_threads": times.read.threads,
             **{
                 f"{stage.name}_{what}": getattr(stage, what)
                 for stage in (times.read, times.infer, times.store)

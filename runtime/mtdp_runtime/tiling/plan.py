@@ -57,6 +57,7 @@ def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, mask: Given
 
 
 def why_empty(plan: Plan) -> str:
+    """Say why a slide has no tile to compute."""
     if not len(plan.grid):
         info = plan.info
         return f"the slide ({info.width} x {info.height} px) is smaller than one tile ({plan.grid.tile0:.0f} px)"
