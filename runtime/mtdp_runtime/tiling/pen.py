@@ -138,4 +138,5 @@ def _in_pixels(cells: NDArray[np.bool_], cell_px: int, shape: tuple[int, ...]) -
 
 
 def odd(length_px: float) -> int:
+    """Return an odd number of pixels for a length, at least 3: the side of a kernel."""
     return max(3, round(length_px) | 1)
