@@ -5,6 +5,8 @@ replaced at once by those of the batch, and the features are no longer what was 
 the new domain's statistics, and its scale and shift absorb the difference: its output in eval mode stays as it was.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 
 import torch

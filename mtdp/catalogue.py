@@ -4,6 +4,8 @@ The data is `catalogue.toml` beside this module; the counts are the paper's own 
 row and column sums are checked by a test. `mtdp.converters` makes the public ones.
 """
 
+from __future__ import annotations
+
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

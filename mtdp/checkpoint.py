@@ -4,6 +4,8 @@ Nothing is ever pickled. A file is written beside its final name and moved there
 one or the new one, and a killed run leaves no half-written checkpoint.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import platform
@@ -54,7 +56,7 @@ class CheckpointInfo:
         }
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "CheckpointInfo":
+    def from_json(data: Mapping[str, Any]) -> CheckpointInfo:
         heads = data["heads"]
         return CheckpointInfo(
             arch=str(data["arch"]),

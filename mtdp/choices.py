@@ -3,6 +3,8 @@
 Nothing reads it back. What has an option of its own (image_px, adaptation_batches, ...) stands in the settings.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 PRETRAINING_CHOICES: Final = {

@@ -1,5 +1,7 @@
 """`mtdp-train`: each command parses, calls one library function, and prints."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any, Literal
 

@@ -1,5 +1,7 @@
 """`mtdp-train tasks` and `mtdp-train convert`: the paper's tasks, listed, and made from their downloads."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated
 

@@ -1,5 +1,7 @@
 """The device to train on, its precision and what fp16 needs beside it, and memory that is kept."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import os

@@ -10,6 +10,8 @@ MtdpError               anything below: one line of what happened, and a hint
 `- Interrupted          a signal stopped the run; its state is on disk         (exit 128 + signal)
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 LOWER_RATE: Final = "it diverged in its last steps: train it at a lower learning rate"

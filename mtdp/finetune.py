@@ -4,6 +4,8 @@
 network of that epoch is scored once on test. From random weights, this is the paper's training from scratch.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import time

@@ -1,5 +1,7 @@
 """From image files to uint8 arrays, decoded once and kept in memory while they fit."""
 
+from __future__ import annotations
+
 import threading
 from pathlib import Path
 

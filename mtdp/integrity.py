@@ -7,6 +7,8 @@ a file, in one small file a task below `$XDG_CACHE_HOME/mtdp` (`~/.cache/mtdp`);
 What has changed is decoded again. A cache that cannot be read or written costs the time to decode, nothing else.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os

@@ -4,6 +4,8 @@ Every sample goes through its own task's head only. A head without a sample in t
 gradient (None, not zero), so an optimiser with momentum leaves it alone.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -5,6 +5,8 @@ samples each head has in all, and which heads are active, without asking. The ba
 DistributedDataParallel while backward runs; the heads', which may be absent in a process, here.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -4,6 +4,8 @@
 time), `state.safetensors` (all that `resume` needs) and `metrics.jsonl`.
 """
 
+from __future__ import annotations
+
 import math
 import signal
 import time

@@ -1,5 +1,7 @@
 """What decides a pre-training run, and whether it may start or go on."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

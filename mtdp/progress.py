@@ -1,5 +1,7 @@
 """What a training run tells: metrics as JSON Lines for programs, progress for people."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time

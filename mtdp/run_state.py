@@ -1,5 +1,7 @@
 """A training run's saved state: all that makes a resumed run equal to an uninterrupted one; and signals that wait."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal

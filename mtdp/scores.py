@@ -1,5 +1,7 @@
 """How a network's own head does on a split of its task: accuracy, or ROC AUC for two classes (paper: evaluation)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -6,6 +6,8 @@ the columns path, label, group, split. A pool is a TOML file that lists tasks. E
 training.
 """
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import tomllib

@@ -4,6 +4,8 @@ The SVM is liblinear's (squared hinge loss, one against the rest), on features a
 1e-10 ... 1 by 5-fold cross-validation whose folds keep each patient, slide or source image together.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -8,6 +8,8 @@ Layouts that are understood, and turned into torchvision's own names (`conv1.wei
 - a checkpoint of this package: `backbone.trunk.<torchvision name>` and `heads.<task>.{weight,bias}`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -53,7 +55,7 @@ class WeightsOrigin:
         return asdict(self)
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "WeightsOrigin":
+    def from_json(data: Mapping[str, Any]) -> WeightsOrigin:
         return WeightsOrigin(**{name: data[name] for name in ("source", "description", "licence", "sha256")})
 
 

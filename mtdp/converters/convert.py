@@ -1,5 +1,7 @@
 """The common part of every conversion: split by group, cut, write beside the goal, rename at the end."""
 
+from __future__ import annotations
+
 import importlib
 import json
 import os

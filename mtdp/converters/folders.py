@@ -18,6 +18,8 @@ Layouts, and where each was seen:
   eight classes, the source image first in the name.
 """
 
+from __future__ import annotations
+
 import csv
 import re
 from pathlib import Path

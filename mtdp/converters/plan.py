@@ -1,5 +1,7 @@
 """What a converter hands over: which patches there are, of which class and group, before any is cut."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

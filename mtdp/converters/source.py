@@ -1,5 +1,7 @@
 """What all converters share in reading a download: folders and files that must be there, sizes, names of groups."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path

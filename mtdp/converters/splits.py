@@ -1,5 +1,7 @@
 """Random splits that tear no group apart and leave no class out of a split (the paper's supplement)."""
 
+from __future__ import annotations
+
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,7 @@
 """The cells of a protocol run: the smallest units of work that have a result of their own."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

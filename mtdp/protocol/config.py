@@ -1,5 +1,7 @@
 """What a protocol run computes: left-out sets, hyper-parameter combinations, seeds, and which transfers."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final

@@ -1,5 +1,7 @@
 """What a protocol run will cost, before it is started."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Callable, Iterator

@@ -1,5 +1,7 @@
 """Choosing a combination by average rank, and the paper's rule for a difference that means something."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 

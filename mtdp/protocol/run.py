@@ -1,5 +1,7 @@
 """Running the cells of a protocol, one after the other, in one process or in several that share a folder."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import signal

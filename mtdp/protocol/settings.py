@@ -1,5 +1,7 @@
 """Whether a protocol can be run to its end, and whether a folder's cells are of the same protocol."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections import Counter

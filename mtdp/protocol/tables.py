@@ -1,5 +1,7 @@
 """The paper's result table: as Markdown, CSV and a figure."""
 
+from __future__ import annotations
+
 import csv
 import io
 from collections.abc import Sequence
