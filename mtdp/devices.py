@@ -6,13 +6,14 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from mtdp.errors import UsageError
+from mtdp.errors import OutOfMemory, UsageError
 
 PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16")
 _FP16_TENSOR_CORES: Final = (7, 0)  # compute capability of Volta, the first with them
@@ -93,6 +94,27 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 2**28)
+
+
+@contextlib.contextmanager
+def out_of_memory_said(what: str, hint: str) -> Iterator[None]:
+    """Turns an allocation that fails, on the GPU or the CPU, into a line that names the option which helps.
+
+    Raises:
+        OutOfMemory: the body ran out of memory.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"{what}: out of memory ({_first_line(error)})", hint) from error
+    except RuntimeError as error:  # PyTorch's allocator of the CPU has no class of its own for it
+        if "DefaultCPUAllocator" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(f"{what}: out of memory ({_first_line(error)})", hint) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no more is known"])[0][:160]
 
 
 def has_fast_bf16(cpuinfo: str) -> bool:

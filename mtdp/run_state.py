@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
@@ -30,19 +31,44 @@ class RunState:
 
 
 Kind = Literal["pre-training", "fine-tuning"]
+LOCK_NAME: Final = ".lock"
 
 
-def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
-    """Makes the run's folder, and reads the state that it holds.
+@contextmanager
+def locked_run(out: Path, leads: bool = True) -> Iterator[None]:
+    """Makes a run's folder, and keeps other processes from writing to it; the lock ends with the process.
+
+    Args:
+        leads: whether this process writes the files; of several that train together, one does.
 
     Raises:
-        UsageError: the folder cannot be made, or holds a run that is not to be resumed, or one of another kind.
-        CheckpointError: the state cannot be read.
+        UsageError: the folder cannot be made, or another process works in it.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        file = (out / LOCK_NAME).open("w", encoding="utf-8") if leads else None
     except OSError as error:
         raise UsageError(f"{out} cannot be made: {error}", "give another --out") from error
+    if file is None:
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is working in {out}", "wait until it ends, or give another --out"
+            ) from None
+        yield
+
+
+def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
+    """Reads the state that a run's folder holds.
+
+    Raises:
+        UsageError: the folder holds a run that is not to be resumed, or one of another kind.
+        CheckpointError: the state cannot be read.
+    """
     path = out / STATE_NAME
     if not path.is_file():
         return None
