@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp.errors import ImageUnreadable, TaskError, UsageError
+from mtdp.images import read_rgb as open_rgb
 
 _SHOWN = 5
 
@@ -96,15 +97,12 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The whole image, decoded.
+    """The whole image in RGB, through the gate of all images.
 
     Raises:
         ImageUnreadable: not an image, a truncated one, or one of more than 8 bits a channel.
     """
-    image = _decode(path)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip such values to white
-        raise ImageUnreadable(f"{path} has more than 8 bits a channel ({image.mode})", "convert it to 8 bits first")
-    return image.convert("RGB")
+    return open_rgb(path, "download it again")
 
 
 def _decode(path: Path) -> Image.Image:

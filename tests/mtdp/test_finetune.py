@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import mtdp.finetune as module
 from mtdp.checkpoint import load_checkpoint, save_checkpoint
-from mtdp.choices import FINETUNING_CHOICES
+from mtdp.choices import finetuning_choices
 from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError
 from mtdp.finetune import FinetuneConfig, finetune, finetune_best
 from mtdp.pretrain import pretrain
@@ -222,5 +222,9 @@ def test_rates_differ_and_the_process_is_one(task: Task, tmp_path: Path, monkeyp
 
 
 def test_a_checkpoint_says_what_was_chosen_where_the_paper_is_silent(task: Task, tmp_path: Path) -> None:
-    finetune(task, replace(TINY, epochs=1), tmp_path / "run", quiet=True)
-    assert load_checkpoint(tmp_path / "run")[1].training["choices"] == FINETUNING_CHOICES
+    for momentum, words in ((0.9, "momentum 0.9"), (0.0, "no momentum")):
+        config = replace(TINY, epochs=1, momentum=momentum)
+        finetune(task, config, tmp_path / words, quiet=True)
+        told = load_checkpoint(tmp_path / words)[1].training["choices"]
+        assert told == finetuning_choices(config)
+        assert words in told["optimiser"]

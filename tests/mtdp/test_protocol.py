@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
-from mtdp.choices import PROTOCOL_CHOICES
+from mtdp.choices import protocol_choices
 from mtdp.errors import CheckpointError, MtdpError, UsageError
 from mtdp.pretrain import pretrain
 from mtdp.protocol.cells import Cell, cost, judgement_cells, selection_cells
@@ -165,7 +165,7 @@ def test_a_run_fills_every_cell_and_the_table(tasks: tuple[Task, ...], tmp_path:
     assert "| a | AUC | 2 | 16 |" in text
     assert "FT MTL is better than FT start on" in text
     rows = paths[1].read_text().splitlines()
-    assert len([row for row in rows if row.startswith("c,")]) == 2 + 1 + 2 + 2 + 2 + 2 + 2  # each column's runs
+    assert len([row for row in rows if row.startswith("c,")]) == 2 + 1 + 2 + 1 + 2 + 2 + 2 + 2  # each column's runs
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
@@ -243,12 +243,15 @@ def test_the_table_marks_what_differs() -> None:
     every = {"Scratch": (), "FE random": (), "Joint": (), **scores}
     row = Row("blood", "accuracy", 120, 4, every, "lr0.001-tau1-warmup0")
     text = markdown([row])
-    assert "| blood | ACC | 4 | 120 | 70.00 | 81.00 ± 1.00 * | 85.00 ± 7.07 | 86.50 ± 6.36 |" in text
+    assert (
+        "| blood | ACC | 4 | 120 | 70.00 | 81.00 ± 1.00 * | 85.00 ± 7.07 (2 seeds) | 86.50 ± 6.36 (2 seeds) "
+        "| 0 (0) | 3 | lr0.001-tau1-warmup0 |" in text
+    )
     assert "FE MTL is better than FE start on 1 of 1 tasks, significantly on 1; significantly worse on 0." in text
     assert "Scratch" not in text.splitlines()[0]
     assert as_csv([row]).splitlines()[1:3] == [
-        "blood,accuracy,4,120,FE start,0,0.700000,",
-        "blood,accuracy,4,120,FE MTL,0,0.800000,lr0.001-tau1-warmup0",
+        "blood,accuracy,4,120,FE start,0,0.700000,,0,0,,,",
+        "blood,accuracy,4,120,FE MTL,0,0.800000,lr0.001-tau1-warmup0,0,0,,,",
     ]
 
 
@@ -479,8 +482,13 @@ def test_without_a_choice_the_first_seed_is_whole_before_the_second_begins(tasks
 def test_what_was_chosen_where_the_paper_is_silent_is_written_down(tasks: tuple[Task, ...], tmp_path: Path) -> None:
     hold_to_settings(tasks, TINY, tmp_path)
     choices = json.loads((tmp_path / "protocol.json").read_text())["choices"]
-    assert choices == PROTOCOL_CHOICES
-    assert "no weight decay" in choices["pre-training"]["optimiser"]
+    assert choices == protocol_choices(TINY)
+    told = choices["pre-training"]["lr0.01-tau1-warmup0"]
+    assert "no weight decay" in told["optimiser"]
+    assert told["batch norm"].startswith("not adapted")
+    assert told["momentum after the warm-up"] == "there was no warm-up"
+    assert "ranks" not in choices["transfer"], "a single combination is not ranked"
+    assert "fine-tuning" not in choices
 
 
 def test_ctrl_c_leaves_a_table_and_says_how_to_go_on(tasks: tuple[Task, ...], tmp_path: Path) -> None:
@@ -507,7 +515,8 @@ def test_a_training_that_is_done_keeps_its_checkpoint_only(tasks: tuple[Task, ..
     run_protocol(protocol)
     cell = protocol.cells()[0]
     folder = training_folder(protocol, cell)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
+    kept = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    assert kept == ["checkpoint.safetensors", "metrics.jsonl"]
     before = (folder / "checkpoint.safetensors").stat().st_mtime_ns
     protocol.result_path(cell).unlink()  # as if the process had been killed just before it
     run_protocol(protocol)
@@ -522,7 +531,8 @@ def test_the_starting_weights_are_judged_at_the_side_of_the_others(tasks: tuple[
     seen: list[tuple[str, int]] = []
 
     def look(extractor: Extractor, task: Task, *args: object, **options: object) -> ProbeResult:
-        seen.append((extractor.description, extractor.preprocessing.image_px))
+        if isinstance(extractor, Extractor):
+            seen.append((extractor.description, extractor.preprocessing.image_px))
         return ProbeResult(task.name, "", task.metric, 0.5, 1.0, {}, {}, True)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -530,4 +540,4 @@ def test_the_starting_weights_are_judged_at_the_side_of_the_others(tasks: tuple[
         config = replace(TINY, evaluate=("c",), init=str(tmp_path / "start"))
         run_protocol(Protocol(tasks, config, tmp_path / "run"))
     assert {px for _, px in seen} == {32}
-    assert len(seen) == 3
+    assert len(seen) == 3  # of a network; the colours have no side
