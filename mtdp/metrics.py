@@ -78,17 +78,16 @@ def interval(runs: Sequence[Sequence[float]], truth: Truth) -> tuple[float, floa
     Returns:
         None with fewer than two groups, of which nothing can be said.
     """
-    return _percentiles(_resampled(runs, truth), truth)
+    return percentiles(resampled_scores(runs, truth))
 
 
-def difference_interval(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], truth: Truth
-) -> tuple[float, float] | None:
-    """The 95 % interval of how much better `second` is than `first`, on the same resamples of the same images."""
-    return _percentiles(_resampled(second, truth) - _resampled(first, truth), truth)
+def resampled_scores(runs: Sequence[Sequence[float]], truth: Truth) -> NDArray[np.float64]:
+    """The mean score of the runs on each resample of groups: float[REPLICATES]; empty with fewer than two groups.
 
-
-def _resampled(runs: Sequence[Sequence[float]], truth: Truth) -> NDArray[np.float64]:
+    Two models on the same images are resampled alike, so that the difference of their results is that of pairs.
+    """
+    if truth.group_count < 2:
+        return np.empty(0)
     weights = group_weights(truth.groups)
     of_runs = []
     for run in runs:
@@ -101,9 +100,18 @@ def _resampled(runs: Sequence[Sequence[float]], truth: Truth) -> NDArray[np.floa
     return np.asarray(np.mean(of_runs, axis=0))
 
 
-def _percentiles(values: NDArray[np.float64], truth: Truth) -> tuple[float, float] | None:
-    sound = values[np.isfinite(values)]  # a resample without one of the classes has no ROC AUC
-    if truth.group_count < 2 or not len(sound):
+def resampled_means(values: Sequence[float] | NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.float64]:
+    """The mean of one value for each image on each resample of groups: float[REPLICATES]; empty as above."""
+    if len(set(groups)) < 2:
+        return np.empty(0)
+    weights = group_weights(groups)
+    return np.asarray(weights @ np.asarray(values, np.float64) / weights.sum(1))
+
+
+def percentiles(replicates: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The 95 % interval of what was resampled."""
+    sound = replicates[np.isfinite(replicates)]  # a resample without one of the classes has no ROC AUC
+    if not len(sound):
         return None
     low, high = np.quantile(sound, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -15,6 +16,12 @@ from mtdp.preprocess import Preprocessing
 from mtdp.run_state import RunState
 from mtdp.tasks import SPLITS, Task
 from mtdp.weights import same_start
+
+# Learning rate and multiplier of the heads, as the paper chose them by average rank for its published networks.
+PAPER_CHOICE: Final = {"resnet50": (1e-3, 1.0), "densenet121": (1e-4, 5.0)}
+# Of any other architecture: the rate that was best on average for both.
+OTHER_CHOICE: Final = (1e-4, 1.0)
+AS_THE_PAPER: Final = math.nan  # stands for the choice above
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +33,8 @@ class PretrainConfig:
     iterations: int = 50_000  # in all, warm-up included
     warmup: int = 5_000  # iterations that train the heads only
     warmup_lr: float = 1e-3  # of the heads in warm-up; that the multiplier does not apply there is our reading
-    lr: float = 1e-4
-    head_lr_multiplier: float = 1.0  # the paper's tau
+    lr: float = AS_THE_PAPER  # by architecture
+    head_lr_multiplier: float = AS_THE_PAPER  # the paper's tau; by architecture
     momentum: float = 0.9  # no weight decay, schedule or Nesterov: the paper mentions none
     batch_size: int = 64
     image_px: int = 224  # not stated in the paper; the authors' code and published weights use it
@@ -43,6 +50,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         Preprocessing(image_px=self.image_px)
+        for name, chosen in zip(("lr", "head_lr_multiplier"), PAPER_CHOICE.get(self.arch, OTHER_CHOICE), strict=True):
+            if math.isnan(getattr(self, name)):
+                object.__setattr__(self, name, chosen)
         for name in ("iterations", "batch_size", "warmup_lr", "lr", "head_lr_multiplier"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, it must be above 0")

@@ -26,7 +26,7 @@ from mtdp.checkpoint import load_checkpoint
 from mtdp.devices import autocast, best_device, choose_precision
 from mtdp.errors import LOWER_RATE, TaskError, TrainingDiverged, UsageError, or_overflow
 from mtdp.images import ImageCache
-from mtdp.metrics import score_outputs
+from mtdp.metrics import Truth, balanced_accuracy, class_accuracies, interval, score_outputs
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp.sampling import in_order
 from mtdp.tasks import Sample, Task
@@ -238,6 +238,21 @@ def judge_features(
         converged=converged,
         outputs=tuple(float(value) for value in outputs),
     )
+
+
+def sureness(result: ProbeResult, task: Task) -> dict[str, Any]:
+    """What a test score is worth: its 95 % interval over groups, their number, and the scores of the classes."""
+    test = task.of(("test",))
+    labels = np.array([sample.label for sample in test], np.int64)
+    truth = Truth(labels, tuple(sample.group for sample in test), task.metric, len(task.classes))
+    outputs = np.asarray(result.outputs)
+    of_classes = class_accuracies(outputs, labels, truth.classes)
+    return {
+        "interval": interval([result.outputs], truth),
+        "test_groups": truth.group_count,
+        "balanced_accuracy": balanced_accuracy(outputs, labels, truth.classes),
+        "class_accuracies": dict(zip(task.classes, of_classes, strict=True)),
+    }
 
 
 def cross_validate(

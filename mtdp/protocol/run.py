@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
@@ -69,6 +70,13 @@ class Steps:
     probe: Callable[..., ProbeResult] = field(default_factory=lambda: probe_task)
     finetune: Callable[..., FinetuneResult] = field(default_factory=lambda: finetune_best)
     own_head: Callable[..., dict[str, Any]] = field(default_factory=lambda: score_own_head)
+
+
+def quiet_steps(quiet: bool) -> Steps:
+    """The work itself, with or without its progress on stderr."""
+    if not quiet:
+        return Steps()
+    return Steps(pretrain=partial(pretrain, quiet=True), finetune=partial(finetune_best, quiet=True))
 
 
 @dataclass(frozen=True, slots=True)
