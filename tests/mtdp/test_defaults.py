@@ -28,11 +28,9 @@ Make = Callable[..., Path]
 
 def constants(module: object) -> dict[str, Any]:  # type: ignore[explicit-any]
     """The numbers and tuples of numbers that a module states in capitals."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if name.isupper() and not name.startswith("_") and isinstance(value, int | float | tuple)
-    }
+    found = {name: value for name, value in vars(module).items() if name.isupper() and not name.startswith("_")}
+    kinds = (int, float, tuple)
+    return {name: value for name, value in found.items() if isinstance(value, kinds) and not isinstance(value, bool)}
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:  # type: ignore[explicit-any]
