@@ -76,7 +76,14 @@ def protocol_choices(config: ProtocolConfig) -> dict[str, Any]:
 
 
 def _optimiser(config: PretrainConfig) -> str:
-    return f"SGD, {_momentum(config.momentum)}, no weight decay, no schedule of the rates"
+    decay = f"weight decay {config.weight_decay:g}" if config.weight_decay else "no weight decay"
+    rise = f"a rise of {config.lr_rise} iterations" if config.lr_rise else ""
+    fall = "a fall to 0 by a cosine" if config.schedule == "cosine" else ""
+    told = " and ".join(words for words in (rise, fall) if words) or "no schedule of the rates"
+    name = f"SGD, {_momentum(config.momentum)}" if config.optimiser == "sgd" else "AdamW, betas 0.9 and 0.999"
+    more = [f"layer decay {config.layer_decay:g}"] if config.layer_decay != 1 else []
+    more += [f"drop path {config.drop_path:g}"] if config.drop_path else []
+    return ", ".join([name, decay, told, *more])
 
 
 def _momentum(momentum: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,6 +49,23 @@ def pretrain(
     precision: o.Precision = "auto",
     splits: Annotated[str, typer.Option(help="Splits of each task to train on, with commas.")] = "train,val",
     adaptation_batches: o.Adaptation = 20,
+    optimiser: Annotated[
+        Literal["sgd", "adamw"], typer.Option(help="The paper uses sgd; transformers want adamw.")
+    ] = "sgd",
+    weight_decay: Annotated[float, typer.Option(help="Of matrices; 0.05 is usual with adamw.")] = 0.0,
+    schedule: Annotated[
+        Literal["constant", "cosine"], typer.Option(help="cosine: the rates fall to 0 at the last iteration.")
+    ] = "constant",
+    lr_rise: Annotated[
+        int, typer.Option(help="Iterations after the warm-up of the heads in which the rates rise linearly.")
+    ] = 0,
+    layer_decay: Annotated[
+        float,
+        typer.Option(help="The rate of each layer is this times that of the layer after it; 0.75 is usual for ViT."),
+    ] = 1.0,
+    drop_path: Annotated[
+        float, typer.Option(help="Chance that a branch of the last block is left out, for ViT.")
+    ] = 0.0,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 300.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write metrics to OUT/tensorboard.")] = False,
     resume: o.Resume = False,
@@ -75,6 +92,12 @@ def pretrain(
         seed=seed,
         precision=precision,
         splits=o.comma_list(splits),
+        optimiser=optimiser,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        lr_rise=lr_rise,
+        layer_decay=layer_decay,
+        drop_path=drop_path,
         adaptation_batches=adaptation_batches,
     )
     tasks = [task for task in load_pool(pool) if task.ships or not only_shippable]

@@ -43,8 +43,8 @@ from mtdp.run_state import (
     RunState,
     locked_run,
     open_run,
-    restore_momentum,
     restore_network,
+    restore_optimiser,
     restore_scaler,
     waiting_signals,
     write_json,
@@ -273,7 +273,7 @@ class _Epochs:
             optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum)
             scaler = gradient_scaler(config.precision, self.device)
             if self.saved is not None:
-                restore_momentum(self.net, optimizer, self.saved)
+                restore_optimiser(self.net, optimizer, self.saved)
                 restore_scaler(scaler, self.saved)
             saved_at_s = time.monotonic()
             for epoch in range(self.start, config.epochs):

@@ -33,6 +33,7 @@ from mtdp.devices import (
 from mtdp.errors import Interrupted, TrainingDiverged, UsageError, or_overflow
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet, TaskShare, rescale_head_gradients, routed_loss
+from mtdp.optimiser import build_optimiser, set_drop_path, set_rates
 from mtdp.parallel import Ranks, average_head_gradients, check_batch, joined_ranks, shared_backbone, whole_shares
 from mtdp.preprocess import Normalise
 from mtdp.pretrain_config import PretrainConfig, check_data, resolve
@@ -41,8 +42,8 @@ from mtdp.run_state import (
     RunState,
     locked_run,
     open_run,
-    restore_momentum,
     restore_network,
+    restore_optimiser,
     restore_scaler,
     waiting_signals,
     write_state,
@@ -161,17 +162,18 @@ class _Training:
             torch.manual_seed(config.seed)
             if saved is not None and "rng" in saved.tensors:
                 torch.set_rng_state(saved.tensors["rng"])
-            optimizer = _optimizer(self.net, config, start)
+            optimizer = build_optimiser(self.net, config, start)
             if saved is not None and _phase(start, config) == _phase(start - 1, config):
-                restore_momentum(self.net, optimizer, saved)
+                restore_optimiser(self.net, optimizer, saved)
             backbone = _set_phase(self.net, start, config, self.ranks)
             saved_at_s = time.monotonic()
             part = slice(self.ranks.rank, None, self.ranks.world)
             for iteration, batch in enumerate(self._batches(TRAINING, range(start, config.iterations), part), start):
                 if iteration == config.warmup and iteration != start:
                     # Paper: after the warm-up everything is trained; the momentum starts anew (not stated).
-                    optimizer = _optimizer(self.net, config, iteration)
+                    optimizer = build_optimiser(self.net, config, iteration)
                     backbone = _set_phase(self.net, iteration, config, self.ranks)
+                set_rates(optimizer, config, iteration)
                 shares, stop = self._step(iteration, batch, backbone, optimizer)
                 done = iteration + 1
                 log.batch(done, _phase(iteration, config), shares)
@@ -280,22 +282,11 @@ def _set_phase(net: MultiTaskNet, iteration: int, config: PretrainConfig, ranks:
     return cast(nn.Module, torch.compile(backbone)) if config.compile else backbone
 
 
-def _optimizer(net: MultiTaskNet, config: PretrainConfig, iteration: int) -> torch.optim.SGD:
-    # Paper: SGD with momentum, constant rates.
-    head_parameters = list(net.heads.parameters())
-    if iteration < config.warmup:
-        return torch.optim.SGD(head_parameters, lr=config.warmup_lr, momentum=config.momentum)
-    groups = [
-        {"params": list(net.backbone.parameters()), "lr": config.lr},
-        {"params": head_parameters, "lr": config.lr * config.head_lr_multiplier},
-    ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-
-
 def _build_net(
     tasks: Sequence[Task], config: PretrainConfig, saved: RunState | None, out: Path
 ) -> tuple[MultiTaskNet, WeightsOrigin]:
     backbone = build_backbone(config.arch)
+    set_drop_path(backbone, config.drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of the heads, which start at random
         net = MultiTaskNet(backbone, {task.name: task.classes for task in tasks})

@@ -12,6 +12,7 @@ import torch
 
 from mtdp.devices import PRECISIONS, choose_precision
 from mtdp.errors import CheckpointError, UsageError
+from mtdp.optimiser import OPTIMISERS, SCHEDULES
 from mtdp.preprocess import Preprocessing
 from mtdp.run_state import RunState
 from mtdp.tasks import SPLITS, Task
@@ -46,6 +47,14 @@ class PretrainConfig:
         20  # 0: leave batch norm as it comes; not used on random weights, which have nothing to keep
     )
 
+    # For transformers; the paper has none of these.
+    optimiser: str = "sgd"  # or adamw
+    weight_decay: float = 0.0
+    schedule: str = "constant"  # or cosine, to 0 at the last iteration
+    lr_rise: int = 0  # iterations after the warm-up in which the rate rises linearly
+    layer_decay: float = 1.0  # the rate of each layer is this times that of the layer after it
+    drop_path: float = 0.0  # chance of the last block's branches to be left out
+
     compile: bool = False  # fuse the backbone's operations by torch.compile; rounds differently
 
     def __post_init__(self) -> None:
@@ -69,8 +78,25 @@ class PretrainConfig:
             raise UsageError(f"unknown precision {self.precision!r}", f"use {', '.join(PRECISIONS)}")
         if self.adaptation_batches < 0:
             raise UsageError(f"adaptation_batches is {self.adaptation_batches}, it must not be negative")
+        self._check_optimiser()
         if not self.splits or not set(self.splits) <= set(SPLITS) or len(set(self.splits)) < len(self.splits):
             raise UsageError(f"splits {','.join(self.splits)!r}", f"use some of {', '.join(SPLITS)}, each once")
+
+    def _check_optimiser(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            raise UsageError(f"unknown optimiser {self.optimiser!r}", f"use {', '.join(OPTIMISERS)}")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"unknown schedule {self.schedule!r}", f"use {', '.join(SCHEDULES)}")
+        if not 0 <= self.weight_decay < 1:
+            raise UsageError(f"weight_decay is {self.weight_decay}, it must be at least 0 and below 1")
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(f"layer_decay is {self.layer_decay}, it must be above 0 and at most 1")
+        if not 0 <= self.drop_path < 1:
+            raise UsageError(f"drop_path is {self.drop_path}, it must be at least 0 and below 1")
+        if self.lr_rise < 0 or (self.lr_rise and self.warmup + self.lr_rise >= self.iterations):
+            raise UsageError(
+                f"lr_rise is {self.lr_rise}: warm-up and rise must end before the last of {self.iterations} iterations"
+            )
 
     def splits_of(self, task: str) -> tuple[str, ...]:
         """The splits of a task that are trained on."""
@@ -102,6 +128,11 @@ def resolve(config: PretrainConfig, saved: RunState | None, device: torch.device
     if config.iterations < saved.data["iteration"]:
         raise UsageError(
             f"the run has {saved.data['iteration']} iterations already, {config.iterations} were asked for"
+        )
+    if config.schedule != "constant" and config.iterations != before["iterations"]:
+        raise CheckpointError(
+            f"the run to resume had iterations {before['iterations']}, now it is {config.iterations}",
+            "its schedule falls to 0 at the last iteration, so the number cannot change; give another --out",
         )
     if config.warmup >= config.iterations and config.iterations != before["iterations"]:
         raise UsageError("the warm-up takes all iterations")

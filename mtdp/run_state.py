@@ -24,7 +24,8 @@ from mtdp.weights import STATE_NAME
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Tensors `network.*`, `momentum.*` and `rng`, and a JSON document, in fp16 with the state of the `scaler`."""
+    """Tensors `network.*`, of the optimiser (`momentum.*`; of AdamW `exp_avg.*`, `exp_avg_sq.*`, `step.*`) and `rng`,
+    and a JSON document, in fp16 with the state of the `scaler`."""
 
     tensors: dict[str, torch.Tensor]
     data: dict[str, Any]
@@ -32,6 +33,7 @@ class RunState:
 
 Kind = Literal["pre-training", "fine-tuning"]
 LOCK_NAME: Final = ".lock"
+_KINDS: Final = {"momentum_buffer": "momentum"}  # names in a state file, of before there was another optimiser
 
 
 @contextmanager
@@ -88,12 +90,12 @@ def write_state(
     scaler: torch.amp.GradScaler,
     data: Mapping[str, Any],
 ) -> None:
-    """Writes the network, its momentum, the scaler's and the generator's state, atomically."""
+    """Writes the network, the optimiser's, the scaler's and the generator's state, atomically."""
     tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
     for name, parameter in net.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):  # of SGD the momentum; of AdamW two moments and the number of steps
+                tensors[f"{_KINDS.get(kind, kind)}.{name}"] = value
     tensors["rng"] = torch.get_rng_state()
     scaling = {"scaler": scaler.state_dict()} if scaler.is_enabled() else {}
     write_tensors(out / STATE_NAME, tensors, {**data, **scaling})
@@ -112,11 +114,13 @@ def restore_network(net: MultiTaskNet, saved: RunState, out: Path) -> None:
     fill_net(net, state, out / STATE_NAME)
 
 
-def restore_momentum(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved: RunState) -> None:
+def restore_optimiser(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved: RunState) -> None:
     for name, parameter in net.named_parameters():
-        momentum = saved.tensors.get(f"momentum.{name}")
-        if momentum is not None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        for kind in (*_KINDS, "exp_avg", "exp_avg_sq", "step"):
+            value = saved.tensors.get(f"{_KINDS.get(kind, kind)}.{name}")
+            if value is not None:  # laid out as the parameter; the number of steps stays on the CPU
+                like = value.clone() if kind == "step" else torch.empty_like(parameter).copy_(value)
+                optimizer.state[parameter][kind] = like
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, saved: RunState) -> None:

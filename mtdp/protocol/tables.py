@@ -220,7 +220,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_xticks(range(len(rows)), [row.task for row in rows], rotation=20, ha="right")
     axes.set_ylabel("test score, %")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    if columns:
+        axes.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=130)
 
 

@@ -57,6 +57,12 @@ PRETRAINING = {
     "splits": ("train", "val"),
     "train_only": (),
     "adaptation_batches": 20,
+    "optimiser": "sgd",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "lr_rise": 0,
+    "layer_decay": 1.0,
+    "drop_path": 0.0,
     "compile": False,
 }
 FINETUNING = {
