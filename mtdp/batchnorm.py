@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 @torch.no_grad()
 def adapt_batch_norm(backbone: nn.Module, inputs: Iterable[torch.Tensor]) -> int:
-    """Gives each batch-norm layer the statistics of its own input over some batches, and compensates for it.
+    """Give each batch-norm layer the statistics of its own input over some batches, and compensate for it.
 
     The backbone runs in eval mode, so that no layer's change reaches the next. With s the old and t the new statistics
     (mean, and unbiased variance, averaged over batches):

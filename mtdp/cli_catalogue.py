@@ -13,7 +13,7 @@ _TENTHS = 10
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (tasks, convert, pool, split):
         app.command(cls=o.Command)(command)
 

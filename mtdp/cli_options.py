@@ -141,3 +141,46 @@ HugeImages = Annotated[bool, typer.Option("--huge-images", help="Also take image
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say versions, device and precision.")]
 PAPER_RATES: Final = "1e-3, 1e-4, 1e-5, 1e-6"
+
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        help="Learning rate after the warm-up. The paper chose 1e-3 for ResNet-50 and 1e-4 for DenseNet-121.",
+        show_default="1e-3 for resnet50, else 1e-4",
+    ),
+]
+Multiplier = Annotated[
+    float | None,
+    typer.Option(
+        help="The heads learn at --lr times this. The paper chose 1 for ResNet-50 and 5 for DenseNet-121.",
+        show_default="5 for densenet121, else 1",
+    ),
+]
+Optimiser = Annotated[Literal["sgd", "adamw"], typer.Option(help="The paper uses sgd; vision transformers want adamw.")]
+WeightDecay = Annotated[float, typer.Option(help="Of matrices; 0.05 is usual with adamw.")]
+Schedule = Annotated[
+    Literal["constant", "cosine"], typer.Option(help="cosine: the rates fall to 0 at the last iteration.")
+]
+LrRise = Annotated[
+    int, typer.Option(help="Iterations after the warm-up of the heads in which the rates rise linearly.")
+]
+LayerDecay = Annotated[
+    float, typer.Option(help="The rate of each layer is this times that of the next; 0.75 is usual for ViT.")
+]
+DropPath = Annotated[float, typer.Option(help="Chance that a branch of the last block is left out, for ViT.")]
+
+Evaluated = Annotated[
+    list[str] | None, typer.Option(help="Task to leave out and judge; repeat.", show_default="all with val and test")
+]
+Rates = Annotated[list[float] | None, typer.Option(help="Of the grid; repeat.", show_default=PAPER_RATES)]
+Multipliers = Annotated[list[float] | None, typer.Option(help="Of the grid; repeat.", show_default="1, 5, 10")]
+Warmups = Annotated[list[int] | None, typer.Option(help="Of the grid, in iterations; repeat.", show_default="5000, 0")]
+Finetuned = Annotated[list[str] | None, typer.Option(help="Evaluated task to fine-tune on, too; repeat, or all.")]
+Release = Annotated[
+    bool,
+    typer.Option(
+        "--release",
+        help="At last train one network on all images of all tasks, test splits too, by the combination that is best "
+        "over all, as the published networks were: OUT/release.",
+    ),
+]

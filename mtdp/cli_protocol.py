@@ -13,7 +13,7 @@ from mtdp.errors import Interrupted
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (loto, evaluate, breakhis):
         app.command(cls=o.Command)(command)
 
@@ -24,17 +24,10 @@ def loto(
     out: Annotated[Path, typer.Option(help="Folder of the cells and of table.md, table.csv and table.png.")],
     arch: o.Arch = "resnet50",
     init: o.Init = "imagenet",
-    evaluate: Annotated[
-        list[str] | None,
-        typer.Option(help="Task to leave out and judge; repeat.", show_default="all with val and test"),
-    ] = None,
-    lr: Annotated[list[float] | None, typer.Option(help="Of the grid; repeat.", show_default=o.PAPER_RATES)] = None,
-    head_lr_multiplier: Annotated[
-        list[float] | None, typer.Option(help="Of the grid; repeat.", show_default="1, 5, 10")
-    ] = None,
-    warmup: Annotated[
-        list[int] | None, typer.Option(help="Of the grid, in iterations; repeat.", show_default="5000, 0")
-    ] = None,
+    evaluate: o.Evaluated = None,
+    lr: o.Rates = None,
+    head_lr_multiplier: o.Multipliers = None,
+    warmup: o.Warmups = None,
     seeds: Annotated[int, typer.Option(help="Runs of each combination.")] = 5,
     iterations: o.Iterations = 50_000,
     warmup_lr: o.WarmupLr = 1e-3,
@@ -42,23 +35,14 @@ def loto(
     image_px: Annotated[int, typer.Option(help="Side of the square input, in training and in transfer.")] = 224,
     precision: o.Precision = "auto",
     adaptation_batches: o.Adaptation = 20,
-    finetune: Annotated[
-        list[str] | None, typer.Option(help="Evaluated task to fine-tune on, too; repeat, or all.")
-    ] = None,
+    finetune: o.Finetuned = None,
     finetune_lr: Annotated[list[float] | None, typer.Option(help="Repeat.", show_default=o.PAPER_RATES)] = None,
     finetune_epochs: Annotated[int, typer.Option(help="For each rate.")] = 100,
     scratch: Annotated[
         bool, typer.Option("--scratch", help="Also train from random weights, where fine-tuned.")
     ] = False,
     joint: Annotated[bool, typer.Option("--joint", help="Also joint training on the whole pool.")] = False,
-    release: Annotated[
-        bool,
-        typer.Option(
-            "--release",
-            help="At last train one network on all images of all tasks, test splits too, by the combination that is "
-            "best over all, as the published networks were: OUT/release.",
-        ),
-    ] = False,
+    release: o.Release = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and the time they take; train nothing.")
     ] = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from mtdp import cli_options as o
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (pretrain, finetune, probe):
         app.command(cls=o.Command)(command)
 
@@ -29,43 +29,20 @@ def pretrain(
     iterations: Annotated[int, typer.Option(help="In all, warm-up included.")] = 50_000,
     warmup: Annotated[int, typer.Option(help="Iterations at the start that train only the heads.")] = 5_000,
     warmup_lr: o.WarmupLr = 1e-3,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            help="Learning rate after the warm-up. The paper chose 1e-3 for ResNet-50 and 1e-4 for DenseNet-121.",
-            show_default="1e-3 for resnet50, else 1e-4",
-        ),
-    ] = None,
-    head_lr_multiplier: Annotated[
-        float | None,
-        typer.Option(
-            help="The heads learn at --lr times this. The paper chose 1 for ResNet-50 and 5 for DenseNet-121.",
-            show_default="5 for densenet121, else 1",
-        ),
-    ] = None,
+    lr: o.Rate = None,
+    head_lr_multiplier: o.Multiplier = None,
     batch_size: o.BatchSize = 64,
     image_px: o.ImagePx = 224,
     seed: o.Seed = 0,
     precision: o.Precision = "auto",
     splits: Annotated[str, typer.Option(help="Splits of each task to train on, with commas.")] = "train,val",
     adaptation_batches: o.Adaptation = 20,
-    optimiser: Annotated[
-        Literal["sgd", "adamw"], typer.Option(help="The paper uses sgd; transformers want adamw.")
-    ] = "sgd",
-    weight_decay: Annotated[float, typer.Option(help="Of matrices; 0.05 is usual with adamw.")] = 0.0,
-    schedule: Annotated[
-        Literal["constant", "cosine"], typer.Option(help="cosine: the rates fall to 0 at the last iteration.")
-    ] = "constant",
-    lr_rise: Annotated[
-        int, typer.Option(help="Iterations after the warm-up of the heads in which the rates rise linearly.")
-    ] = 0,
-    layer_decay: Annotated[
-        float,
-        typer.Option(help="The rate of each layer is this times that of the layer after it; 0.75 is usual for ViT."),
-    ] = 1.0,
-    drop_path: Annotated[
-        float, typer.Option(help="Chance that a branch of the last block is left out, for ViT.")
-    ] = 0.0,
+    optimiser: o.Optimiser = "sgd",
+    weight_decay: o.WeightDecay = 0.0,
+    schedule: o.Schedule = "constant",
+    lr_rise: o.LrRise = 0,
+    layer_decay: o.LayerDecay = 1.0,
+    drop_path: o.DropPath = 0.0,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 300.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write metrics to OUT/tensorboard.")] = False,
     resume: o.Resume = False,

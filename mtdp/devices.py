@@ -63,7 +63,7 @@ def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScale
 
 
 def take_step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
-    """Divides the gradients by the scale, and steps.
+    """Divide the gradients by the scale, and step.
 
     In fp16, gradients that are not finite mean that the scale was too large: there is no step, which leaves weights and
     momentum alone, and the scale is halved. It is doubled after 2000 steps without that. Call it last, after all that
@@ -83,7 +83,7 @@ def gradients_overflow(scaler: torch.amp.GradScaler) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tells the C library to keep large blocks instead of handing each back to the system.
+    """Tell the C library to keep large blocks instead of handing each back to the system.
 
     A training step allocates gigabytes anew; without this, clearing their pages takes as long as the computing.
     """
@@ -98,7 +98,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def out_of_memory_said(what: str, hint: str) -> Iterator[None]:
-    """Turns an allocation that fails, on the GPU or the CPU, into a line that names the option which helps.
+    """Turn an allocation that fails, on the GPU or the CPU, into a line that names the option which helps.
 
     Raises:
         OutOfMemory: the body ran out of memory.

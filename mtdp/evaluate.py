@@ -85,7 +85,7 @@ def evaluate_task(
     seed: int = 0,
     extract: Extract | None = None,
 ) -> TaskEvaluation:
-    """Judges every source of features on one task.
+    """Judge every source of features on one task.
 
     Args:
         sources: name -> where the features come from.

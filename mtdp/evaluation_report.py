@@ -144,7 +144,7 @@ def draw(found: Sequence[TaskEvaluation], path: Path) -> None:
 
 
 def write(found: Sequence[TaskEvaluation], out: Path) -> list[Path]:
-    """Writes evaluation.md, evaluation.csv and evaluation.png."""
+    """Write evaluation.md, evaluation.csv and evaluation.png."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"evaluation.{suffix}" for suffix in ("md", "csv", "png")]
     paths[0].write_text(markdown(found) + "\n![scores with their 95 % intervals](evaluation.png)\n", "utf-8")

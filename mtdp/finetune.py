@@ -128,7 +128,7 @@ def finetune_best(
     quiet: bool = False,
     steps: FinetuneSteps | None = None,
 ) -> FinetuneResult:
-    """Fine-tunes once for each learning rate, and scores the best on test.
+    """Fine-tune once for each learning rate, and score the best on test.
 
     `out/lr-RATE/` holds each run; `out/checkpoint.safetensors` and `out/result.json` are of the best one.
 
@@ -166,7 +166,7 @@ def finetune_best(
 def _judged_on_test(
     task: Task, config: FinetuneConfig, out: Path, best: dict[float, tuple[float, int]], steps: FinetuneSteps
 ) -> FinetuneResult:
-    """Scores the network of the best rate on test, once, and keeps it.
+    """Score the network of the best rate on test, once, and keep it.
 
     Args:
         best: learning rate -> (score on val, epoch).
@@ -201,7 +201,7 @@ def _judged_on_test(
 
 
 def _check_place(out: Path) -> None:
-    """Refuses a folder whose checkpoint is not of a fine-tuning."""
+    """Refuse a folder whose checkpoint is not of a fine-tuning."""
     held = (out / STATE_NAME).is_file() or ((out / CHECKPOINT_NAME).is_file() and not any(out.glob("lr-*")))
     if held:
         raise UsageError(f"{out} holds another run's {CHECKPOINT_NAME}", "give another --out: it would be overwritten")
@@ -216,7 +216,7 @@ def finetune(
     quiet: bool = False,
     steps: FinetuneSteps | None = None,
 ) -> tuple[float, int]:
-    """Trains backbone and head on train for some epochs, and keeps the network of the best epoch on val.
+    """Train backbone and head on train for some epochs, and keep the network of the best epoch on val.
 
     Returns:
         The best score on val, and its epoch, counted from 1; the first of equals.
@@ -305,7 +305,7 @@ class _Epochs:
         log: TrainingLog,
         caught: list[int],
     ) -> None:
-        """Shows every image of train once."""
+        """Show every image of train once."""
         config, net = self.config, self.net
         net.train()
         for batch in self.steps.batches(
@@ -328,7 +328,7 @@ class _Epochs:
                 break
 
     def _judge(self, epoch: int, log: TrainingLog) -> bool:
-        """Scores on val; keeps the network, and says so, if no earlier epoch was as good."""
+        """Score on val; keep the network, and say so, if no earlier epoch was as good."""
         config, task = self.config, self.task
         logits = self.steps.scores(self.net, self.normalise, task.name, self.val, self.cache, config.precision)
         val_score = score(logits, labels_of(self.val), task.metric)

@@ -58,7 +58,7 @@ def read_rgb(path: Path, hint: str = _HINT) -> Image.Image:
 
 
 def check_image(path: Path) -> int:
-    """Decodes the image, so that a truncated file is found before training and not hours into it.
+    """Decode the image, so that a truncated file is found before training and not hours into it.
 
     Returns:
         64 bits that two files share if their pixels are equal; 0 of an image that is blank (nine tenths of it in one
@@ -77,7 +77,7 @@ def check_image(path: Path) -> int:
 
 
 def load_image(path: Path, image_px: int, interpolation: str = "bilinear") -> NDArray[np.uint8]:
-    """Decodes to RGB and resizes the shorter side to image_px: uint8[H, W, 3], min(H, W) == image_px.
+    """Decode to RGB and resize the shorter side to image_px: uint8[H, W, 3], min(H, W) == image_px.
 
     A square crop of the result, anywhere along its longer side, is the largest square crop of the original, resized
     (the paper's training transform); its centre crop is the evaluation transform of the authors' code.

@@ -37,7 +37,7 @@ def check_images(task: Path, images: Sequence[Path]) -> int:
 
 
 def image_digests(task: Path, images: Sequence[Path]) -> tuple[list[int], int]:
-    """Decodes the images that are not known to be sound.
+    """Decode the images that are not known to be sound.
 
     Args:
         task: folder or manifest, which names the file of the cache.

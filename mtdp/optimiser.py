@@ -51,7 +51,7 @@ def build_optimiser(net: MultiTaskNet, config: PretrainConfig, iteration: int) -
 
 
 def set_rates(optimiser: torch.optim.Optimizer, config: PretrainConfig, iteration: int) -> None:
-    """Sets the rates that hold at an iteration, counted from 0."""
+    """Set the rates that hold at an iteration, counted from 0."""
     factor = rate_factor(config, iteration)
     for group in optimiser.param_groups:
         group["lr"] = group[BASE_RATE] * factor
@@ -122,7 +122,7 @@ def _layer_of(name: str) -> int | None:
 
 
 def set_drop_path(backbone: Backbone, rate: float) -> None:
-    """Leaves out residual branches at random in training: with chance `rate` in the last block, linearly less before.
+    """Leave out residual branches at random in training: with chance `rate` in the last block, linearly less before.
 
     Raises:
         UsageError: the architecture has no blocks with such branches.

@@ -47,7 +47,7 @@ def split_classes(
     each_image: bool = False,
     seed: int = 0,
 ) -> SplitSummary:
-    """Makes a task folder of `source/CLASS/*.jpg`, whole groups in one split and every class in each.
+    """Make a task folder of `source/CLASS/*.jpg`, whole groups in one split and every class in each.
 
     Args:
         shares: of train, val and test, in any unit; 0: not made.
@@ -137,7 +137,7 @@ def _named_groups(path: Path, source: Path) -> dict[str, str]:
 def _copied(
     partial: Path, images: Mapping[Path, str], of_image: Mapping[Path, str], homes: Mapping[str, str], name: str
 ) -> Task:
-    """Copies the images as `split/CLASS/GROUP_name`, and reads them as training will."""
+    """Copy the images as `split/CLASS/GROUP_name`, and read them as training will."""
     raw_of: dict[str, str] = {}
     taken: dict[Path, Path] = {}
     for path, label in images.items():
@@ -159,7 +159,7 @@ def _copied(
 
 
 def write_pool(folder: Path, out: Path | None = None) -> tuple[Path, list[Task]]:
-    """Writes the pool file of the tasks in a folder: those below it that load, each checked as before training.
+    """Write the pool file of the tasks in a folder: those below it that load, each checked as before training.
 
     Tasks that share an image are left out together, and so are those that the catalogue relates. `ships` is false:
     whether weights may be given away is not for a program to say.

@@ -72,7 +72,7 @@ def pretrain(
     tensorboard: bool = False,
     steps: PretrainSteps | None = None,
 ) -> Path:
-    """Pre-trains one network on all tasks together.
+    """Pre-train one network on all tasks together.
 
     Args:
         tasks: the pool; every task has images in `config.splits`.
@@ -270,7 +270,7 @@ def _phase(iteration: int, config: PretrainConfig) -> str:
 
 
 def _set_phase(net: MultiTaskNet, iteration: int, config: PretrainConfig, ranks: Ranks) -> nn.Module:
-    """Freezes or frees the backbone; returns it as to be called."""
+    """Freeze or free the backbone; return it as to be called."""
     # Paper: in warm-up neither the backbone's weights nor its batch-norm statistics move.
     warming = iteration < config.warmup
     net.train()

@@ -104,7 +104,7 @@ class PretrainConfig:
 
 
 def resolve(config: PretrainConfig, saved: RunState | None, device: torch.device) -> PretrainConfig:
-    """Fixes the precision, and holds the configuration against that of the saved state."""
+    """Fix the precision, and hold the configuration against that of the saved state."""
     if saved is None:
         return replace(config, precision=choose_precision(config.precision, device))
     before = saved.data["training"]["config"]

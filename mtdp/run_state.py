@@ -38,7 +38,7 @@ _KINDS: Final = {"momentum_buffer": "momentum"}  # names in a state file, of bef
 
 @contextmanager
 def locked_run(out: Path, leads: bool = True) -> Iterator[None]:
-    """Makes a run's folder, and keeps other processes from writing to it; the lock ends with the process.
+    """Make a run's folder, and keep other processes from writing to it; the lock ends with the process.
 
     Args:
         leads: whether this process writes the files; of several that train together, one does.
@@ -65,7 +65,7 @@ def locked_run(out: Path, leads: bool = True) -> Iterator[None]:
 
 
 def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
-    """Reads the state that a run's folder holds.
+    """Read the state that a run's folder holds.
 
     Raises:
         UsageError: the folder holds a run that is not to be resumed, or one of another kind.
@@ -90,7 +90,7 @@ def write_state(
     scaler: torch.amp.GradScaler,
     data: Mapping[str, Any],
 ) -> None:
-    """Writes the network, the optimiser's, the scaler's and the generator's state, atomically."""
+    """Write the network, the optimiser's, the scaler's and the generator's state, atomically."""
     tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
     for name, parameter in net.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
@@ -102,7 +102,7 @@ def write_state(
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON document, atomically."""
+    """Write a JSON document, atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
@@ -130,7 +130,7 @@ def restore_scaler(scaler: torch.amp.GradScaler, saved: RunState) -> None:
 
 @contextmanager
 def waiting_signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM, so that an iteration can end; a second one has its usual effect."""
+    """Collect the first SIGINT or SIGTERM, so that an iteration can end; a second one has its usual effect."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught

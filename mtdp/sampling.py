@@ -77,7 +77,7 @@ def draw_epoch(seed: int, epoch: int, size: int, batch_size: int) -> list[Draw]:
 
 
 def load_batch(tasks: Sequence[Sequence[Sample]], choice: Draw, cache: ImageCache) -> Batch:
-    """Decodes, crops and flips the images of one draw."""
+    """Decode, crop and flip the images of one draw."""
     side = cache.image_px
     batch_size = len(choice.tasks)
     images = np.empty((batch_size, side, side, 3), dtype=np.uint8)

@@ -70,7 +70,7 @@ class Task:
 
 
 def load_pool(path: Path) -> tuple[Task, ...]:
-    """Reads and checks every task of a pool file.
+    """Read and check every task of a pool file.
 
     The file has one `[[task]]` for each task: `name`, `path` (relative to the file), and optionally `metric` (auto),
     `leave_out_with` (names) and `ships` (false).
@@ -134,7 +134,7 @@ def load_task(
     leave_out_with: Iterable[str] = (),
     ships: bool = False,
 ) -> Task:
-    """Reads and checks one task, a folder or a manifest.
+    """Read and check one task, a folder or a manifest.
 
     Args:
         name: of the task; the folder's or manifest's own by default.
@@ -205,7 +205,7 @@ def _check_groups(path: Path, samples: Mapping[str, Sequence[Sample]]) -> None:
 
 
 def _check_twins(path: Path, rows: Sequence[Row], digests: Sequence[int]) -> None:
-    """Refuses equal images in two splits or two classes; tells of those in two groups of one split.
+    """Refuse equal images in two splits or two classes; tell of those in two groups of one split.
 
     Blank images (digest 0) are equal by nature: glass looks like glass.
     """

@@ -182,7 +182,7 @@ def probe_task(
     score_on: str = "test",
     classifier: Classifier | None = None,
 ) -> ProbeResult:
-    """Fits on some splits with C chosen by cross-validation in them, and scores once on another.
+    """Fit on some splits with C chosen by cross-validation in them, and score once on another.
 
     The paper fits on train and val for the final score on test; on train for the choice of hyper-parameters on val.
 

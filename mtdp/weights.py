@@ -60,7 +60,7 @@ class WeightsOrigin:
 
 
 def load_backbone_weights(backbone: Backbone, arch: str, source: str, seed: int = 0) -> WeightsOrigin:
-    """Fills a backbone in place.
+    """Fill a backbone in place.
 
     Args:
         source: `imagenet`, `mtdp`, `random`, a .safetensors or .pth file, or the folder of a training run.
@@ -190,7 +190,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def to_torchvision_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames a state dict of any known layout to torchvision's names, and drops heads and classifiers."""
+    """Rename a state dict of any known layout to torchvision's names, and drop heads and classifiers."""
     names = list(tensors)
     if names and all(name.startswith("module.") for name in names):  # saved from DataParallel
         return to_torchvision_layout({name.removeprefix("module."): tensors[name] for name in names})
@@ -211,7 +211,7 @@ def to_torchvision_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def fill_backbone(backbone: Backbone, tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
-    """Copies tensors of torchvision's names into the trunk; every one must fit.
+    """Copy tensors of torchvision's names into the trunk; every one must fit.
 
     Raises:
         WeightsError: with the first missing, unexpected and misshapen names.
@@ -241,7 +241,7 @@ def timm_classifiers(backbone: Backbone) -> tuple[str, ...]:
 
 
 def download(url: str, file_name: str, sha256_prefix: str = "", timeout_s: float = 30.0) -> Path:
-    """Downloads once to torch's hub folder, and checks the digest whether the file is new or was there.
+    """Download once to torch's hub folder, and check the digest whether the file is new or was there.
 
     Raises:
         WeightsError: no network, a server's refusal, or a digest that does not begin with `sha256_prefix`.

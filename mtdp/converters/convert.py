@@ -66,7 +66,7 @@ class Summary:
     notes: Sequence[str]
 
     def lines(self) -> list[str]:
-        """For people: one line a split, then the notes."""
+        """For people: one line for each split, then the notes."""
         lines = []
         for split, classes in self.images.items():
             counts = ", ".join(f"{label} {count}" for label, count in classes.items())
@@ -80,7 +80,7 @@ class Summary:
 def convert(
     name: str, source: Path, out: Path, seed: int = 0, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Summary:
-    """Makes the task folder `out` from the unpacked download in `source`.
+    """Make the task folder `out` from the unpacked download in `source`.
 
     The same download and seed give the same files. All is written to `OUT.partial` first and renamed at the end: an
     interrupted conversion leaves no `out`, and the next one starts anew.
@@ -140,7 +140,7 @@ def _check_classes(task: CatalogueTask, source: Path, patches: Sequence[Patch]) 
     if len(found) != task.classes:
         raise TaskError(
             f"{source} has {len(found)} classes ({', '.join(sorted(found))}), {task.name} has {task.classes}",
-            "one folder a class",
+            "one folder for each class",
         )
 
 

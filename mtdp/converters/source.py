@@ -162,7 +162,7 @@ def _lines(path: Path) -> Iterable[str]:
 
 
 def check_points(path: Path, points: Iterable[tuple[float, float]], width: int, height: int) -> None:
-    """Raises TaskError where a point lies outside of the image: the columns would be mistaken, or the file."""
+    """Raise TaskError where a point lies outside of the image: the columns would be mistaken, or the file."""
     for x, y in points:
         if not (0 <= x <= width and 0 <= y <= height):
             raise TaskError(

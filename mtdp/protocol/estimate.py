@@ -66,7 +66,7 @@ def _timed(config: ProtocolConfig) -> float:
 
 
 def say_plan(protocol: Protocol, say: Callable[[str], None]) -> None:
-    """Lists every cell, whether it is done, and about how long it takes.
+    """List every cell, whether it is done, and about how long it takes.
 
     Raises:
         UsageError, TaskError: what would end the run itself.

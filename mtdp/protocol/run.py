@@ -129,7 +129,7 @@ class Protocol:
 
 
 def run_protocol(protocol: Protocol, say: Callable[[str], None] = lambda text: None) -> None:
-    """Computes every missing cell; returns when all are there.
+    """Compute every missing cell; return when all are there.
 
     Several processes may run on one folder, for example one for each GPU: a cell is locked while it is computed, and a
     lock ends with its process.

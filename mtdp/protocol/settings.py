@@ -28,7 +28,7 @@ MAY_GROW_WITHOUT_CHOICE: Final = ("seeds", "evaluate")
 
 
 def check_runnable(tasks: tuple[Task, ...], config: ProtocolConfig) -> None:
-    """Finds before the first training what would end the run after the last.
+    """Find before the first training what would end the run after the last.
 
     Raises:
         UsageError: a name, a source of weights or a set that cannot be, or nothing to choose a combination by.
@@ -60,7 +60,7 @@ def check_runnable(tasks: tuple[Task, ...], config: ProtocolConfig) -> None:
 
 
 def hold_to_settings(tasks: tuple[Task, ...], config: ProtocolConfig, out: Path, write: bool = True) -> None:
-    """Refuses other settings than those of the results that are there: cells of two settings make no table.
+    """Refuse other settings than those of the results that are there: cells of two settings make no table.
 
     Args:
         write: also write them down, for the next run.

@@ -234,7 +234,7 @@ def _mean_and_bar(row: Row, column: str) -> tuple[float, float, float]:
 
 
 def write_tables(protocol: Protocol) -> list[Path]:
-    """Writes table.md, table.csv and table.png to the run's folder."""
+    """Write table.md, table.csv and table.png to the run's folder."""
     rows = collect(protocol)
     paths = [protocol.out / name for name in ("table.md", "table.csv", "table.png")]
     figure = "![test scores with their 95 % intervals](table.png)"
