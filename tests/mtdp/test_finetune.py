@@ -51,10 +51,12 @@ def test_epochs_differ_and_repeat_by_seed() -> None:
 
 
 def test_scores_are_the_tasks_metric() -> None:
-    logits = np.array([[0.2, 0.1], [0.0, 3.0], [1.0, 0.9], [0.5, 0.1]], np.float32)
+    logits = np.array([[0.2, 0.1], [0.0, 3.0], [1.0, 0.95], [0.5, 0.1]], np.float32)
     labels = np.array([0, 1, 1, 0])
     assert score(logits, labels, "accuracy") == 0.75
-    assert score(logits, labels, "roc_auc") == roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+    margins = logits[:, 1] - logits[:, 0]
+    assert score(logits, labels, "roc_auc") == roc_auc_score(labels, margins) == 1.0
+    assert roc_auc_score(labels, margins > 0) == 0.75, "of predicted classes it would be another"
 
 
 def test_the_best_rate_on_val_is_judged_on_test(task: Task, tmp_path: Path) -> None:
