@@ -17,7 +17,7 @@ from PIL import Image
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
 from mtdp.finetune import ADAPTATION_EPOCH, FinetuneConfig, FinetuneResult, FinetuneSteps, finetune, finetune_best
-from mtdp.images import ImageCache
+from mtdp.images import ImageCache, load_image
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp.pretrain import PretrainSteps, pretrain
@@ -26,7 +26,9 @@ from mtdp.protocol.cells import Cell
 from mtdp.protocol.config import Combination, ProtocolConfig
 from mtdp.protocol.ranking import choose
 from mtdp.protocol.run import Protocol, Steps, run_protocol, scores_on_val
-from mtdp.sampling import ADAPTATION, TRAINING, batches, epoch_batches
+from mtdp.protocol.tables import collect
+from mtdp.run_state import write_json
+from mtdp.sampling import ADAPTATION, TRAINING, batches, draw_epoch, epoch_batches
 from mtdp.scores import head_scores
 from mtdp.tasks import SPLITS, Sample, Task, load_task
 from mtdp.transfer import (
@@ -35,6 +37,7 @@ from mtdp.transfer import (
     Colours,
     Extractor,
     ProbeResult,
+    cross_validate,
     extract_features,
     fit_svm,
     judge_features,
@@ -558,3 +561,87 @@ def test_pre_training_draws_from_the_named_splits_of_every_task(task: Task, tmp_
     assert taken == {ADAPTATION: 4, TRAINING: 3}
     told = load_checkpoint(tmp_path / "run")[1].training["tasks"]
     assert {name: facts["images"] for name, facts in told.items()} == {"colour": 24, "other": 8}
+
+
+# --- what is shown, averaged, and seen --------------------------------------------------------------------------------
+
+
+def test_every_column_of_the_table_shows_its_own_cells(recorded: tuple[Protocol, Recorder]) -> None:
+    """Each cell gets a score that names its kind, its weights, its task and its seed."""
+    protocol, _ = recorded
+    kinds = {"finetune": 0.1, "probe": 0.2, "joint-test": 0.3, "joint-select": 0.4, "select": 0.5}
+    weights = {"random": 0.01, "start": 0.02, "mtl": 0.03, "colour": 0.04}
+    tasks = {"a": 0.001, "c": 0.003, "d": 0.004}
+    for cell in protocol.cells():
+        if cell.kind not in ("pretrain", "release"):
+            value = kinds[cell.kind] + weights[cell.weights] + tasks[cell.subject] + cell.seed / 10_000
+            write_json(protocol.result_path(cell), {"score": value, "combination": None})
+    for row in collect(protocol):
+        for column, kind, of in (
+            ("Scratch", "finetune", "random"),
+            ("FE colour", "probe", "colour"),
+            ("FE random", "probe", "random"),
+            ("FE start", "probe", "start"),
+            ("FE MTL", "probe", "mtl"),
+            ("FT start", "finetune", "start"),
+            ("FT MTL", "finetune", "mtl"),
+            ("Joint", "joint-test", "mtl"),
+        ):
+            once = of in ("colour", "start") and kind == "probe"
+            tuned = kind != "finetune" or row.task in ("a", "c")
+            seeds = (0,) if once else (0, 1)
+            wanted = [kinds[kind] + weights[of] + tasks[row.task] + seed / 10_000 for seed in seeds] if tuned else []
+            assert row.scores[column] == pytest.approx(wanted), (row.task, column)
+        assert row.train_images == 56
+        assert (row.test_images, row.test_groups) == (28, 7)
+
+
+def test_the_score_of_a_c_is_the_mean_over_the_folds() -> None:
+    """One C is perfect in two folds of five, another right in four images of five everywhere."""
+    labels = np.tile([0, 1, 2], 25).astype(np.int64)
+    groups = [f"g{row // 15}" for row in range(75)]
+    fold_of: list[int] = []
+
+    def fit(features: NDArray[np.float32], labels: NDArray[np.int64], c: float, seed: int) -> tuple[float, bool]:
+        return c, True
+
+    def outputs(c: float, features: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
+        held = labels[features[:, 0].astype(int)]
+        fold_of.append(int(features[0, 0]) // 15)
+        wrong = (held + 1) % classes
+        if c == 1e-2:
+            return np.where(np.arange(len(held)) % 5 < 4, held, wrong).astype(np.float64)
+        return (held if c == 1e-3 and fold_of[-1] < 2 else wrong).astype(np.float64)
+
+    features = np.arange(75, dtype=np.float32)[:, None]
+    scores = cross_validate(features, labels, groups, "accuracy", classifier=Classifier(fit, outputs))
+    assert scores[1e-3] == pytest.approx(0.4)
+    assert scores[1e-2] == pytest.approx(0.8)
+    assert set(fold_of) == set(range(5))
+
+
+def test_a_head_sees_the_central_square_and_training_the_square_that_was_drawn(tmp_path: Path, make_task: Make) -> None:
+    task = load_task(make_task(tmp_path / "tall", ("blue", "red"), per_class=4, height=57))  # 40 x 57 pixels
+    cache = ImageCache(32, 0)
+    samples = task.of(("train",))
+    choice = draw_epoch(5, 2, len(samples), 4)[1]
+    batch = list(epoch_batches(samples, cache, seed=5, epoch=2, batch_size=4))[1]
+    for row in range(4):
+        sample = samples[choice.images[row]]
+        image = load_image(sample.path, 32)
+        top = int(choice.offsets[row] * (image.shape[0] - 32 + 1))
+        view = image[top : top + 32]
+        view = view[:, ::-1] if choice.flips[row, 0] else view
+        view = view[::-1] if choice.flips[row, 1] else view
+        np.testing.assert_array_equal(batch.images[row].numpy(), view)
+        assert int(batch.labels[row]) == sample.label
+    net = MultiTaskNet(build_backbone("resnet18"), {"tall": task.classes}).eval()
+    found = head_scores(net, Normalise(Preprocessing(image_px=32)), "tall", samples[:3], cache, "fp32")
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    for row, sample in enumerate(samples[:3]):
+        image = load_image(sample.path, 32)
+        top = (image.shape[0] - 32) // 2
+        square = torch.from_numpy(image[top : top + 32].copy()).permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            wanted = net((square - mean) / std)["tall"][0]
+        np.testing.assert_allclose(found[row], wanted.numpy(), rtol=1e-3, atol=1e-4)
