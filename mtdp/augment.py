@@ -1,5 +1,7 @@
 """The views of an image: random for training, central for evaluation. Pure functions of the image and given numbers."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import NDArray
 

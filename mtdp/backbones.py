@@ -3,6 +3,8 @@
 The trunks keep torchvision's own parameter names, so every weight file in that layout loads without a table of names.
 """
 
+from __future__ import annotations
+
 from typing import Any, Final
 
 import torch

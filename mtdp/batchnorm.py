@@ -5,6 +5,8 @@ replaced at once by those of the batch, and the features are no longer what was 
 the new domain's statistics, and its scale and shift absorb the difference: its output in eval mode stays as it was.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 
 import torch
@@ -15,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 @torch.no_grad()
 def adapt_batch_norm(backbone: nn.Module, inputs: Iterable[torch.Tensor]) -> int:
-    """Gives each batch-norm layer the statistics of its own input over some batches, and compensates for it.
+    """Give each batch-norm layer the statistics of its own input over some batches, and compensate for it.
 
     The backbone runs in eval mode, so that no layer's change reaches the next. With s the old and t the new statistics
     (mean, and unbiased variance, averaged over batches):

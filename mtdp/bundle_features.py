@@ -4,6 +4,8 @@ The runtime owns the bundle format; of it this module knows the few keys that it
 with ONNX Runtime. All that happens to the pixels is inside the graph: uint8[N, P, P, 3] -> features float32[N, D].
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Sequence

@@ -4,6 +4,8 @@ The data is `catalogue.toml` beside this module; the counts are the paper's own 
 row and column sums are checked by a test. `mtdp.converters` makes the public ones.
 """
 
+from __future__ import annotations
+
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -28,7 +30,7 @@ class CatalogueTask:
     train: int
     val: int  # 0: the paper has no validation split of it
     test: int
-    group: Literal["patient", "slide", "image"]  # what the paper did not tear between splits
+    group: Literal["patient", "slide", "image"]  # what the paper did keep in the same split
     patch_px: int  # side of a patch; 0: as published
     rule: str  # from annotations to labelled patches
     reference: str
@@ -50,6 +52,25 @@ def catalogue() -> tuple[CatalogueTask, ...]:
     """All tasks, in the paper's order."""
     entries = tomllib.loads(files("mtdp").joinpath("catalogue.toml").read_text("utf-8"))["task"]
     return tuple(_from_toml(entry) for entry in entries)
+
+
+@cache
+def more_tasks() -> tuple[CatalogueTask, ...]:
+    """Public tasks that the paper did not train on, for which there is a converter, too."""
+    entries = tomllib.loads(files("mtdp").joinpath("more_tasks.toml").read_text("utf-8"))["task"]
+    return tuple(_from_toml(entry) for entry in entries)
+
+
+def known_task(name: str) -> CatalogueTask:
+    """The task of that name, of the paper or of the others.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for task in more_tasks():
+        if task.name == name:
+            return task
+    return catalogue_task(name)
 
 
 def _from_toml(entry: dict[str, Any]) -> CatalogueTask:
@@ -86,9 +107,10 @@ def _totals(tasks: Sequence[CatalogueTask]) -> tuple[str, ...]:
     return (f"{len(tasks)} tasks", "", "", "", *sums, "", public)
 
 
-def text_table() -> str:
-    """The catalogue for a terminal: aligned columns, totals last."""
-    rows = [_HEADER, *(_row(task) for task in catalogue()), _totals(catalogue())]
+def text_table(more: bool = False) -> str:
+    """The catalogue for a terminal: aligned columns, totals last; or the tasks that are not the paper's."""
+    tasks = more_tasks() if more else catalogue()
+    rows = [_HEADER, *(_row(task) for task in tasks), _totals(tasks)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
@@ -114,6 +136,27 @@ def markdown() -> str:
     lines += [*_markdown_table(head, rules), ""]
     lines += [f"- `{task.name}`: {task.note}" for task in tasks if task.note]
     return "\n".join(lines) + "\n"
+
+
+def more_markdown() -> str:
+    """The table of docs/catalogue.md of the tasks that are not the paper's."""
+    head = ("task", "data set", "organ", "classes", "images", "train/val/test", "split by", "licence", "source")
+    rows = [
+        (
+            task.name,
+            f"{task.title}, [{task.reference}](https://doi.org/{task.doi})",
+            task.organ,
+            str(task.classes),
+            str(task.images),
+            f"{task.train}/{task.val}/{task.test}",
+            task.group,
+            task.licence,
+            f"<{task.source}>",
+        )
+        for task in more_tasks()
+    ]
+    notes = [f"- `{task.name}`: {task.note}" for task in more_tasks() if task.note]
+    return "\n".join([*_markdown_table(head, rows), "", *notes]) + "\n"
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,6 +4,8 @@ Nothing is ever pickled. A file is written beside its final name and moved there
 one or the new one, and a killed run leaves no half-written checkpoint.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import platform
@@ -54,7 +56,7 @@ class CheckpointInfo:
         }
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "CheckpointInfo":
+    def from_json(data: Mapping[str, Any]) -> CheckpointInfo:
         heads = data["heads"]
         return CheckpointInfo(
             arch=str(data["arch"]),
@@ -75,12 +77,12 @@ def current_versions() -> dict[str, str]:
 
 
 def save_checkpoint(path: Path, net: MultiTaskNet, info: CheckpointInfo) -> None:
-    """Writes the network and what it says of itself, atomically."""
+    """Write the network and what it says of itself, atomically."""
     write_tensors(path, net.state_dict(), info.to_json())
 
 
 def load_checkpoint(path: str | Path) -> tuple[MultiTaskNet, CheckpointInfo]:
-    """Rebuilds a network, in eval mode on the CPU, from a checkpoint file or the folder of a training run.
+    """Rebuild a network, in eval mode on the CPU, from a checkpoint file or the folder of a training run.
 
     Raises:
         UsageError: there is no such file or run.
@@ -98,7 +100,7 @@ def load_checkpoint(path: str | Path) -> tuple[MultiTaskNet, CheckpointInfo]:
 
 
 def fill_net(net: MultiTaskNet, tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
-    """Copies a whole state dict into a network; names and shapes must be equal."""
+    """Copy a whole state dict into a network; names and shapes must be equal."""
     try:
         net.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -107,7 +109,7 @@ def fill_net(net: MultiTaskNet, tensors: Mapping[str, torch.Tensor], origin: Pat
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON document to one safetensors file, atomically."""
+    """Write tensors and a JSON document to one safetensors file, atomically."""
     partial = path.with_name(f".{path.name}.partial")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:

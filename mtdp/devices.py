@@ -1,16 +1,19 @@
 """The device to train on, its precision and what fp16 needs beside it, and memory that is kept."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 import torch
 
-from mtdp.errors import UsageError
+from mtdp.errors import OutOfMemory, UsageError
 
 PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16")
 _FP16_TENSOR_CORES: Final = (7, 0)  # compute capability of Volta, the first with them
@@ -60,7 +63,7 @@ def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScale
 
 
 def take_step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
-    """Divides the gradients by the scale, and steps.
+    """Divide the gradients by the scale, and step.
 
     In fp16, gradients that are not finite mean that the scale was too large: there is no step, which leaves weights and
     momentum alone, and the scale is halved. It is doubled after 2000 steps without that. Call it last, after all that
@@ -80,7 +83,7 @@ def gradients_overflow(scaler: torch.amp.GradScaler) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tells the C library to keep large blocks instead of handing each back to the system.
+    """Tell the C library to keep large blocks instead of handing each back to the system.
 
     A training step allocates gigabytes anew; without this, clearing their pages takes as long as the computing.
     """
@@ -91,6 +94,27 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 2**28)
+
+
+@contextlib.contextmanager
+def out_of_memory_said(what: str, hint: str) -> Iterator[None]:
+    """Turn an allocation that fails, on the GPU or the CPU, into a line that names the option which helps.
+
+    Raises:
+        OutOfMemory: the body ran out of memory.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"{what}: out of memory ({_first_line(error)})", hint) from error
+    except RuntimeError as error:  # PyTorch's allocator of the CPU has no class of its own for it
+        if "DefaultCPUAllocator" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(f"{what}: out of memory ({_first_line(error)})", hint) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no more is known"])[0][:160]
 
 
 def has_fast_bf16(cpuinfo: str) -> bool:

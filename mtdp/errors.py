@@ -7,8 +7,11 @@ MtdpError               anything below: one line of what happened, and a hint
 |- WeightsError         weights cannot be had or do not fit                    (exit 1)
 |- CheckpointError      a checkpoint cannot be read, or is of another run      (exit 1)
 |- TrainingDiverged     the loss, or what the network gives, is not finite     (exit 1)
+|- OutOfMemory          the memory of the GPU or of the machine is too small    (exit 1)
 `- Interrupted          a signal stopped the run; its state is on disk         (exit 128 + signal)
 """
+
+from __future__ import annotations
 
 from typing import Final
 
@@ -57,6 +60,10 @@ class CheckpointError(MtdpError):
 
 class TrainingDiverged(MtdpError):
     """The loss, or what the trained network gives, is no longer a finite number."""
+
+
+class OutOfMemory(MtdpError):
+    """The memory of the GPU or of the machine does not suffice."""
 
 
 class Interrupted(MtdpError):

@@ -1,8 +1,10 @@
-"""One shared backbone and one linear head a task (paper: multi-task architecture, loss, and head gradients).
+"""One shared backbone and one linear head for each task (paper: multi-task architecture, loss, and head gradients).
 
 Every sample goes through its own task's head only. A head without a sample in the batch is inactive: it gets no
 gradient (None, not zero), so an optimiser with momentum leaves it alone.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +97,7 @@ def routed_loss(
 
 
 def rescale_head_gradients(net: MultiTaskNet, shares: Mapping[str, TaskShare]) -> None:
-    """Multiplies each active head's gradients by B / B_t: its own mean loss, as if it were alone (paper: eq. of phi).
+    """Multiply each active head's gradients by B / B_t: its own mean loss, as if it were alone (paper: eq. of phi).
 
     Call it after backward and before the optimiser's step; the backbone's gradients stay as they are.
     """

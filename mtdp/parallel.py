@@ -5,6 +5,8 @@ samples each head has in all, and which heads are active, without asking. The ba
 DistributedDataParallel while backward runs; the heads', which may be absent in a process, here.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +36,7 @@ class Ranks:
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """Joins the processes that torchrun started (RANK and WORLD_SIZE are set), and leaves them at the end."""
+    """Join the processes that torchrun started (RANK and WORLD_SIZE are set), and leave them at the end."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks()
@@ -51,7 +53,7 @@ def joined_ranks() -> Iterator[Ranks]:
 
 
 def refuse_torchrun(what: str) -> None:
-    """Refuses to do under torchrun what one process does: the others would do it, too, in the same folder."""
+    """Refuse to do under torchrun what one process does: the others would do it, too, in the same folder."""
     world = os.environ.get("WORLD_SIZE", "1")
     if world != "1":
         raise UsageError(
@@ -60,7 +62,7 @@ def refuse_torchrun(what: str) -> None:
 
 
 def check_batch(ranks: Ranks, batch_size: int) -> None:
-    """Refuses a batch that the processes cannot share evenly: their mean would not be the batch's."""
+    """Refuse a batch that the processes cannot share evenly: their mean would not be the batch's."""
     if batch_size % ranks.world or batch_size // ranks.world < 2:
         raise UsageError(
             f"a batch of {batch_size} cannot be shared by {ranks.world} processes",
@@ -83,7 +85,7 @@ def shared_backbone(net: MultiTaskNet, ranks: Ranks) -> nn.Module:
 
 
 def average_head_gradients(net: MultiTaskNet, active: Sequence[str], ranks: Ranks) -> None:
-    """Averages the gradients of the heads that have a sample in any process; the others keep none."""
+    """Average the gradients of the heads that have a sample in any process; the others keep none."""
     if ranks.world == 1:
         return
     parameters = [parameter for name in active for parameter in net.heads[name].parameters()]

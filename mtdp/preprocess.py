@@ -4,6 +4,8 @@ Images travel as uint8; everything numerical happens in `Normalise`, inside the 
 what is deployed cannot drift apart.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -41,7 +43,7 @@ class Preprocessing:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Preprocessing":
+    def from_json(data: Mapping[str, Any]) -> Preprocessing:
         r, g, b = (float(v) for v in data["mean"])
         sr, sg, sb = (float(v) for v in data["std"])
         # Files from before other interpolations do not state theirs.

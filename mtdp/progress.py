@@ -1,5 +1,7 @@
 """What a training run tells: metrics as JSON Lines for programs, progress for people."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
@@ -80,19 +82,19 @@ class TrainingLog:
             print(text, file=sys.stderr, flush=True)
 
     def batch(self, iteration: int, phase: str, shares: Mapping[str, TaskShare]) -> None:
-        """Counts the batch that made `iteration` iterations complete."""
+        """Count the batch that made `iteration` iterations complete."""
         self.count(shares)
         if iteration % self._every == 0 or iteration == self._total:
             self.flush(iteration, phase)
 
     def count(self, shares: Mapping[str, TaskShare]) -> None:
-        """Counts a batch."""
+        """Count a batch."""
         for name, share in shares.items():
             self._shares.setdefault(name, []).append(share)
             self._images += share.samples
 
     def flush(self, iteration: int, phase: str, more: Mapping[str, Any] | None = None) -> None:
-        """Writes what was collected since the last line, if anything was, and `more`."""
+        """Write what was collected since the last line, if anything was, and `more`."""
         if not self._images:
             return
         now_s = time.monotonic()
@@ -113,7 +115,7 @@ class TrainingLog:
         self._images, self._shares, self._window_begun_s = 0, {}, now_s
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """Writes one line of metrics; the nested ones become names with slashes in TensorBoard."""
+        """Write one line of metrics; the nested ones become names with slashes in TensorBoard."""
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

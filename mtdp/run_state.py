@@ -1,5 +1,8 @@
 """A training run's saved state: all that makes a resumed run equal to an uninterrupted one; and signals that wait."""
 
+from __future__ import annotations
+
+import fcntl
 import json
 import os
 import signal
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
@@ -21,26 +24,53 @@ from mtdp.weights import STATE_NAME
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Tensors `network.*`, `momentum.*` and `rng`, and a JSON document, in fp16 with the state of the `scaler`."""
+    """Tensors `network.*`, of the optimiser (`momentum.*`; of AdamW `exp_avg.*`, `exp_avg_sq.*`, `step.*`) and `rng`,
+    and a JSON document, in fp16 with the state of the `scaler`."""
 
     tensors: dict[str, torch.Tensor]
     data: dict[str, Any]
 
 
 Kind = Literal["pre-training", "fine-tuning"]
+LOCK_NAME: Final = ".lock"
+_KINDS: Final = {"momentum_buffer": "momentum"}  # names in a state file, of before there was another optimiser
 
 
-def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
-    """Makes the run's folder, and reads the state that it holds.
+@contextmanager
+def locked_run(out: Path, leads: bool = True) -> Iterator[None]:
+    """Make a run's folder, and keep other processes from writing to it; the lock ends with the process.
+
+    Args:
+        leads: whether this process writes the files; of several that train together, one does.
 
     Raises:
-        UsageError: the folder cannot be made, or holds a run that is not to be resumed, or one of another kind.
-        CheckpointError: the state cannot be read.
+        UsageError: the folder cannot be made, or another process works in it.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        file = (out / LOCK_NAME).open("w", encoding="utf-8") if leads else None
     except OSError as error:
         raise UsageError(f"{out} cannot be made: {error}", "give another --out") from error
+    if file is None:
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is working in {out}", "wait until it ends, or give another --out"
+            ) from None
+        yield
+
+
+def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
+    """Read the state that a run's folder holds.
+
+    Raises:
+        UsageError: the folder holds a run that is not to be resumed, or one of another kind.
+        CheckpointError: the state cannot be read.
+    """
     path = out / STATE_NAME
     if not path.is_file():
         return None
@@ -60,19 +90,19 @@ def write_state(
     scaler: torch.amp.GradScaler,
     data: Mapping[str, Any],
 ) -> None:
-    """Writes the network, its momentum, the scaler's and the generator's state, atomically."""
+    """Write the network, the optimiser's, the scaler's and the generator's state, atomically."""
     tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
     for name, parameter in net.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):  # of SGD the momentum; of AdamW two moments and the number of steps
+                tensors[f"{_KINDS.get(kind, kind)}.{name}"] = value
     tensors["rng"] = torch.get_rng_state()
     scaling = {"scaler": scaler.state_dict()} if scaler.is_enabled() else {}
     write_tensors(out / STATE_NAME, tensors, {**data, **scaling})
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON document, atomically."""
+    """Write a JSON document, atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
@@ -84,11 +114,13 @@ def restore_network(net: MultiTaskNet, saved: RunState, out: Path) -> None:
     fill_net(net, state, out / STATE_NAME)
 
 
-def restore_momentum(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved: RunState) -> None:
+def restore_optimiser(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved: RunState) -> None:
     for name, parameter in net.named_parameters():
-        momentum = saved.tensors.get(f"momentum.{name}")
-        if momentum is not None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        for kind in (*_KINDS, "exp_avg", "exp_avg_sq", "step"):
+            value = saved.tensors.get(f"{_KINDS.get(kind, kind)}.{name}")
+            if value is not None:  # laid out as the parameter; the number of steps stays on the CPU
+                like = value.clone() if kind == "step" else torch.empty_like(parameter).copy_(value)
+                optimizer.state[parameter][kind] = like
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, saved: RunState) -> None:
@@ -98,7 +130,7 @@ def restore_scaler(scaler: torch.amp.GradScaler, saved: RunState) -> None:
 
 @contextmanager
 def waiting_signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM, so that an iteration can end; a second one has its usual effect."""
+    """Collect the first SIGINT or SIGTERM, so that an iteration can end; a second one has its usual effect."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught

@@ -4,6 +4,8 @@ Small tasks so weigh as much as large ones, and tasks are mixed within a batch. 
 number alone, so a resumed run needs no saved state of a sampler, and batches may be prepared in any order.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +38,7 @@ class Draw:
     offsets: NDArray[np.float64]  # (B,), place of the crop
     flips: NDArray[np.bool_]  # (B, 2), horizontal and vertical
 
-    def of(self, rows: slice) -> "Draw":
+    def of(self, rows: slice) -> Draw:
         return Draw(self.tasks[rows], self.images[rows], self.offsets[rows], self.flips[rows])
 
 
@@ -75,7 +77,7 @@ def draw_epoch(seed: int, epoch: int, size: int, batch_size: int) -> list[Draw]:
 
 
 def load_batch(tasks: Sequence[Sequence[Sample]], choice: Draw, cache: ImageCache) -> Batch:
-    """Decodes, crops and flips the images of one draw."""
+    """Decode, crop and flip the images of one draw."""
     side = cache.image_px
     batch_size = len(choice.tasks)
     images = np.empty((batch_size, side, side, 3), dtype=np.uint8)

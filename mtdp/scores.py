@@ -1,17 +1,19 @@
 """How a network's own head does on a split of its task: accuracy, or ROC AUC for two classes (paper: evaluation)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from mtdp.augment import evaluation_view
 from mtdp.devices import autocast
 from mtdp.errors import LOWER_RATE, TrainingDiverged, or_overflow
 from mtdp.images import ImageCache
+from mtdp.metrics import score_outputs
 from mtdp.multitask import MultiTaskNet
 from mtdp.sampling import in_order
 from mtdp.tasks import Sample
@@ -46,11 +48,15 @@ def head_scores(
     return logits
 
 
+def outputs_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What `mtdp.metrics` takes, of logits float32[N, C]: of two classes the margin of the second, else the best."""
+    values = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits.argmax(1)
+    return np.asarray(values, np.float64)
+
+
 def score(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: str) -> float:
     """The task's metric of logits float32[N, C]."""
-    if metric == "roc_auc":
-        return float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
-    return float((logits.argmax(1) == labels).mean())
+    return score_outputs(outputs_of(logits), labels, metric, logits.shape[1])
 
 
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:

@@ -1,26 +1,31 @@
 """Tasks and pools: which images there are, of which class, from which patient or slide, in which split.
 
 A task is a folder `TASK/{train,val,test}/CLASS/GROUP_name.ext`, where GROUP (the part of the file name before the first
-underscore) is what must not be torn between splits: patient, slide or source image; or a CSV or Parquet manifest with
-the columns path, label, group, split. A pool is a TOML file that lists tasks. Everything is checked here, before any
-training.
+underscore) names the images that must stay in the same split: those of a patient, slide or source image; or a CSV or
+Parquet manifest with the columns path, label, group, split. A pool is a TOML file that lists tasks. Everything is
+checked here, before any training.
 """
 
-import csv
+from __future__ import annotations
+
 import hashlib
+import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from mtdp.errors import TaskError, UsageError
-from mtdp.integrity import check_images
+from mtdp.integrity import image_digests
+from mtdp.manifest import MANIFEST_COLUMNS, SPLITS, Row, listed, manifest_rows
 from mtdp.multitask import is_head_name
+from mtdp.task_folder import folder_rows, group_of
 
-SPLITS: Final = ("train", "val", "test")
+__all__ = ["MANIFEST_COLUMNS", "METRICS", "SPLITS", "Sample", "Task", "group_of", "load_pool", "load_task"]
+
 METRICS: Final = ("accuracy", "roc_auc")
-MANIFEST_COLUMNS: Final = ("path", "label", "group", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Task:
 
 
 def load_pool(path: Path) -> tuple[Task, ...]:
-    """Reads and checks every task of a pool file.
+    """Read and check every task of a pool file.
 
     The file has one `[[task]]` for each task: `name`, `path` (relative to the file), and optionally `metric` (auto),
     `leave_out_with` (names) and `ships` (false).
@@ -129,7 +134,7 @@ def load_task(
     leave_out_with: Iterable[str] = (),
     ships: bool = False,
 ) -> Task:
-    """Reads and checks one task, a folder or a manifest.
+    """Read and check one task, a folder or a manifest.
 
     Args:
         name: of the task; the folder's or manifest's own by default.
@@ -137,24 +142,25 @@ def load_task(
 
     Raises:
         UsageError: no such folder or file.
-        TaskError: an empty class, a class missing in a split, a group in two splits.
-        ImageUnreadable: an image is missing, no image, or truncated.
+        TaskError: entries that would not be read, an empty class, a class missing in a split, a group or an image in
+            two splits.
+        ImageUnreadable: images that are missing, no images, or truncated; all of them are named.
     """
     if name is None:
         name = path.stem if path.is_file() else path.resolve().name
     if not is_head_name(name):
         raise TaskError(f"{path}: {name!r} cannot be the name of a task", "use letters, digits, '_' and '-' only")
     if path.is_dir():
-        rows = _folder_rows(path)
+        rows = folder_rows(path)
     elif path.is_file():
-        rows = _manifest_rows(path)
+        rows = manifest_rows(path)
     else:
         raise UsageError(f"no task at {path}", "give a folder with train/, val/ and test/, or a manifest")
     classes = tuple(sorted({label for _, _, label, _ in rows}))
     if len(classes) < 2:
         raise TaskError(
             f"{path}: {len(classes)} class{'es' * (len(classes) != 1)} in it, at least 2 are needed",
-            "one folder a class below train/, val/ and test/",
+            "one folder for each class below train/, val/ and test/",
         )
     numbers = {label: number for number, label in enumerate(classes)}
     samples = {
@@ -162,94 +168,10 @@ def load_task(
         for split in SPLITS
     }
     _check_splits(path, classes, samples)
-    _check_groups(samples)
-    check_images(path, [file for file, _, _, _ in rows])
+    _check_groups(path, samples)
+    digests, _ = image_digests(path, [file for file, _, _, _ in rows])
+    _check_twins(path, rows, digests)
     return Task(name, path, classes, samples, _metric(path, metric, len(classes)), frozenset(leave_out_with), ships)
-
-
-# One image as (file, group, label, split).
-_Row = tuple[Path, str, str, str]
-
-
-def group_of(file_name: str) -> str:
-    """The group in a file's name: all before the first underscore, or the whole stem where there is none.
-
-    >>> group_of("slide12_0007.png"), group_of("img3.png")
-    ('slide12', 'img3')
-    """
-    return Path(file_name).stem.split("_", 1)[0]
-
-
-# What people call a split; left unsaid, a task with `valid/` would be a task without a val split.
-_MISNOMERS: Final = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
-
-
-def _folder_rows(path: Path) -> list[_Row]:
-    rows: list[_Row] = []
-    for misnomer, split in _MISNOMERS.items():
-        if (path / misnomer).is_dir():
-            raise TaskError(f"{path / misnomer} would not be read", f"rename it to {split}, or move it elsewhere")
-    for split in SPLITS:
-        for folder in sorted(p for p in (path / split).glob("*") if p.is_dir() and not p.name.startswith(".")):
-            files = sorted(
-                f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and f.name != "Thumbs.db"
-            )
-            if not files:
-                raise TaskError(f"{folder} is an empty class", "put images there, or remove the class from every split")
-            rows += [(file, group_of(file.name), folder.name, split) for file in files]
-    if not rows:
-        raise TaskError(f"{path} holds no images as {{train,val,test}}/CLASS/GROUP_name.ext")
-    return rows
-
-
-def _manifest_rows(path: Path) -> list[_Row]:
-    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    rows: list[_Row] = []
-    lines: dict[str, int] = {}
-    for number, row in enumerate(table, 2):  # line 1 is the header
-        missing = [column for column in MANIFEST_COLUMNS if not row.get(column)]
-        if missing:
-            raise TaskError(
-                f"{path}: line {number} has no {missing[0]}", f"every line needs {', '.join(MANIFEST_COLUMNS)}"
-            )
-        if row["split"] not in SPLITS:
-            raise TaskError(f"{path}: line {number}: split {row['split']!r}", "it must be train, val or test")
-        if lines.setdefault(row["path"], number) != number:
-            raise TaskError(
-                f"{path}: line {number} lists {row['path']} again, after line {lines[row['path']]}",
-                "an image has one label and one split",
-            )
-        rows.append((path.parent / row["path"], row["group"], row["label"], row["split"]))
-    if not rows:
-        raise TaskError(f"{path} lists no image")
-    return sorted(rows, key=lambda row: (row[2], row[0]))
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not set(MANIFEST_COLUMNS) <= set(reader.fieldnames or ()):
-                raise TaskError(f"{path} lacks one of the columns {', '.join(MANIFEST_COLUMNS)}")
-            return list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TaskError(f"{path} is not a CSV file: {error}") from error
-
-
-def _read_parquet(path: Path) -> list[dict[str, str]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise UsageError(
-            f"{path} needs pyarrow, which is not installed", "pip install pyarrow, or give a CSV"
-        ) from None
-    try:
-        rows = parquet.read_table(path, columns=list(MANIFEST_COLUMNS)).to_pylist()
-    except (ArrowException, OSError, KeyError) as error:
-        raise TaskError(
-            f"{path} is not a Parquet file with the columns {', '.join(MANIFEST_COLUMNS)}: {error}"
-        ) from error
-    return [{column: str(value) for column, value in row.items() if value is not None} for row in rows]
 
 
 def _check_splits(path: Path, classes: Sequence[str], samples: Mapping[str, Sequence[Sample]]) -> None:
@@ -264,16 +186,50 @@ def _check_splits(path: Path, classes: Sequence[str], samples: Mapping[str, Sequ
             )
 
 
-def _check_groups(samples: Mapping[str, Sequence[Sample]]) -> None:
+def _check_groups(path: Path, samples: Mapping[str, Sequence[Sample]]) -> None:
     home: dict[str, tuple[str, Path]] = {}
+    torn: dict[str, str] = {}
     for split in SPLITS:
         for sample in samples[split]:
             first_split, first_path = home.setdefault(sample.group, (split, sample.path))
             if first_split != split:
-                raise TaskError(
-                    f"group {sample.group!r} is in two splits: {first_path} and {sample.path}",
-                    "a patient, slide or source image belongs to one split (the name up to the first underscore)",
+                torn.setdefault(
+                    sample.group, f"group {sample.group!r} is in two splits: {first_path} and {sample.path}"
                 )
+    if torn:
+        raise listed(
+            path,
+            list(torn.values()),
+            "a patient, slide or source image belongs to one split (the name up to the first underscore)",
+        )
+
+
+def _check_twins(path: Path, rows: Sequence[Row], digests: Sequence[int]) -> None:
+    """Refuse equal images in two splits or two classes; tell of those in two groups of one split.
+
+    Blank images (digest 0) are equal by nature: glass looks like glass.
+    """
+    equal: dict[int, list[Row]] = defaultdict(list)
+    for row, digest in zip(rows, digests, strict=True):
+        if digest:
+            equal[digest].append(row)
+    problems, odd = [], 0
+    for twins in equal.values():
+        first = twins[0]
+        for other in twins[1:]:
+            if other[3] != first[3]:
+                problems.append(f"{first[0]} ({first[3]}) and {other[0]} ({other[3]}) are the same image in two splits")
+            elif other[2] != first[2]:
+                problems.append(
+                    f"{first[0]} ({first[2]}) and {other[0]} ({other[2]}) are the same image in two classes"
+                )
+            elif other[1] != first[1]:
+                odd += 1
+                example = f"for example {first[0]} and {other[0]}"
+    if problems:
+        raise listed(path, problems, "an image belongs to one split and one class: remove one of them")
+    if odd:
+        print(f"{path}: images that equal one of another group: {odd}, {example}", file=sys.stderr, flush=True)
 
 
 def _metric(path: Path, metric: str, classes: int) -> str:

@@ -4,8 +4,10 @@ The SVM is liblinear's (squared hinge loss, one against the rest), on features a
 1e-10 ... 1 by 5-fold cross-validation whose folds keep each patient, slide or source image together.
 """
 
+from __future__ import annotations
+
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.svm import LinearSVC
 
@@ -25,6 +26,7 @@ from mtdp.checkpoint import load_checkpoint
 from mtdp.devices import autocast, best_device, choose_precision
 from mtdp.errors import LOWER_RATE, TaskError, TrainingDiverged, UsageError, or_overflow
 from mtdp.images import ImageCache
+from mtdp.metrics import Truth, balanced_accuracy, class_accuracies, interval, score_outputs
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp.sampling import in_order
 from mtdp.tasks import Sample, Task
@@ -43,6 +45,23 @@ class Extractor:
     description: str
 
 
+Features = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """How a probe fits and scores: an argument, so that which rows reach which step can be recorded.
+
+    fit: (features, labels, C, seed) -> the fitted model, and whether it converged.
+    outputs: (model, features, number of classes) -> float[N]: of two classes the margin of the second, else the number
+        of the best class.
+    """
+
+    fit: Callable[[Features, Labels, float, int], tuple[Any, bool]]
+    outputs: Callable[[Any, Features, int], NDArray[np.float64]]
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
     """What a linear probe found: the test score, and how C was chosen."""
@@ -55,11 +74,25 @@ class ProbeResult:
     cross_validation: dict[str, float]  # C -> mean score of the folds
     images: dict[str, int]  # "fit", and the split that was scored
     converged: bool  # of the final fit
+    outputs: tuple[float, ...] = ()  # of each image that was scored: margin of class 1 of two, else the class
 
 
-def load_extractor(
-    source: str, arch: str | None = None, seed: int = 0, image_px: int | None = None
-) -> Extractor | BundleModel:
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """Six numbers in place of a network: the mean and the deviation of red, green and blue of an image.
+
+    What they achieve on a task needs no encoder: a task on which they do as well says nothing of encoders.
+    """
+
+    description: str = "six colour numbers"
+
+
+Source = Extractor | BundleModel | Colours
+COLOUR: Final = "colour"
+_COLOUR_PX: Final = 64  # enough for means and deviations, and fast
+
+
+def load_extractor(source: str, arch: str | None = None, seed: int = 0, image_px: int | None = None) -> Source:
     """The features to judge: of a training run, a checkpoint or a bundle, or of an architecture with any weights.
 
     Args:
@@ -69,6 +102,8 @@ def load_extractor(
         UsageError: no such source, one that needs an architecture's name, or one that takes no images of this side.
         CheckpointError, WeightsError: it cannot be read or does not fit.
     """
+    if source == COLOUR:
+        return Colours()
     if is_bundle(source):
         if arch is not None:
             raise UsageError(f"{source} is a bundle, its model is in it", "leave --arch out")
@@ -95,13 +130,15 @@ def load_extractor(
 
 @torch.no_grad()
 def extract_features(
-    extractor: Extractor | BundleModel, samples: Sequence[Sample], precision: str = "auto", batch_size: int = 32
+    extractor: Source, samples: Sequence[Sample], precision: str = "auto", batch_size: int = 32
 ) -> NDArray[np.float32]:
     """Pooled features of the central square of each image: float32[N, D].
 
     Raises:
         TrainingDiverged: a feature is not finite.
     """
+    if isinstance(extractor, Colours):
+        return colour_numbers(samples)
     if isinstance(extractor, BundleModel):
         return _finite(features_of_bundle(extractor, samples, precision, batch_size), extractor.description, "fp32")
     device = best_device()
@@ -119,6 +156,16 @@ def extract_features(
     return _finite(features, extractor.description, context_precision)
 
 
+def colour_numbers(samples: Sequence[Sample]) -> NDArray[np.float32]:
+    """Mean and standard deviation of red, green and blue of the central square of each image: float32[N, 6], 0 to 1."""
+    cache = ImageCache(_COLOUR_PX, 0)
+    parts = [np.empty((0, 6), np.float32)]
+    for images in in_order(samples, cache, evaluation_view, 256):
+        pixels = images.numpy() / np.float32(255)  # (B, P, P, 3)
+        parts.append(np.concatenate([pixels.mean((1, 2)), pixels.std((1, 2))], axis=1).astype(np.float32))
+    return np.concatenate(parts)
+
+
 def _finite(features: NDArray[np.float32], description: str, precision: str) -> NDArray[np.float32]:
     if not np.isfinite(features).all():
         hint = or_overflow(LOWER_RATE, precision)
@@ -127,14 +174,15 @@ def _finite(features: NDArray[np.float32], description: str, precision: str) -> 
 
 
 def probe_task(
-    extractor: Extractor | BundleModel,
+    extractor: Source,
     task: Task,
     seed: int = 0,
     precision: str = "auto",
     fit_on: tuple[str, ...] = ("train", "val"),
     score_on: str = "test",
+    classifier: Classifier | None = None,
 ) -> ProbeResult:
-    """Fits on some splits with C chosen by cross-validation in them, and scores once on another.
+    """Fit on some splits with C chosen by cross-validation in them, and score once on another.
 
     The paper fits on train and val for the final score on test; on train for the choice of hyper-parameters on val.
 
@@ -149,7 +197,7 @@ def probe_task(
         missing = score_on if fit else " or ".join(fit_on)
         raise TaskError(f"{task.path} has no {missing} split", "a probe is scored on images that nothing was fitted to")
     features = extract_features(extractor, (*fit, *test), precision)
-    return judge_features(features, task, extractor.description, seed, fit_on, score_on)
+    return judge_features(features, task, extractor.description, seed, fit_on, score_on, classifier)
 
 
 def judge_features(
@@ -159,6 +207,7 @@ def judge_features(
     seed: int = 0,
     fit_on: tuple[str, ...] = ("train", "val"),
     score_on: str = "test",
+    classifier: Classifier | None = None,
 ) -> ProbeResult:
     """The linear probe on features that are there already, whoever computed them.
 
@@ -172,24 +221,47 @@ def judge_features(
     labels = np.array([sample.label for sample in (*fit, *test)])
     groups = [sample.group for sample in fit]
     n = len(fit)
-    scores = cross_validate(features[:n], labels[:n], groups, task.metric, seed)
+    classifier = classifier or LINEAR_SVM
+    scores = cross_validate(features[:n], labels[:n], groups, task.metric, seed, classifier)
     c = best_c(scores)
-    svm, converged = _fit(features[:n], labels[:n], c, seed)
-    score = _score(svm, features[n:], labels[n:], task.metric)
+    model, converged = classifier.fit(features[:n], labels[:n], c, seed)
+    classes = len(task.classes)
+    outputs = classifier.outputs(model, features[n:], classes)
     return ProbeResult(
         task=task.name,
         weights=description,
         metric=task.metric,
-        score=score,
+        score=score_outputs(outputs, labels[n:], task.metric, classes),
         c=c,
         cross_validation={f"{value:g}": scores[value] for value in C_GRID},
         images={"fit": n, score_on: len(test)},
         converged=converged,
+        outputs=tuple(float(value) for value in outputs),
     )
 
 
+def sureness(result: ProbeResult, task: Task) -> dict[str, Any]:
+    """What a test score is worth: its 95 % interval over groups, their number, and the scores of the classes."""
+    test = task.of(("test",))
+    labels = np.array([sample.label for sample in test], np.int64)
+    truth = Truth(labels, tuple(sample.group for sample in test), task.metric, len(task.classes))
+    outputs = np.asarray(result.outputs)
+    of_classes = class_accuracies(outputs, labels, truth.classes)
+    return {
+        "interval": interval([result.outputs], truth),
+        "test_groups": truth.group_count,
+        "balanced_accuracy": balanced_accuracy(outputs, labels, truth.classes),
+        "class_accuracies": dict(zip(task.classes, of_classes, strict=True)),
+    }
+
+
 def cross_validate(
-    features: NDArray[np.float32], labels: NDArray[np.int64], groups: Sequence[str], metric: str, seed: int = 0
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+    metric: str,
+    seed: int = 0,
+    classifier: Classifier | None = None,
 ) -> dict[float, float]:
     """The mean score of each C over grouped folds.
 
@@ -199,12 +271,15 @@ def cross_validate(
         TaskError: fewer than two groups, or no fold that can be scored.
     """
     splits = folds_of(labels, groups, metric)
+    classifier = classifier or LINEAR_SVM
+    classes = int(labels.max()) + 1
     scores = {}
     for c in C_GRID:
-        of_folds = [
-            _score(_fit(features[fit], labels[fit], c, seed)[0], features[held], labels[held], metric)
-            for fit, held in splits
-        ]
+        of_folds = []
+        for fit, held in splits:
+            model, _ = classifier.fit(features[fit], labels[fit], c, seed)
+            outputs = classifier.outputs(model, features[held], classes)
+            of_folds.append(score_outputs(outputs, labels[held], metric, classes))
         scores[c] = float(np.mean(of_folds))
     return scores
 
@@ -236,14 +311,17 @@ def best_c(scores: dict[float, float]) -> float:
     return min(scores, key=lambda c: (-scores[c], c))
 
 
-def _fit(features: NDArray[np.float32], labels: NDArray[np.int64], c: float, seed: int) -> tuple[Any, bool]:
+def fit_svm(features: Features, labels: Labels, c: float, seed: int) -> tuple[LinearSVC, bool]:
+    """Liblinear's SVM with squared hinge loss, one against the rest, and whether it converged."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         svm = LinearSVC(C=c, random_state=seed).fit(features, labels)
     return svm, not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
 
 
-def _score(svm: Any, features: NDArray[np.float32], labels: NDArray[np.int64], metric: str) -> float:
-    if metric == "roc_auc":
-        return float(roc_auc_score(labels, svm.decision_function(features)))
-    return float(svm.score(features, labels))
+def svm_outputs(svm: LinearSVC, features: Features, classes: int) -> NDArray[np.float64]:
+    """Of two classes the margin of the second, else the class that is predicted."""
+    return np.asarray(svm.decision_function(features) if classes == 2 else svm.predict(features), np.float64)
+
+
+LINEAR_SVM: Final = Classifier(fit_svm, svm_outputs)

@@ -8,6 +8,8 @@ Layouts that are understood, and turned into torchvision's own names (`conv1.wei
 - a checkpoint of this package: `backbone.trunk.<torchvision name>` and `heads.<task>.{weight,bias}`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -53,12 +55,12 @@ class WeightsOrigin:
         return asdict(self)
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "WeightsOrigin":
+    def from_json(data: Mapping[str, Any]) -> WeightsOrigin:
         return WeightsOrigin(**{name: data[name] for name in ("source", "description", "licence", "sha256")})
 
 
 def load_backbone_weights(backbone: Backbone, arch: str, source: str, seed: int = 0) -> WeightsOrigin:
-    """Fills a backbone in place.
+    """Fill a backbone in place.
 
     Args:
         source: `imagenet`, `mtdp`, `random`, a .safetensors or .pth file, or the folder of a training run.
@@ -188,7 +190,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def to_torchvision_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames a state dict of any known layout to torchvision's names, and drops heads and classifiers."""
+    """Rename a state dict of any known layout to torchvision's names, and drop heads and classifiers."""
     names = list(tensors)
     if names and all(name.startswith("module.") for name in names):  # saved from DataParallel
         return to_torchvision_layout({name.removeprefix("module."): tensors[name] for name in names})
@@ -209,7 +211,7 @@ def to_torchvision_layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def fill_backbone(backbone: Backbone, tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
-    """Copies tensors of torchvision's names into the trunk; every one must fit.
+    """Copy tensors of torchvision's names into the trunk; every one must fit.
 
     Raises:
         WeightsError: with the first missing, unexpected and misshapen names.
@@ -239,7 +241,7 @@ def timm_classifiers(backbone: Backbone) -> tuple[str, ...]:
 
 
 def download(url: str, file_name: str, sha256_prefix: str = "", timeout_s: float = 30.0) -> Path:
-    """Downloads once to torch's hub folder, and checks the digest whether the file is new or was there.
+    """Download once to torch's hub folder, and check the digest whether the file is new or was there.
 
     Raises:
         WeightsError: no network, a server's refusal, or a digest that does not begin with `sha256_prefix`.

@@ -4,6 +4,8 @@
 which patches there are. What is known of a download's layout, and where it was seen, stands in that module.
 """
 
+from __future__ import annotations
+
 from mtdp.converters.convert import Summary, convert
 
 __all__ = ["Summary", "convert"]

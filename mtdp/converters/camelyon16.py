@@ -11,6 +11,8 @@ it. The masks in TIFF form say the same and are not read. The official test set 
 292,226 images, at most 1000 a class and slide, fit the 270 training slides.
 """
 
+from __future__ import annotations
+
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +66,7 @@ def camelyon16(root: Path, seed: int) -> Plan:
     return Plan(patches, ["the official test slides are not used"], slide_crops)
 
 
-def _open(path: Path) -> "OpenSlide":
+def _open(path: Path) -> OpenSlide:
     from openslide import OpenSlide, OpenSlideError
 
     try:
@@ -142,7 +144,7 @@ def read_outlines(path: Path) -> list[tuple[str, NDArray[np.float64]]]:
     return outlines
 
 
-def _tissue_mask(slide: "OpenSlide") -> NDArray[np.bool_]:
+def _tissue_mask(slide: OpenSlide) -> NDArray[np.bool_]:
     """bool[H / CELL_PX, W / CELL_PX]: saturation over Otsu's threshold, and not black."""
     import cv2
 

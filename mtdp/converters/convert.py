@@ -1,5 +1,7 @@
 """The common part of every conversion: split by group, cut, write beside the goal, rename at the end."""
 
+from __future__ import annotations
+
 import importlib
 import json
 import os
@@ -13,7 +15,7 @@ from typing import Final, cast
 
 from PIL import Image
 
-from mtdp.catalogue import CatalogueTask, catalogue_task
+from mtdp.catalogue import CatalogueTask, known_task
 from mtdp.converters.plan import Patch, Plan, Planner
 from mtdp.converters.source import expect_folder, group_name
 from mtdp.converters.splits import split_groups
@@ -34,6 +36,16 @@ CONVERTERS: Final = {
     "umcm_colorectal": "mtdp.converters.folders:umcm_colorectal",
     "ulg_bonemarrow": "mtdp.converters.folders:ulg_bonemarrow",
 }
+# Of public data sets that the paper did not train on.
+MORE_CONVERTERS: Final = {
+    "pcam": "mtdp.converters.more:pcam",
+    "nct_crc_100k": "mtdp.converters.more:nct_crc_100k",
+    "mhist": "mtdp.converters.more:mhist",
+    "bracs": "mtdp.converters.more:bracs",
+    "breakhis": "mtdp.converters.more:breakhis",
+    "breakhis_binary": "mtdp.converters.more:breakhis_binary",
+    "unitopatho": "mtdp.converters.more:unitopatho",
+}
 
 RECORD: Final = "conversion.json"
 _CHUNK: Final = 64  # at most so many source files a job: Janowczyk 6 has 277,524
@@ -50,24 +62,25 @@ class Summary:
     group: str
     groups: Mapping[str, int]  # split -> groups
     images: Mapping[str, Mapping[str, int]]  # split -> class -> images
-    paper_images: Mapping[str, int]  # split -> images in the paper
+    paper_images: Mapping[str, int]  # split -> images in the paper, or as published
     notes: Sequence[str]
 
     def lines(self) -> list[str]:
-        """For people: one line a split, then the notes."""
+        """For people: one line for each split, then the notes."""
         lines = []
         for split, classes in self.images.items():
             counts = ", ".join(f"{label} {count}" for label, count in classes.items())
             total = sum(classes.values())
             paper = self.paper_images[split]
-            lines.append(f"{split}: {total} images of {self.groups[split]} {self.group}s ({counts}); paper: {paper}")
+            whose = "published" if self.task in MORE_CONVERTERS else "paper"
+            lines.append(f"{split}: {total} images of {self.groups[split]} {self.group}s ({counts}); {whose}: {paper}")
         return [*lines, *self.notes]
 
 
 def convert(
     name: str, source: Path, out: Path, seed: int = 0, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Summary:
-    """Makes the task folder `out` from the unpacked download in `source`.
+    """Make the task folder `out` from the unpacked download in `source`.
 
     The same download and seed give the same files. All is written to `OUT.partial` first and renamed at the end: an
     interrupted conversion leaves no `out`, and the next one starts anew.
@@ -82,7 +95,7 @@ def convert(
         TaskError: the download is not as expected; the message names the path.
         ImageUnreadable: one of its images is damaged.
     """
-    task = catalogue_task(name)
+    task = known_task(name)
     if not task.public:
         raise UsageError(
             f"{name} ({task.title}) was never published: its images belong to the authors' collaborators",
@@ -92,7 +105,7 @@ def convert(
     partial = _claim(out)
     plan = _planner(name)(source, seed)
     _check_classes(task, source, plan.patches)
-    homes = split_groups(_by_group(plan.patches), _targets(task), seed, f"{source}")
+    homes = _homes(plan.patches, _targets(task), seed, source)
     targets = _target_paths(plan.patches, homes)
     summary = _summary(task, source, seed, plan, homes)
     _write(partial, plan, targets, summary, report)
@@ -101,7 +114,7 @@ def convert(
 
 
 def _planner(name: str) -> Planner:
-    module, function = CONVERTERS[name].split(":")
+    module, function = {**CONVERTERS, **MORE_CONVERTERS}[name].split(":")
     return cast(Planner, getattr(importlib.import_module(module), function))
 
 
@@ -127,12 +140,29 @@ def _check_classes(task: CatalogueTask, source: Path, patches: Sequence[Patch]) 
     if len(found) != task.classes:
         raise TaskError(
             f"{source} has {len(found)} classes ({', '.join(sorted(found))}), {task.name} has {task.classes}",
-            "one folder a class",
+            "one folder for each class",
         )
 
 
 def _targets(task: CatalogueTask) -> dict[str, int]:
     return {"train": task.train, "val": task.val, "test": task.test}
+
+
+def _homes(patches: Sequence[Patch], targets: Mapping[str, int], seed: int, source: Path) -> dict[str, str]:
+    """The split of each group: that of the data set's authors where they gave one, else drawn among the others."""
+    given: dict[str, str] = {}
+    for patch in patches:
+        if patch.split is not None and given.setdefault(patch.group, patch.split) != patch.split:
+            raise TaskError(
+                f"{source}: group {patch.group!r} is in {given[patch.group]} and in {patch.split}",
+                "is it the official split of this data set?",
+            )
+    groups = _by_group(patches)
+    free = {group: counts for group, counts in groups.items() if group not in given}
+    open_splits = {split: share for split, share in targets.items() if split not in set(given.values())}
+    if not free:
+        return given
+    return {**given, **split_groups(free, open_splits, seed, f"{source}")}
 
 
 def _by_group(patches: Iterable[Patch]) -> dict[str, Counter[str]]:

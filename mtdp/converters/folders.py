@@ -1,4 +1,4 @@
-"""Whole images or plain tiles in a folder a class: Janowczyk 6 and 7, Stroma LBP, BACH18, UMCM, BoneMarrow.
+"""Whole images or plain tiles in a folder for each class: Janowczyk 6 and 7, Stroma LBP, BACH18, UMCM, BoneMarrow.
 
 Layouts, and where each was seen:
 
@@ -17,6 +17,8 @@ Layouts, and where each was seen:
 - BoneMarrow: no download of the crops was found. Wanted here: `CLASS/IMAGE_anything.png`, a folder for each of the
   eight classes, the source image first in the name.
 """
+
+from __future__ import annotations
 
 import csv
 import re
@@ -163,7 +165,7 @@ def ulg_bonemarrow(root: Path, seed: int) -> Plan:
     patches = []
     for path in find(root, _IMAGES, "a folder for each of eight classes, with images IMAGE_anything.png"):
         if path.parent.parent != root:
-            raise TaskError(f"{path} is not in CLASS/IMAGE_anything.png below {root}", "one folder a class")
+            raise TaskError(f"{path} is not in CLASS/IMAGE_anything.png below {root}", "one folder for each class")
         if "_" not in path.stem:
             raise TaskError(f"{path}: a name like IMAGE_anything.png was expected", "put the source image first")
         patches.append(Patch(path, path.stem.split("_", 1)[0], group_name(path.parent.name)))

@@ -12,6 +12,8 @@ first underscore is the patient there, too):
 Images without a mask are not used. There is no official test set.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from mtdp.converters.plan import Patch, Plan

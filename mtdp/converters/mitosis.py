@@ -21,6 +21,8 @@ An image of the last two without a ground truth file is taken to be without mito
 lists of ground truth files are shorter than those of the images.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

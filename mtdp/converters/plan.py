@@ -1,5 +1,7 @@
 """What a converter hands over: which patches there are, of which class and group, before any is cut."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +23,14 @@ class Patch:
     corner: Corner | None = None  # top left, in pixels of the source; None: the whole image
     side_px: int = 0  # of the window in the source
     out_px: int = 0  # as written, by area averaging; 0: as cut
+    split: str | None = None  # that the data set's authors gave it; None: to be drawn
+    index: int = -1  # of an image in a file of many
 
     @property
     def name(self) -> str:
         """What tells it from the group's other patches."""
+        if self.index >= 0:
+            return f"{self.index:06}"
         place = "" if self.corner is None else f"-x{self.corner[0]}-y{self.corner[1]}"
         return f"{self.source.stem}{place}"
 

@@ -1,5 +1,7 @@
 """What all converters share in reading a download: folders and files that must be there, sizes, names of groups."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp.errors import ImageUnreadable, TaskError, UsageError
+from mtdp.images import read_rgb as open_rgb
 
 _SHOWN = 5
 
@@ -94,15 +97,12 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The whole image, decoded.
+    """The whole image in RGB, through the gate of all images.
 
     Raises:
         ImageUnreadable: not an image, a truncated one, or one of more than 8 bits a channel.
     """
-    image = _decode(path)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip such values to white
-        raise ImageUnreadable(f"{path} has more than 8 bits a channel ({image.mode})", "convert it to 8 bits first")
-    return image.convert("RGB")
+    return open_rgb(path, "download it again")
 
 
 def _decode(path: Path) -> Image.Image:
@@ -162,7 +162,7 @@ def _lines(path: Path) -> Iterable[str]:
 
 
 def check_points(path: Path, points: Iterable[tuple[float, float]], width: int, height: int) -> None:
-    """Raises TaskError where a point lies outside of the image: the columns would be mistaken, or the file."""
+    """Raise TaskError where a point lies outside of the image: the columns would be mistaken, or the file."""
     for x, y in points:
         if not (0 <= x <= width and 0 <= y <= height):
             raise TaskError(

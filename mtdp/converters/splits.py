@@ -1,4 +1,6 @@
-"""Random splits that tear no group apart and leave no class out of a split (the paper's supplement)."""
+"""Random splits that keep each group whole and leave no class out of a split (the paper's supplement)."""
+
+from __future__ import annotations
 
 import random
 from collections import Counter

@@ -7,6 +7,8 @@ Layout, as seen in several public readers: `Classification/img1/img1.bmp` with `
 `Detection/` holds the same images again, and is not used. There is no official test set.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from mtdp.converters.plan import Patch, Plan

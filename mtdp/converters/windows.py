@@ -4,6 +4,8 @@ All coordinates are pixels of the source image; a window is (x, y) of its top le
 reaches over the border: nothing is padded.
 """
 
+from __future__ import annotations
+
 import math
 import random
 from collections.abc import Iterable, Sequence

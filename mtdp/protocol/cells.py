@@ -1,17 +1,22 @@
 """The cells of a protocol run: the smallest units of work that have a result of their own."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from mtdp.protocol.config import Combination, ProtocolConfig
 from mtdp.tasks import Task
 
 # pretrain: one network, without a set or (joint) with all. select: its score on a left-out task's val split.
 # probe: features and SVM, scored on test. finetune: the same for fine-tuning. joint-*: its own head's score.
-Kind = Literal["pretrain", "select", "probe", "finetune", "joint-select", "joint-test"]
-Weights = Literal["random", "start", "mtl"]
-JOINT = "joint"
+# release: one network on all images of all tasks, by the combination that is best over all.
+Kind = Literal["pretrain", "select", "probe", "finetune", "joint-select", "joint-test", "release"]
+# colour: no network at all, the mean and the deviation of red, green and blue.
+Weights = Literal["random", "start", "mtl", "colour"]
+JOINT: Final = "joint"
+RELEASE: Final = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +58,12 @@ def selection_cells(sets: Sequence[Sequence[str]], evaluated: Sequence[Task], co
     return cells
 
 
+_WITHOUT_SEED: Final[tuple[Weights, ...]] = ("colour", "start")
+
+
 def judgement_cells(evaluated: Sequence[Task], finetuned: Sequence[Task], config: ProtocolConfig) -> list[Cell]:
     """What stands in the table. Features of the starting weights are deterministic: one cell, whatever the seeds."""
-    cells = [Cell("probe", task.name, "start", None, 0) for task in evaluated]
+    cells = [Cell("probe", task.name, weights, None, 0) for task in evaluated for weights in _WITHOUT_SEED]
     for seed in range(config.seeds):
         for task in evaluated:
             cells += [Cell("probe", task.name, "random", None, seed), Cell("probe", task.name, "mtl", None, seed)]
@@ -75,17 +83,19 @@ def phases(selection: Sequence[Cell], judgement: Sequence[Cell], config: Protoco
     A choice needs every seed of every combination, before anything is judged by it. Where there is none, seeds are
     the outer loop, and a run that is cut short has whole tables of fewer seeds.
     """
+    release = [[Cell("release", RELEASE, "mtl", None, 0)]] if config.release else []
     if len(config.combinations()) > 1:
-        return [list(selection), list(judgement)]
-    return [sorted([*selection, *judgement], key=lambda cell: cell.seed)]
+        return [list(selection), list(judgement), *release]
+    return [sorted([*selection, *judgement], key=lambda cell: cell.seed), *release]
 
 
 def cost(cell: Cell, tasks: Sequence[Task], config: ProtocolConfig) -> float:
     """Its work, in images trained on. An image that is only passed forward counts a third of one."""
     images = {task.name: {split: len(task.of((split,))) for split in ("train", "val", "test")} for task in tasks}
-    if cell.kind == "pretrain":
-        assert cell.combination is not None
-        warmup = cell.combination.warmup
+    if cell.weights == "colour":
+        return 0.0
+    if cell.kind in ("pretrain", "release"):
+        warmup = cell.combination.warmup if cell.combination else min(config.warmups)
         batches = config.iterations - warmup + (warmup + config.adaptation_batches) / 3
         return batches * config.batch_size
     own = images[cell.subject]

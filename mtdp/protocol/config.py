@@ -1,5 +1,7 @@
 """What a protocol run computes: left-out sets, hyper-parameter combinations, seeds, and which transfers."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -52,6 +54,7 @@ class ProtocolConfig:
     finetune_epochs: int = 100
     scratch: bool = False  # also from random weights, on the tasks that are fine-tuned
     joint: bool = False  # also joint training, with the evaluated tasks' train splits in the pool
+    release: bool = False  # at last one network of the best combination on all images, as the published ones were
 
     def __post_init__(self) -> None:
         for name in ("lrs", "head_lr_multipliers", "warmups", "finetune_lrs"):
@@ -75,7 +78,13 @@ class ProtocolConfig:
             for tau in self.head_lr_multipliers
         )
 
-    def pretraining(self, combination: Combination, seed: int, train_only: tuple[str, ...] = ()) -> PretrainConfig:
+    def pretraining(
+        self,
+        combination: Combination,
+        seed: int,
+        train_only: tuple[str, ...] = (),
+        splits: tuple[str, ...] = ("train", "val"),
+    ) -> PretrainConfig:
         """The configuration of one pre-training."""
         return PretrainConfig(
             arch=self.arch,
@@ -89,6 +98,7 @@ class ProtocolConfig:
             image_px=self.image_px,
             seed=seed,
             precision=self.precision,
+            splits=splits,
             train_only=train_only,
             adaptation_batches=self.adaptation_batches,
         )

@@ -1,5 +1,7 @@
 """What a protocol run will cost, before it is started."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -64,7 +66,7 @@ def _timed(config: ProtocolConfig) -> float:
 
 
 def say_plan(protocol: Protocol, say: Callable[[str], None]) -> None:
-    """Lists every cell, whether it is done, and about how long it takes.
+    """List every cell, whether it is done, and about how long it takes.
 
     Raises:
         UsageError, TaskError: what would end the run itself.

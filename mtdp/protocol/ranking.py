@@ -1,5 +1,7 @@
 """Choosing a combination by average rank, and the paper's rule for a difference that means something."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
@@ -18,13 +20,29 @@ def ranks(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: float(rank) for name, rank in zip(scores, values, strict=True)}
 
 
-def choose(scores: Mapping[str, Mapping[str, float]], task: str) -> str:
+def average_ranks(scores: Mapping[str, Mapping[str, float]], without: str = "") -> dict[str, float]:
+    """The average rank of each combination over all tasks but `without`.
+
+    Args:
+        scores: task -> combination -> mean score on val over the seeds.
+    """
+    others = [ranks(of_task) for name, of_task in scores.items() if name != without]
+    if not others:
+        raise UsageError(
+            f"{without!r} is the only evaluated task: its combination must be chosen by others",
+            "evaluate at least two tasks, or give a single combination",
+        )
+    return {name: fmean(of_task[name] for of_task in others) for name in next(iter(scores.values()))}
+
+
+def choose(scores: Mapping[str, Mapping[str, float]], task: str = "") -> str:
     """The combination of the best average rank over all tasks but `task` itself (paper: final evaluation).
 
     That a task's own scores have no say replaces a nested leave-one-out. Of equals the first.
 
     Args:
         scores: task -> combination -> mean score on val over the seeds.
+        task: that is to be judged; by default none, for the combination that is best over all.
 
     Raises:
         UsageError: there are several combinations, and no other task to choose by.
@@ -32,13 +50,8 @@ def choose(scores: Mapping[str, Mapping[str, float]], task: str) -> str:
     combinations = list(next(iter(scores.values())))
     if len(combinations) == 1:
         return combinations[0]
-    others = [ranks(of_task) for name, of_task in scores.items() if name != task]
-    if not others:
-        raise UsageError(
-            f"{task!r} is the only evaluated task: its combination must be chosen by others",
-            "evaluate at least two tasks, or give a single combination",
-        )
-    return min(combinations, key=lambda name: fmean(of_task[name] for of_task in others))
+    average = average_ranks(scores, without=task)
+    return min(combinations, key=lambda name: average[name])
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:

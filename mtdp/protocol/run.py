@@ -1,5 +1,7 @@
 """Running the cells of a protocol, one after the other, in one process or in several that share a folder."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import signal
@@ -7,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
@@ -17,7 +20,7 @@ import torch
 from mtdp.checkpoint import load_checkpoint
 from mtdp.devices import best_device, choose_precision
 from mtdp.errors import CheckpointError, Interrupted, TrainingDiverged
-from mtdp.finetune import finetune_best
+from mtdp.finetune import FinetuneResult, finetune_best
 from mtdp.images import ImageCache
 from mtdp.preprocess import Normalise
 from mtdp.pretrain import pretrain
@@ -27,13 +30,53 @@ from mtdp.protocol.config import Combination, ProtocolConfig, evaluated_tasks, f
 from mtdp.protocol.ranking import choose
 from mtdp.protocol.settings import check_runnable, hold_to_settings
 from mtdp.run_state import RunState, write_json
-from mtdp.scores import head_scores, labels_of, score
-from mtdp.tasks import Task
-from mtdp.transfer import load_extractor, probe_task
+from mtdp.scores import head_scores, labels_of, outputs_of, score
+from mtdp.tasks import SPLITS, Task
+from mtdp.transfer import ProbeResult, load_extractor, probe_task
 from mtdp.weights import CHECKPOINT_NAME, STATE_NAME
 
 WAIT_S = 5.0
 AGAIN: Final = "give the same command again: it goes on from there"
+
+
+def score_own_head(task: Task, source: str, split: str, precision: str) -> dict[str, Any]:
+    """How the head that a joint training gave a task does on one of the task's splits."""
+    net, info = load_checkpoint(source)
+    device = best_device()
+    net.to(device).to(memory_format=torch.channels_last)
+    samples = task.of((split,))
+    logits = head_scores(
+        net,
+        Normalise(info.preprocessing).to(device),
+        task.name,
+        samples,
+        ImageCache(info.preprocessing.image_px, 0, info.preprocessing.interpolation),
+        choose_precision(precision, device),
+    )
+    return {
+        "score": score(logits, labels_of(samples), task.metric),
+        "metric": task.metric,
+        "weights": source,
+        "outputs": outputs_of(logits).tolist(),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The work of the cells: an argument, so that which data, seeds and weights reach which step can be recorded."""
+
+    pretrain: Callable[..., Path] = field(default_factory=lambda: pretrain)
+    extractor: Callable[..., Any] = field(default_factory=lambda: load_extractor)
+    probe: Callable[..., ProbeResult] = field(default_factory=lambda: probe_task)
+    finetune: Callable[..., FinetuneResult] = field(default_factory=lambda: finetune_best)
+    own_head: Callable[..., dict[str, Any]] = field(default_factory=lambda: score_own_head)
+
+
+def quiet_steps(quiet: bool) -> Steps:
+    """The work itself, with or without its progress on stderr."""
+    if not quiet:
+        return Steps()
+    return Steps(pretrain=partial(pretrain, quiet=True), finetune=partial(finetune_best, quiet=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +86,7 @@ class Protocol:
     tasks: tuple[Task, ...]
     config: ProtocolConfig
     out: Path
+    steps: Steps = field(default_factory=Steps)
 
     @property
     def evaluated(self) -> tuple[Task, ...]:
@@ -85,7 +129,7 @@ class Protocol:
 
 
 def run_protocol(protocol: Protocol, say: Callable[[str], None] = lambda text: None) -> None:
-    """Computes every missing cell; returns when all are there.
+    """Compute every missing cell; return when all are there.
 
     Several processes may run on one folder, for example one for each GPU: a cell is locked while it is computed, and a
     lock ends with its process.
@@ -132,6 +176,15 @@ def chosen(protocol: Protocol, task: str, joint: bool = False) -> Combination:
     return next(combination for combination in combinations if combination.name == name)
 
 
+def chosen_overall(protocol: Protocol) -> Combination:
+    """The combination of the best average rank over all evaluated tasks: that of the network to give away."""
+    combinations = protocol.config.combinations()
+    if len(combinations) == 1:
+        return combinations[0]
+    name = choose(scores_on_val(protocol, "select"))
+    return next(combination for combination in combinations if combination.name == name)
+
+
 def _run_cells(protocol: Protocol, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
     missing = [cell for cell in cells if protocol.result(cell) is None]
     waited = False
@@ -159,7 +212,7 @@ def _run_cells(protocol: Protocol, cells: Sequence[Cell], say: Callable[[str], N
 
 def _ready(protocol: Protocol, cell: Cell) -> bool:
     """Whether the network that a cell needs is trained; its own process may still be at it."""
-    if cell.kind == "pretrain" or cell.weights != "mtl":
+    if cell.kind in ("pretrain", "release") or cell.weights != "mtl":
         return True
     combinations = protocol.config.combinations()
     if cell.combination is None and len(combinations) > 1:
@@ -185,7 +238,7 @@ def _computed(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     try:
         return _compute(protocol, cell)
     except TrainingDiverged as error:
-        if cell.kind == "pretrain":
+        if cell.kind in ("pretrain", "release"):
             return {"diverged": True, "message": error.message}
         combination = cell.combination
         if combination is None and cell.weights == "mtl":
@@ -205,9 +258,11 @@ def _without_score(combination: Combination | None, message: str) -> dict[str, A
 def _compute(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     if cell.kind == "pretrain":
         return _pretrain(protocol, cell)
+    if cell.kind == "release":
+        return _release(protocol)
     task = next(task for task in protocol.tasks if task.name == cell.subject)
-    config = protocol.config
-    source: str = "random" if cell.weights == "random" else config.init
+    config, steps = protocol.config, protocol.steps
+    source: str = config.init if cell.weights == "start" else cell.weights
     combination = cell.combination
     if cell.weights == "mtl":
         combination = combination or chosen(protocol, cell.subject, joint=cell.kind == "joint-test")
@@ -219,11 +274,12 @@ def _compute(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     if cell.kind == "finetune":
         return {**facts, **_finetune(protocol, cell, task, source)}
     if cell.kind in ("joint-select", "joint-test"):
-        return {**facts, **_score_own_head(protocol, task, source, "val" if cell.kind == "joint-select" else "test")}
-    named = config.arch if cell.weights != "mtl" else None
-    extractor = load_extractor(source, named, cell.seed, config.image_px)
+        split = "val" if cell.kind == "joint-select" else "test"
+        return {**facts, **steps.own_head(task, source, split, config.precision)}
+    named = config.arch if cell.weights in ("start", "random") else None
+    extractor = steps.extractor(source, named, cell.seed, None if cell.weights == "colour" else config.image_px)
     on_val = cell.kind == "select"
-    result = probe_task(
+    result = steps.probe(
         extractor,
         task,
         cell.seed,
@@ -240,12 +296,25 @@ def _pretrain(protocol: Protocol, cell: Cell) -> dict[str, Any]:
     left_out = () if joint else next(names for names in protocol.sets if set_name(names) == cell.subject)
     train_only = tuple(task.name for task in protocol.evaluated) if joint else ()
     tasks = [task for task in protocol.tasks if task.name not in left_out]
-    folder = training_folder(protocol, cell)
     setting = protocol.config.pretraining(cell.combination, cell.seed, train_only)
+    return _trained_network(protocol, tasks, setting, training_folder(protocol, cell))
+
+
+def _release(protocol: Protocol) -> dict[str, Any]:
+    """Paper: the published networks were trained once more, on all images of all tasks."""
+    combination = chosen_overall(protocol)
+    setting = protocol.config.pretraining(combination, 0, splits=SPLITS)
+    found = _trained_network(protocol, protocol.tasks, setting, protocol.out / "release")
+    return {**found, "combination": combination.name}
+
+
+def _trained_network(
+    protocol: Protocol, tasks: Sequence[Task], setting: PretrainConfig, folder: Path
+) -> dict[str, Any]:
     checkpoint = folder / CHECKPOINT_NAME
     if not _trained(folder, setting):
-        checkpoint = pretrain(tasks, setting, folder, resume=True)
-        (folder / STATE_NAME).unlink()  # twice the network's size, for each of hundreds of cells
+        checkpoint = protocol.steps.pretrain(tasks, setting, folder, resume=True)
+        (folder / STATE_NAME).unlink(missing_ok=True)  # twice the network's size, for each of hundreds of cells
     return {"checkpoint": str(checkpoint.relative_to(protocol.out)), "tasks": [task.name for task in tasks]}
 
 
@@ -262,24 +331,8 @@ def _finetune(protocol: Protocol, cell: Cell, task: Task, source: str) -> dict[s
     config = protocol.config
     setting = config.finetuning(source, cell.seed, config.finetune_lrs[0])
     folder = protocol.out / "finetune" / cell.subject / cell.weights / f"seed-{cell.seed}"
-    result = finetune_best(task, setting, folder, config.finetune_lrs, resume=True)
+    result = protocol.steps.finetune(task, setting, folder, config.finetune_lrs, resume=True)
     return {**asdict(result), "score": result.test}
-
-
-def _score_own_head(protocol: Protocol, task: Task, source: str, split: str) -> dict[str, Any]:
-    net, info = load_checkpoint(source)
-    device = best_device()
-    net.to(device).to(memory_format=torch.channels_last)
-    samples = task.of((split,))
-    logits = head_scores(
-        net,
-        Normalise(info.preprocessing).to(device),
-        task.name,
-        samples,
-        ImageCache(info.preprocessing.image_px, 0, info.preprocessing.interpolation),
-        choose_precision(protocol.config.precision, device),
-    )
-    return {"score": score(logits, labels_of(samples), task.metric), "metric": task.metric, "weights": source}
 
 
 @contextmanager

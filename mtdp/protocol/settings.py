@@ -1,5 +1,7 @@
 """Whether a protocol can be run to its end, and whether a folder's cells are of the same protocol."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections import Counter
@@ -8,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from mtdp.choices import PROTOCOL_CHOICES
+from mtdp.choices import protocol_choices
 from mtdp.errors import CheckpointError, TaskError, UsageError
 from mtdp.parallel import refuse_torchrun
 from mtdp.protocol.cells import JOINT, set_name
@@ -20,13 +22,13 @@ from mtdp.weights import STATE_NAME, find_weights_file, is_named_source, same_st
 
 SETTINGS_NAME: Final = "protocol.json"
 # What may change from one run to the next: it adds cells, and leaves those that are there true.
-MAY_GROW: Final = ("finetune", "scratch", "joint")
+MAY_GROW: Final = ("finetune", "scratch", "joint", "release")
 # These would change which combination is chosen, so they may change only where there is no choice.
 MAY_GROW_WITHOUT_CHOICE: Final = ("seeds", "evaluate")
 
 
 def check_runnable(tasks: tuple[Task, ...], config: ProtocolConfig) -> None:
-    """Finds before the first training what would end the run after the last.
+    """Find before the first training what would end the run after the last.
 
     Raises:
         UsageError: a name, a source of weights or a set that cannot be, or nothing to choose a combination by.
@@ -58,7 +60,7 @@ def check_runnable(tasks: tuple[Task, ...], config: ProtocolConfig) -> None:
 
 
 def hold_to_settings(tasks: tuple[Task, ...], config: ProtocolConfig, out: Path, write: bool = True) -> None:
-    """Refuses other settings than those of the results that are there: cells of two settings make no table.
+    """Refuse other settings than those of the results that are there: cells of two settings make no table.
 
     Args:
         write: also write them down, for the next run.
@@ -76,7 +78,7 @@ def hold_to_settings(tasks: tuple[Task, ...], config: ProtocolConfig, out: Path,
             _compare(_read(path), now, config, out)
         if write:
             out.mkdir(parents=True, exist_ok=True)
-            write_json(path, {**now, "choices": PROTOCOL_CHOICES})
+            write_json(path, {**now, "choices": protocol_choices(config)})
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error}", "give another --out") from error
 
@@ -88,6 +90,8 @@ def _compare(written: Mapping[str, Any], now: Mapping[str, Any], config: Protoco
     same = same_start(before["init"], before.get("init_sha256"), config.init)
     before["init"] = config.init if same else None
     free = {*MAY_GROW, "init_sha256"}
+    if not before["finetune"]:  # what decides fine-tuning decided nothing yet
+        free |= {"finetune_lrs", "finetune_epochs"}
     if len(config.combinations()) == 1:
         free |= set(MAY_GROW_WITHOUT_CHOICE)
     if (out / "pretrain" / JOINT).exists():

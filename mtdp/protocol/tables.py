@@ -1,19 +1,28 @@
-"""The paper's result table: as Markdown, CSV and a figure."""
+"""The paper's result table, with what is needed to judge it: as Markdown, CSV and a figure."""
+
+from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from statistics import fmean
+from typing import Any, Final
 
+import numpy as np
+
+from mtdp.metrics import Truth, balanced_accuracy, class_accuracies, interval
 from mtdp.protocol.cells import Cell, judgement_cells
+from mtdp.protocol.rank_table import rank_table
 from mtdp.protocol.ranking import mean_and_std, significant
 from mtdp.protocol.run import Protocol
+from mtdp.tasks import Task
 
-# Column -> (kind of cell, weights), in the paper's order; features of random weights are our addition.
+# Column -> (kind of cell, weights), in the paper's order; features of random weights and of colours are our addition.
 COLUMNS: Final = {
     "Scratch": ("finetune", "random"),
+    "FE colour": ("probe", "colour"),
     "FE random": ("probe", "random"),
     "FE start": ("probe", "start"),
     "FE MTL": ("probe", "mtl"),
@@ -22,18 +31,31 @@ COLUMNS: Final = {
     "Joint": ("joint-test", "mtl"),
 }
 LEGEND: Final = (
-    "FE: pooled features and a linear SVM; FT: fine-tuning; start: the weights that pre-training started from; MTL: "
-    "multi-task pre-trained without the task and those related to it; mean ± sample standard deviation over the seeds. "
-    "`*`: better than its counterpart by more than twice the larger standard deviation."
+    "Test scores in percent. FE: features and a linear SVM; FT: fine-tuning; colour: six numbers, the mean and the "
+    "deviation of red, green and blue, in place of features; random: a network that was never trained; start: the "
+    "weights that pre-training started from; MTL: multi-task pre-trained without the task and those related to it. "
+    "mean ± sample standard deviation over the seeds. `*`: better than its counterpart by more than twice the larger "
+    "standard deviation (the paper's rule, not a test). [low, high]: 95 % interval of the mean, by resampling whole "
+    "groups of the test split (patients, slides or source images). A task on which colours or random features do as "
+    "well as the others says nothing of encoders."
 )
 # Which columns are held against each other.
 PAIRS: Final = (("FE start", "FE MTL"), ("FT start", "FT MTL"))
-_COLOURS: Final = {"start": "#4c72b0", "mtl": "#c44e52", "random": "#8c8c8c"}
+_COLOURS: Final = {"start": "#4c72b0", "mtl": "#c44e52", "random": "#8c8c8c", "colour": "#ccb974"}
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the test images add to the score of one column of one task."""
+
+    interval: tuple[float, float] | None  # 95 %, of the mean over the seeds
+    balanced: tuple[float, ...]  # balanced accuracy of each run
+    of_classes: tuple[float, ...]  # accuracy within each class, mean over the runs
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One left-out task: its test scores by column, one a seed; an empty column was not computed."""
+    """One left-out task: its test scores by column, one for each seed; an empty column was not computed."""
 
     task: str
     metric: str
@@ -41,6 +63,15 @@ class Row:
     classes: int
     scores: dict[str, tuple[float, ...]]
     combination: str  # that judged it
+    test_images: int = 0
+    test_groups: int = 0
+    class_names: tuple[str, ...] = ()
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)  # of the columns whose outputs are known
+    combinations: Mapping[str, str] = field(default_factory=dict)  # column -> the combination that judged it
+
+    @property
+    def seeds(self) -> int:
+        return max(len(values) for values in self.scores.values())
 
 
 def collect(protocol: Protocol) -> list[Row]:
@@ -48,78 +79,137 @@ def collect(protocol: Protocol) -> list[Row]:
 
     A training that diverged has no score and leaves its seed out.
     """
-    done: dict[tuple[str, str, str], list[float]] = {}
-    combination: dict[str, str] = {}
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in judgement_cells(protocol.evaluated, protocol.finetuned, protocol.config):
-        found = protocol.result(cell)
-        if found is None:
-            continue
-        if cell.kind == "probe" and cell.weights == "mtl":
-            combination[cell.subject] = found["combination"]
-        if found["score"] is not None:
-            done.setdefault(_key(cell), []).append(float(found["score"]))
-    return [
-        Row(
-            task.name,
-            task.metric,
-            len(task.of(("train", "val"))),
-            len(task.classes),
-            {name: tuple(done.get((task.name, *column), ())) for name, column in COLUMNS.items()},
-            combination.get(task.name, ""),
-        )
-        for task in protocol.evaluated
-    ]
+        result = protocol.result(cell)
+        if result is not None:
+            found.setdefault(_key(cell), []).append(result)
+    return [_row(task, found) for task in protocol.evaluated]
 
 
 def _key(cell: Cell) -> tuple[str, str, str]:
     return cell.subject, cell.kind, cell.weights
 
 
+def _row(task: Task, found: Mapping[tuple[str, str, str], Sequence[dict[str, Any]]]) -> Row:
+    test = task.of(("test",))
+    of_column = {name: found.get((task.name, *column), ()) for name, column in COLUMNS.items()}
+    combinations = {
+        name: str(results[0]["combination"])
+        for name, results in of_column.items()
+        if results and results[0].get("combination")
+    }
+    sound = {name: [result for result in results if result["score"] is not None] for name, results in of_column.items()}
+    judgements = {
+        name: _judgement(task, [result["outputs"] for result in results])
+        for name, results in sound.items()
+        if results and all(len(result.get("outputs") or ()) == len(test) for result in results)
+    }
+    return Row(
+        task.name,
+        task.metric,
+        len(task.of(("train", "val"))),
+        len(task.classes),
+        {name: tuple(float(result["score"]) for result in results) for name, results in sound.items()},
+        combinations.get("FE MTL", ""),
+        len(test),
+        len({sample.group for sample in test}),
+        task.classes,
+        judgements,
+        combinations,
+    )
+
+
+def truth_of(task: Task, split: str = "test") -> Truth:
+    """Labels and groups of a split, in the order of its samples."""
+    samples = task.of((split,))
+    labels = np.array([sample.label for sample in samples], np.int64)
+    return Truth(labels, tuple(sample.group for sample in samples), task.metric, len(task.classes))
+
+
+def _judgement(task: Task, runs: Sequence[Sequence[float]]) -> Judgement:
+    truth = truth_of(task)
+    arrays = [np.asarray(run, np.float64) for run in runs]
+    of_runs = [class_accuracies(run, truth.labels, truth.classes) for run in arrays]
+    return Judgement(
+        interval(runs, truth),
+        tuple(balanced_accuracy(run, truth.labels, truth.classes) for run in arrays),
+        tuple(fmean(values) for values in zip(*of_runs, strict=True)),
+    )
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """The table in percent, mean ± sample standard deviation over the seeds, and what the 2-sigma rule says of it."""
-    columns = [name for name in COLUMNS if any(row.scores[name] for row in rows)]
-    lines = [
-        "| Task | Metric | Classes | Train size | " + " | ".join(columns) + " |",
-        "|---|---|---|---|" + "---|" * len(columns),
-    ]
+    """The tables in percent: scores with intervals, what the 2-sigma rule says of them, and the classes."""
+    columns = _columns(rows)
+    head = ["Task", "Metric", "Classes", "Train size", *columns, "Test images (groups)", "Seeds", "Combination"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         metric = "AUC" if row.metric == "roc_auc" else "ACC"
-        cells = [_percent(row, name) for name in columns]
-        lines.append(f"| {row.task} | {metric} | {row.classes} | {row.train_images} | " + " | ".join(cells) + " |")
+        facts = [row.task, metric, str(row.classes), str(row.train_images)]
+        after = [f"{row.test_images} ({row.test_groups})", str(row.seeds), _combination(row)]
+        lines.append(f"| {' | '.join([*facts, *(_percent(row, name) for name in columns), *after])} |")
     lines += ["", *(_tally(rows, *pair) for pair in PAIRS if all(name in columns for name in pair))]
     lines += ["", LEGEND]
+    if any(row.judgements for row in rows):
+        lines += ["", "Accuracy within each class (recall), mean over the seeds; balanced: their mean.", ""]
+        lines += ["| Task | Column | Balanced | Of each class |", "|---|---|---|---|"]
+        lines += [_classes_line(row, name) for row in rows for name in columns if name in row.judgements]
     return "\n".join(lines) + "\n"
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return [name for name in COLUMNS if any(row.scores.get(name) for row in rows)]
+
+
+def _combination(row: Row) -> str:
+    """Of FE MTL; that of joint training beside it where it differs."""
+    joint = row.combinations.get("Joint", row.combination)
+    return row.combination + (f" (Joint: {joint})" if joint != row.combination else "")
+
+
+def _classes_line(row: Row, column: str) -> str:
+    judgement = row.judgements[column]
+    of_classes = ", ".join(
+        f"{name} {100 * value:.1f}" for name, value in zip(row.class_names, judgement.of_classes, strict=True)
+    )
+    return f"| {row.task} | {column} | {100 * fmean(judgement.balanced):.1f} | {of_classes} |"
 
 
 def as_csv(rows: Sequence[Row]) -> str:
     """One line for each task, column and seed: what the table was made of."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "metric", "classes", "train_images", "column", "run", "score", "combination"])
+    head = ["task", "metric", "classes", "train_images", "column", "run", "score", "combination"]
+    writer.writerow([*head, "test_images", "test_groups", "low", "high", "balanced_accuracy"])
     for row in rows:
         for column, scores in row.scores.items():
-            mtl = row.combination if COLUMNS[column] == ("probe", "mtl") else ""
+            combination = row.combinations.get(column, row.combination if column == "FE MTL" else "")
+            judgement = row.judgements.get(column)
+            low, high = (
+                (f"{value:.6f}" for value in judgement.interval) if judgement and judgement.interval else ("", "")
+            )
             for number, value in enumerate(scores):
-                facts = [row.task, row.metric, row.classes, row.train_images]
-                writer.writerow([*facts, column, number, f"{value:.6f}", mtl])
+                facts = [row.task, row.metric, row.classes, row.train_images, column, number, f"{value:.6f}"]
+                balanced = f"{judgement.balanced[number]:.6f}" if judgement else ""
+                writer.writerow([*facts, combination, row.test_images, row.test_groups, low, high, balanced])
     return text.getvalue()
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """A figure: for each task the mean of each column, and one standard deviation to either side."""
+    """A figure: for each task the mean of each column, and its 95 % interval, or one standard deviation without it."""
     from matplotlib.figure import Figure
 
-    columns = [name for name in COLUMNS if any(row.scores[name] for row in rows)]
+    columns = _columns(rows)
     figure = Figure(figsize=(1.6 + 1.3 * len(rows), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.7 / max(len(columns), 1)
     for number, name in enumerate(columns):
         kind, weights = COLUMNS[name]
-        points = [(i, *mean_and_std(row.scores[name])) for i, row in enumerate(rows) if row.scores[name]]
+        points = [(i, *_mean_and_bar(row, name)) for i, row in enumerate(rows) if row.scores.get(name)]
         axes.errorbar(
-            [i + (number - (len(columns) - 1) / 2) * width for i, _, _ in points],
-            [100 * mean for _, mean, _ in points],
-            yerr=[100 * std for _, _, std in points],
+            [i + (number - (len(columns) - 1) / 2) * width for i, _, _, _ in points],
+            [100 * mean for _, mean, _, _ in points],
+            yerr=[[100 * below for _, _, below, _ in points], [100 * above for _, _, _, above in points]],
             fmt="o" if kind == "probe" else "s" if kind == "finetune" else "D",
             color=_COLOURS[weights],
             mfc=_COLOURS[weights] if kind == "probe" else "white",
@@ -130,36 +220,69 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set_xticks(range(len(rows)), [row.task for row in rows], rotation=20, ha="right")
     axes.set_ylabel("test score, %")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    if columns:
+        axes.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=130)
 
 
+def _mean_and_bar(row: Row, column: str) -> tuple[float, float, float]:
+    mean, std = mean_and_std(row.scores[column])
+    judgement = row.judgements.get(column)
+    if judgement is None or judgement.interval is None:
+        return mean, std, std
+    return mean, max(mean - judgement.interval[0], 0.0), max(judgement.interval[1] - mean, 0.0)
+
+
 def write_tables(protocol: Protocol) -> list[Path]:
-    """Writes table.md, table.csv and table.png to the run's folder."""
+    """Write table.md, table.csv and table.png to the run's folder."""
     rows = collect(protocol)
     paths = [protocol.out / name for name in ("table.md", "table.csv", "table.png")]
-    paths[0].write_text(markdown(rows), "utf-8")
+    figure = "![test scores with their 95 % intervals](table.png)"
+    parts = [_title(protocol), markdown(rows), figure, rank_table(protocol)]
+    paths[0].write_text("\n\n".join(part.strip() for part in parts if part) + "\n", "utf-8")
     paths[1].write_text(as_csv(rows), "utf-8")
     draw(rows, paths[2])
     return paths
 
 
+def _title(protocol: Protocol) -> str:
+    """What the table is of, so that the file speaks for itself."""
+    config, cells = protocol.config, protocol.cells()
+    missing = sum(protocol.result(cell) is None for cell in cells)
+    count = len(config.combinations())
+    facts = [
+        f"{config.arch} from {config.init}",
+        f"{config.iterations} iterations of {config.batch_size} images of {config.image_px} px",
+        f"{config.seeds} seed{'s' * (config.seeds != 1)} of {count} combination{'s' * (count != 1)}",
+        f"{len(protocol.evaluated)} of the pool's {len(protocol.tasks)} tasks left out in {len(protocol.sets)} sets",
+    ]
+    lines = ["# Leave-one-task-out: test scores of tasks that were not trained on", "", f"{'; '.join(facts)}."]
+    if missing:
+        lines += ["", f"**Not finished: {missing} of {len(cells)} cells are missing.**"]
+    return "\n".join(lines)
+
+
 def _percent(row: Row, column: str) -> str:
-    scores = row.scores[column]
+    scores = row.scores.get(column, ())
     if not scores:
         return ""
     mean, std = mean_and_std(scores)
     text = f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if len(scores) > 1 else "")
     for pair in PAIRS:
         if column in pair:
-            other = row.scores[pair[1 - pair.index(column)]]
+            other = row.scores.get(pair[1 - pair.index(column)])
             if other and significant(scores, other) and mean > mean_and_std(other)[0]:
                 text += " *"
+    judgement = row.judgements.get(column)
+    if judgement and judgement.interval:
+        text += f" [{100 * judgement.interval[0]:.1f}, {100 * judgement.interval[1]:.1f}]"
+    if 1 < len(scores) < row.seeds:
+        text += f" ({len(scores)} seeds)"
     return text
 
 
 def _tally(rows: Sequence[Row], first: str, second: str) -> str:
-    both = [row for row in rows if row.scores[first] and row.scores[second]]
+    both = [row for row in rows if row.scores.get(first) and row.scores.get(second)]
     better, much_better, much_worse = 0, 0, 0
     for row in both:
         of_first, of_second = row.scores[first], row.scores[second]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -10,8 +11,10 @@ from mtdp.batchnorm import adapt_batch_norm
 from mtdp.weights import load_backbone_weights
 
 
-def test_the_formulas_by_hand() -> None:
-    layer = nn.BatchNorm2d(1, eps=0.0)
+@pytest.mark.parametrize("eps", [0.0, 7.0])
+def test_the_formulas_by_hand(eps: float) -> None:
+    """Epsilon belongs to both roots: with 7, sqrt(9 + 7) = 4 and sqrt(4 + 7)."""
+    layer = nn.BatchNorm2d(1, eps=eps)
     with torch.no_grad():
         layer.weight.fill_(3.0)
         layer.bias.fill_(1.0)
@@ -25,8 +28,9 @@ def test_the_formulas_by_hand() -> None:
     values = {name: float(tensor) for name, tensor in layer.state_dict().items()}
     assert abs(values["running_mean"] - 6.0) < 1e-6
     assert abs(values["running_var"] - 9.0) < 1e-5
-    assert abs(values["weight"] - 3.0 * 3.0 / 2.0) < 1e-6  # weight * sqrt(9) / sqrt(4)
-    assert abs(values["bias"] - (1.0 + 3.0 * (6.0 - 2.0) / 2.0)) < 1e-6  # bias + weight * (6 - 2) / sqrt(4)
+    new, old = (9.0 + eps) ** 0.5, (4.0 + eps) ** 0.5
+    assert abs(values["weight"] - 3.0 * new / old) < 1e-5
+    assert abs(values["bias"] - (1.0 + 3.0 * (6.0 - 2.0) / old)) < 1e-5
     assert values["num_batches_tracked"] == 2
 
 

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import mtdp.finetune as module
 from mtdp.checkpoint import load_checkpoint, save_checkpoint
-from mtdp.choices import FINETUNING_CHOICES
+from mtdp.choices import finetuning_choices
 from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError
 from mtdp.finetune import FinetuneConfig, finetune, finetune_best
 from mtdp.pretrain import pretrain
@@ -51,10 +51,12 @@ def test_epochs_differ_and_repeat_by_seed() -> None:
 
 
 def test_scores_are_the_tasks_metric() -> None:
-    logits = np.array([[0.2, 0.1], [0.0, 3.0], [1.0, 0.9], [0.5, 0.1]], np.float32)
+    logits = np.array([[0.2, 0.1], [0.0, 3.0], [1.0, 0.95], [0.5, 0.1]], np.float32)
     labels = np.array([0, 1, 1, 0])
     assert score(logits, labels, "accuracy") == 0.75
-    assert score(logits, labels, "roc_auc") == roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+    margins = logits[:, 1] - logits[:, 0]
+    assert score(logits, labels, "roc_auc") == roc_auc_score(labels, margins) == 1.0
+    assert roc_auc_score(labels, margins > 0) == 0.75, "of predicted classes it would be another"
 
 
 def test_the_best_rate_on_val_is_judged_on_test(task: Task, tmp_path: Path) -> None:
@@ -222,5 +224,9 @@ def test_rates_differ_and_the_process_is_one(task: Task, tmp_path: Path, monkeyp
 
 
 def test_a_checkpoint_says_what_was_chosen_where_the_paper_is_silent(task: Task, tmp_path: Path) -> None:
-    finetune(task, replace(TINY, epochs=1), tmp_path / "run", quiet=True)
-    assert load_checkpoint(tmp_path / "run")[1].training["choices"] == FINETUNING_CHOICES
+    for momentum, words in ((0.9, "momentum 0.9"), (0.0, "no momentum")):
+        config = replace(TINY, epochs=1, momentum=momentum)
+        finetune(task, config, tmp_path / words, quiet=True)
+        told = load_checkpoint(tmp_path / words)[1].training["choices"]
+        assert told == finetuning_choices(config)
+        assert words in told["optimiser"]

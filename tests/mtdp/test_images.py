@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp.augment import evaluation_view, training_view
+from mtdp.converters.source import read_rgb as of_a_converter
 from mtdp.errors import ImageUnreadable
-from mtdp.images import ImageCache, check_image, load_image
+from mtdp.images import ImageCache, allow_huge_images, check_image, load_image
 
 Make = Callable[..., Path]  # writes files, returns where
 
@@ -48,6 +51,72 @@ def test_sixteen_bits_are_refused_not_clipped(tmp_path: Path) -> None:
     for read in (check_image, lambda path: load_image(path, 32)):
         with pytest.raises(ImageUnreadable, match=r"deep\.png has more than 8 bits"):
             read(tmp_path / "deep.png")
+
+
+def deep_rgb(path: Path) -> None:
+    """12-bit data in 16 bits for each channel, as microscopes write it: its high byte is black."""
+    pixels = np.full((32, 32, 3), 3_000, np.uint16)
+    if path.suffix == ".ppm":
+        path.write_bytes(b"P6\n32 32\n65535\n" + pixels.astype(">u2").tobytes())
+    elif path.suffix == ".jp2":
+        imagecodecs.imwrite(path, pixels)
+    elif path.suffix == ".png":
+        path.write_bytes(imagecodecs.png_encode(pixels))
+    else:
+        tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib" if "zlib" in path.name else None)
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep-zlib.tif", "deep.ppm", "deep.jp2"])
+def test_sixteen_bits_of_colour_are_refused_not_made_black(tmp_path: Path, name: str) -> None:
+    deep_rgb(tmp_path / name)
+    for read in (check_image, lambda path: load_image(path, 32), of_a_converter):
+        with pytest.raises(ImageUnreadable, match=r"deep.*has more than 8 bits"):
+            read(tmp_path / name)
+
+
+def test_eight_bits_are_taken_in_the_same_formats(tmp_path: Path) -> None:
+    for name in ("a.png", "a.tif", "a.ppm", "a.jp2", "a.bmp", "a.gif"):
+        Image.new("RGB", (32, 32), (51, 102, 153)).save(tmp_path / name)
+        assert np.abs(load_image(tmp_path / name, 32).astype(int) - (51, 102, 153)).max() <= 2, name
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "colour key"])
+def test_what_is_transparent_is_white(tmp_path: Path, kind: str) -> None:
+    """As in extraction. The hidden colour is black, which would make tissue of nothing."""
+    path = tmp_path / "a.png"
+    if kind == "RGBA":
+        image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+        image.paste((100, 100, 100, 255), (0, 0, 16, 32))
+        image.paste((0, 0, 0, 128), (0, 0, 1, 1))
+        image.save(path)
+    elif kind == "LA":
+        grey = Image.new("LA", (32, 32), (0, 0))
+        grey.paste((100, 255), (0, 0, 16, 32))
+        grey.save(path)
+    elif kind == "palette":
+        indexed = Image.new("P", (32, 32), 0)
+        indexed.putpalette([0, 0, 0, 100, 100, 100])
+        indexed.paste(1, (0, 0, 16, 32))
+        indexed.save(path, transparency=0)
+    else:
+        keyed = Image.new("RGB", (32, 32), (0, 0, 0))
+        keyed.paste((100, 100, 100), (0, 0, 16, 32))
+        keyed.save(path, transparency=(0, 0, 0))
+    for pixels in (load_image(path, 32), np.asarray(of_a_converter(path))):
+        assert (pixels[:, 16:] == 255).all()
+        assert (pixels[1:, :16] == 100).all()
+    if kind == "RGBA":
+        assert abs(int(load_image(path, 32)[0, 0, 0]) - 127) <= 1  # half black over white
+
+
+def test_a_huge_image_is_refused_unless_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageUnreadable, match=r"huge\.png is huge") as caught:
+        check_image(tmp_path / "huge.png")
+    assert "--huge-images" in caught.value.hint
+    allow_huge_images()
+    assert load_image(tmp_path / "huge.png", 64).shape == (64, 64, 3)
 
 
 def test_shrinking_averages_areas(tmp_path: Path) -> None:

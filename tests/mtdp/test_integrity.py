@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mtdp.errors import ImageUnreadable
-from mtdp.integrity import check_images
+from mtdp.integrity import check_images, image_digests
 
 Make = Callable[..., Path]  # writes files, returns where
 
@@ -48,12 +49,33 @@ def test_a_file_of_the_same_size_and_date_is_not_taken_for_the_old_one(tmp_path:
         check_images(tmp_path, images)
 
 
-def test_the_first_bad_image_is_named_and_nothing_is_remembered(tmp_path: Path, images: list[Path]) -> None:
+def test_all_bad_images_are_named_at_once_and_the_sound_ones_remembered(tmp_path: Path, images: list[Path]) -> None:
+    whole = images[0].read_bytes()
     for number in (180, 70, 130):
         cut(images[number])
     for _ in range(2):
-        with pytest.raises(ImageUnreadable, match=r"/70\.png cannot be decoded"):
+        with pytest.raises(ImageUnreadable, match="3 images cannot be used") as caught:
             check_images(tmp_path, images)
+        lines = caught.value.message.splitlines()[1:]
+        assert [line.split("/")[-1].split(".png cannot be decoded")[0] for line in lines] == ["70", "130", "180"]
+    for number in (180, 70, 130):
+        images[number].write_bytes(whole)
+    assert check_images(tmp_path, images) == 3
+
+
+def test_equal_pixels_have_equal_digests_whatever_their_file(tmp_path: Path, write_image: Make) -> None:
+    first, other = write_image(tmp_path / "a.png", seed=1), write_image(tmp_path / "b.png", seed=2)
+    with Image.open(first) as image:
+        image.save(tmp_path / "a.bmp")
+        image.crop((0, 0, 40, 20)).resize((20, 40)).save(tmp_path / "other-shape.png")
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (40, 40), (243, 242, 244)).save(blank)
+    names = [first, tmp_path / "a.bmp", other, tmp_path / "other-shape.png", blank]
+    for _ in range(2):  # the second time from the cache
+        digests, _ = image_digests(tmp_path, names)
+        assert digests[0] == digests[1] != 0
+        assert len(set(digests)) == 4
+        assert digests[-1] == 0, "glass is equal to glass"
 
 
 def test_a_missing_file_is_named(tmp_path: Path, images: list[Path]) -> None:
@@ -75,7 +97,7 @@ def test_a_useless_cache_costs_time_only(tmp_path: Path, images: list[Path], dam
     check_images(tmp_path, images)
     (cache,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
     if damage == "torn":
-        cache.write_bytes(cache.read_bytes()[: 8 * 50 + 3])
+        cache.write_bytes(cache.read_bytes()[: 16 * 50 + 3])
         assert [check_images(tmp_path, images) for _ in range(2)] == [150, 0]
     else:  # a folder in its place can neither be read nor replaced
         cache.unlink()

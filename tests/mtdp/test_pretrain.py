@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
-from mtdp.choices import PRETRAINING_CHOICES
+from mtdp.choices import pretraining_choices
 from mtdp.errors import CheckpointError, Interrupted, TrainingDiverged, UsageError
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet
@@ -214,7 +214,7 @@ def test_a_checkpoint_tells_how_it_was_made(tasks: tuple[Task, ...], tmp_path: P
     assert info.training["tasks"]["three"]["images"] == 12
     assert info.training["tasks"]["two"]["metric"] == "roc_auc"
     assert info.origin.source == "random"
-    assert info.training["choices"] == PRETRAINING_CHOICES
+    assert info.training["choices"] == pretraining_choices(TINY)
     assert info.training["versions"]["torch"] == torch.__version__
     assert net.task_names == ("two", "three")
 

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
-from mtdp.choices import PROTOCOL_CHOICES
+from mtdp.choices import protocol_choices
 from mtdp.errors import CheckpointError, MtdpError, UsageError
 from mtdp.pretrain import pretrain
 from mtdp.protocol.cells import Cell, cost, judgement_cells, selection_cells
 from mtdp.protocol.config import ProtocolConfig, evaluated_tasks, finetuned_tasks, left_out_sets
 from mtdp.protocol.estimate import say_plan
+from mtdp.protocol.rank_table import rank_table
 from mtdp.protocol.ranking import choose, mean_and_std, ranks, significant
 from mtdp.protocol.run import Protocol, chosen, run_protocol, scores_on_val, training_folder
 from mtdp.protocol.settings import hold_to_settings
@@ -165,7 +166,7 @@ def test_a_run_fills_every_cell_and_the_table(tasks: tuple[Task, ...], tmp_path:
     assert "| a | AUC | 2 | 16 |" in text
     assert "FT MTL is better than FT start on" in text
     rows = paths[1].read_text().splitlines()
-    assert len([row for row in rows if row.startswith("c,")]) == 2 + 1 + 2 + 2 + 2 + 2 + 2  # each column's runs
+    assert len([row for row in rows if row.startswith("c,")]) == 2 + 1 + 2 + 1 + 2 + 2 + 2 + 2  # each column's runs
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
@@ -243,12 +244,15 @@ def test_the_table_marks_what_differs() -> None:
     every = {"Scratch": (), "FE random": (), "Joint": (), **scores}
     row = Row("blood", "accuracy", 120, 4, every, "lr0.001-tau1-warmup0")
     text = markdown([row])
-    assert "| blood | ACC | 4 | 120 | 70.00 | 81.00 ± 1.00 * | 85.00 ± 7.07 | 86.50 ± 6.36 |" in text
+    assert (
+        "| blood | ACC | 4 | 120 | 70.00 | 81.00 ± 1.00 * | 85.00 ± 7.07 (2 seeds) | 86.50 ± 6.36 (2 seeds) "
+        "| 0 (0) | 3 | lr0.001-tau1-warmup0 |" in text
+    )
     assert "FE MTL is better than FE start on 1 of 1 tasks, significantly on 1; significantly worse on 0." in text
     assert "Scratch" not in text.splitlines()[0]
     assert as_csv([row]).splitlines()[1:3] == [
-        "blood,accuracy,4,120,FE start,0,0.700000,",
-        "blood,accuracy,4,120,FE MTL,0,0.800000,lr0.001-tau1-warmup0",
+        "blood,accuracy,4,120,FE start,0,0.700000,,0,0,,,",
+        "blood,accuracy,4,120,FE MTL,0,0.800000,lr0.001-tau1-warmup0,0,0,,,",
     ]
 
 
@@ -479,8 +483,13 @@ def test_without_a_choice_the_first_seed_is_whole_before_the_second_begins(tasks
 def test_what_was_chosen_where_the_paper_is_silent_is_written_down(tasks: tuple[Task, ...], tmp_path: Path) -> None:
     hold_to_settings(tasks, TINY, tmp_path)
     choices = json.loads((tmp_path / "protocol.json").read_text())["choices"]
-    assert choices == PROTOCOL_CHOICES
-    assert "no weight decay" in choices["pre-training"]["optimiser"]
+    assert choices == protocol_choices(TINY)
+    told = choices["pre-training"]["lr0.01-tau1-warmup0"]
+    assert "no weight decay" in told["optimiser"]
+    assert told["batch norm"].startswith("not adapted")
+    assert told["momentum after the warm-up"] == "there was no warm-up"
+    assert "ranks" not in choices["transfer"], "a single combination is not ranked"
+    assert "fine-tuning" not in choices
 
 
 def test_ctrl_c_leaves_a_table_and_says_how_to_go_on(tasks: tuple[Task, ...], tmp_path: Path) -> None:
@@ -507,7 +516,8 @@ def test_a_training_that_is_done_keeps_its_checkpoint_only(tasks: tuple[Task, ..
     run_protocol(protocol)
     cell = protocol.cells()[0]
     folder = training_folder(protocol, cell)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
+    kept = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    assert kept == ["checkpoint.safetensors", "metrics.jsonl"]
     before = (folder / "checkpoint.safetensors").stat().st_mtime_ns
     protocol.result_path(cell).unlink()  # as if the process had been killed just before it
     run_protocol(protocol)
@@ -522,7 +532,8 @@ def test_the_starting_weights_are_judged_at_the_side_of_the_others(tasks: tuple[
     seen: list[tuple[str, int]] = []
 
     def look(extractor: Extractor, task: Task, *args: object, **options: object) -> ProbeResult:
-        seen.append((extractor.description, extractor.preprocessing.image_px))
+        if isinstance(extractor, Extractor):
+            seen.append((extractor.description, extractor.preprocessing.image_px))
         return ProbeResult(task.name, "", task.metric, 0.5, 1.0, {}, {}, True)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -530,4 +541,75 @@ def test_the_starting_weights_are_judged_at_the_side_of_the_others(tasks: tuple[
         config = replace(TINY, evaluate=("c",), init=str(tmp_path / "start"))
         run_protocol(Protocol(tasks, config, tmp_path / "run"))
     assert {px for _, px in seen} == {32}
-    assert len(seen) == 3
+    assert len(seen) == 3  # of a network; the colours have no side
+
+
+def test_every_row_tells_its_test_images_groups_seeds_combination_and_interval(
+    tasks: tuple[Task, ...], tmp_path: Path
+) -> None:
+    """Two seeds on 8 test images of 2 groups; one seed gets all right, the other those of the first group."""
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",), seeds=2), tmp_path)
+    test = protocol.evaluated[0].of(("test",))
+    sign = [1.0 if sample.label else -1.0 for sample in test]
+    first = sorted({sample.group for sample in test})[0]
+    half = [value if sample.group == first else -value for value, sample in zip(sign, test, strict=True)]
+    for seed, outputs in enumerate((sign, half)):
+        found = {"score": 1.0 - 0.5 * seed, "combination": "lr0.01-tau1-warmup0", "outputs": outputs}
+        write_json(protocol.result_path(Cell("probe", "c", "mtl", None, seed)), found)
+    write_json(protocol.result_path(Cell("probe", "c", "start", None, 0)), {"score": 0.5, "combination": None})
+    (row,) = collect(protocol)
+    assert (row.test_images, row.test_groups, row.seeds) == (8, 2, 2)
+    assert list(row.judgements) == ["FE MTL"], "a result of before outputs were kept has no interval"
+    judgement = row.judgements["FE MTL"]
+    assert judgement.balanced == (1.0, 0.5)
+    assert judgement.of_classes == (0.75, 0.75)
+    # ROC AUC of the second seed: 1 on the first group alone, 0 on the other alone, 0.5 on both; the first is always 1.
+    assert judgement.interval == (0.5, 1.0)
+    text = markdown([row])
+    assert "75.00 ± 35.36 [50.0, 100.0] | 8 (2) | 2 | lr0.01-tau1-warmup0 |" in text
+    assert "| c | FE MTL | 75.0 | blue 75.0, red 75.0 |" in text
+    assert as_csv([row]).splitlines()[2].endswith("lr0.01-tau1-warmup0,8,2,0.500000,1.000000,1.000000")
+
+
+def test_the_table_file_speaks_for_itself(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path)
+    write_json(protocol.result_path(Cell("probe", "c", "start", None, 0)), {"score": 0.5})
+    text = write_tables(protocol)[0].read_text()
+    assert "resnet18 from random; 2 iterations of 4 images of 32 px; 1 seed of 1 combination" in text
+    assert "**Not finished: 4 of 5 cells are missing.**" in text
+    assert "![test scores with their 95 % intervals](table.png)" in text
+    assert (tmp_path / "table.png").is_file()
+
+
+def test_the_ranks_that_chose_are_in_the_table(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(GRID, evaluate=("c", "d"), lrs=(1e-3,)), tmp_path)
+    first, second = protocol.config.combinations()
+    assert rank_table(protocol) == "", "nothing is ranked yet"
+    for cell in selection_cells(protocol.sets, protocol.evaluated, protocol.config):
+        wins = cell.combination == (first if cell.subject == "c" else second)
+        write_json(protocol.result_path(cell), {"score": (0.9 if wins else 0.1) if cell.kind == "select" else None})
+    text = rank_table(protocol)
+    assert f"| {first.name} | 1 (90.00) | 2 (10.00) | 1.50 |" in text
+    assert f"| {second.name} | 2 (10.00) | 1 (90.00) | 1.50 |" in text
+    assert f"Best over all: {first.name}." in text
+    assert f"c by {second.name}; d by {first.name}" in text
+    assert text.strip() in write_tables(protocol)[0].read_text()
+
+
+def test_fine_tuning_that_is_added_later_takes_its_options(tasks: tuple[Task, ...], tmp_path: Path) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path / "run")
+    one_result(protocol)
+    later = replace(protocol.config, finetune=("c",), finetune_lrs=(1e-2,), finetune_epochs=7)
+    hold_to_settings(tasks, later, protocol.out)
+    with pytest.raises(UsageError, match="other settings: finetune_epochs"):
+        plan(replace(protocol, config=replace(later, finetune_epochs=8)))
+
+
+def test_the_network_to_give_away_is_trained_on_all_images_of_all_tasks(
+    tasks: tuple[Task, ...], tmp_path: Path
+) -> None:
+    protocol = Protocol(tasks, replace(TINY, evaluate=("c",), release=True), tmp_path / "run")
+    run_protocol(protocol)
+    _, info = load_checkpoint(tmp_path / "run/release")
+    assert {name: told["images"] for name, told in info.training["tasks"].items()} == dict.fromkeys("abcd", 24)
+    assert info.training["choices"]["splits of the pool's tasks"] == "train and val and test"

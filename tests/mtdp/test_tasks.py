@@ -145,6 +145,148 @@ def test_a_faulty_manifest_is_refused_with_its_line(tmp_path: Path, text: str, w
     refused(path, TaskError, str(path), word)
 
 
+def test_every_entry_of_a_folder_is_accounted_for_and_all_that_is_wrong_named_at_once(
+    tmp_path: Path, make_task: Make, write_image: Make
+) -> None:
+    folder = make_task(tmp_path / "t")
+    write_image(folder / "train" / "red" / "more" / "train0_deep.png")
+    (folder / "train" / "red" / "train0_gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "train" / "stray.csv").write_text("x")
+    write_image(folder / "test" / "test0_no-class.png")
+    write_image(folder / "masks" / "m.png")
+    write_image(folder / "beside.png")
+    (folder / "Val").mkdir()
+    with pytest.raises(TaskError) as caught:
+        load_task(folder)
+    for words in (
+        "train/red/more is a folder inside a class",
+        f"train/red/train0_gone.png is a link to {tmp_path / 'nowhere.png'}, which is not there",
+        "train/stray.csv is in no class",
+        "test/test0_no-class.png is in no class",
+        "masks would not be read",
+        "beside.png would not be read",
+        "Val would not be read: rename it to val",
+    ):
+        assert f"{folder}/{words}" in caught.value.message
+    assert len(caught.value.message.splitlines()) == 8
+
+
+def test_what_systems_and_archives_leave_behind_is_not_in_the_way(
+    tmp_path: Path, make_task: Make, write_image: Make
+) -> None:
+    folder = make_task(tmp_path / "t")
+    before = load_task(folder)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        for place in (folder, folder / "train", folder / "train" / "red"):
+            (place / name).write_text("x")
+    write_image(folder / "__MACOSX" / "train" / "red" / "._train0_red0.png")
+    write_image(folder / "train" / "__MACOSX" / "x.png")
+    for name in ("README.md", "LICENSE", "conversion.json", "labels.csv"):
+        (folder / name).write_text("notes")
+    assert load_task(folder) == before
+
+
+def test_the_same_class_by_another_spelling_is_not_a_second_one(
+    tmp_path: Path, make_task: Make, write_image: Make
+) -> None:
+    folder = make_task(tmp_path / "t", ("blue", "red"))
+    write_image(folder / "train" / "red " / "train0_x.png", seed=99)
+    refused(folder, TaskError, "are one class by name")
+    other = make_task(tmp_path / "u", ("blue", "red"))
+    (other / "train" / "red").rename(other / "train" / "e\u0301")
+    for split in ("val", "test"):
+        (other / split / "red").rename(other / split / "\u00e9")
+    assert load_task(other).classes == ("blue", "\u00e9")
+
+
+def test_the_same_image_in_two_splits_or_classes_is_found(
+    tmp_path: Path, make_task: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_task(tmp_path / "t")
+    one = folder / "train" / "red" / "train0_red0.png"
+    (folder / "train" / "red" / "train7_copy.png").write_bytes(one.read_bytes())
+    load_task(folder)
+    said = capsys.readouterr().err
+    assert f"images that equal one of another group: 1, for example {one} and" in said
+    for place in ("test/red/test9_copy.png", "val/red/val9_copy.png", "train/blue/train8_copy.png"):
+        with Image.open(one) as image:
+            image.save(folder / place, compress_level=1)  # other bytes, the same pixels
+    with pytest.raises(TaskError, match="4 problems") as caught:
+        load_task(folder)
+    for place in ("test/red/test9_copy.png (test)", "val/red/val9_copy.png (val)", "blue/train8_copy.png (blue)"):
+        assert place in caught.value.message
+
+
+def test_text_of_a_manifest_is_stripped_and_of_one_form(tmp_path: Path, make_task: Make) -> None:
+    folder = make_task(tmp_path / "colour")
+    plain = manifest_of(folder, tmp_path / "list.csv").read_text("utf-8").splitlines()
+    spaced = [plain[0].replace("group", " Group ")]
+    for number, line in enumerate(plain[1:]):
+        path, label, group, split = line.split(",")
+        label = {"red": "e\u0301" if number % 2 else "\u00e9 "}.get(label, label)
+        spaced.append(f"{path} , {label},{group} ,{split} ")
+    (tmp_path / "spaced.csv").write_text("\n".join(spaced), "utf-8")
+    task = load_task(tmp_path / "spaced.csv", name="colour")
+    assert task.classes == ("blue", "\u00e9")
+    assert {s.group for s in task.of(("train",))} == {"train0", "train1"}
+
+
+def test_a_group_with_a_space_behind_it_does_not_pass_the_check_of_groups(tmp_path: Path, make_task: Make) -> None:
+    folder = make_task(tmp_path / "colour")
+    path = manifest_of(folder, tmp_path / "list.csv")
+    lines = path.read_text("utf-8").splitlines()
+    lines = [line.replace(",val0,", ",train0 ,") for line in lines]
+    path.write_text("\n".join(lines), "utf-8")
+    refused(path, TaskError, "group 'train0' is in two splits")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_separators_and_encodings_of_a_table(tmp_path: Path, make_task: Make, separator: str, encoding: str) -> None:
+    folder = make_task(tmp_path / "colour")
+    text = manifest_of(folder, tmp_path / "list.csv").read_text("utf-8").replace(",", separator)
+    (tmp_path / "other.csv").write_bytes(text.encode(encoding))
+    assert load_task(tmp_path / "other.csv", name="colour").samples == load_task(folder).samples
+
+
+def test_a_table_in_another_encoding_is_refused_and_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes("path,label,group,split\na.png,\u00e9pith\u00e9lium,g,train\n".encode("cp1252"))
+    with pytest.raises(TaskError, match="not a CSV file in UTF-8") as caught:
+        load_task(path)
+    assert "save it as UTF-8" in caught.value.hint
+
+
+def test_all_faulty_lines_are_named_at_once_and_a_file_is_one_file_however_it_is_spelt(
+    tmp_path: Path, make_task: Make
+) -> None:
+    folder = make_task(tmp_path / "colour")
+    path = manifest_of(folder, tmp_path / "list.csv")
+    first = path.read_text("utf-8").splitlines()[1].split(",")[0]
+    more = [f"./{first},red,x,train", "a.png,red,,train", "", "b.png,red,g,Validation", "c.png,red,g,train,9"]
+    path.write_text(path.read_text("utf-8") + "\n".join(more), "utf-8")
+    with pytest.raises(TaskError, match="line 30 has 5 cells, the header 4"):
+        load_task(path)
+    path.write_text(path.read_text("utf-8").removesuffix(",9").removesuffix("c.png,red,g,train"), "utf-8")
+    with pytest.raises(TaskError, match="3 problems") as caught:
+        load_task(path)
+    for words in (
+        f"line 26 lists ./{first} again, after line 2",
+        "line 27 has no group",
+        "line 29: split 'Validation'",
+    ):
+        assert words in caught.value.message
+
+
+def test_all_missing_files_of_a_manifest_are_named(tmp_path: Path, make_task: Make) -> None:
+    folder = make_task(tmp_path / "colour")
+    path = manifest_of(folder, tmp_path / "list.csv")
+    gone = sorted(folder.rglob("*.png"))[:3]
+    for file in gone:
+        file.unlink()
+    refused(path, ImageUnreadable, *(f"{file} is not a readable image" for file in gone))
+
+
 def test_no_such_task_is_wrong_usage(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", UsageError, "nowhere")
 

@@ -1,0 +1,186 @@
+"""What the commands of `mtdp-train` share: options by one name, errors as lines, and what -v says."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from mtdp.errors import MtdpError, UsageError
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+MetricName = Literal["auto", "accuracy", "roc_auc"]
+
+# What other commands call an option; accepted here, too, and not shown.
+ALIASES: Final = {"--weights": "--init", "--tile-px": "--image-px", "--batch": "--batch-size"}
+
+
+class Group(TyperGroup):
+    """The one place that turns an error into a line, a hint and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MtdpError as error:
+            typer.echo(f"error: {error.message}", err=True)
+            if error.hint:
+                typer.echo(f"hint: {error.hint}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+
+class Command(TyperCommand):
+    """A command that takes an option by the names of the other commands, too."""
+
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)
+        for parameter in params:
+            _name_type_plainly(parameter)
+        return params
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {name for parameter in self.params for name in parameter.opts}
+        given = []
+        for number, argument in enumerate(args):
+            if argument == "--":
+                given += args[number:]
+                break
+            name, equals, value = argument.partition("=")
+            if name not in own and ALIASES.get(name) in own:
+                name = ALIASES[name]
+            given.append(name + equals + value)
+        return super().parse_args(ctx, given)
+
+
+def _name_type_plainly(parameter: Any) -> None:
+    """Of what takes no value the help would say <bool>, and <list[Path]> of what may be repeated."""
+    told = getattr(parameter, "display_type_rich", None)
+    if told is None or "display_type_rich" in vars(parameter):
+        return
+    flag = getattr(parameter, "is_flag", False)
+
+    def plain(ctx: Any) -> Any:
+        return None if flag else re.sub(r"list\[(\w+)\]", lambda found: found[1].lower(), told(ctx=ctx) or "")
+
+    vars(parameter)["display_type_rich"] = plain
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        import mtdp
+
+        typer.echo(f"mtdp-train {mtdp.__version__}")
+        raise typer.Exit
+
+
+def begin(verbose: bool, huge_images: bool = False) -> None:
+    """What every command does first: -v says what it runs on, --huge-images lifts the limit."""
+    if huge_images:
+        from mtdp.images import allow_huge_images
+
+        allow_huge_images()
+    if verbose:
+        import platform
+
+        import torch
+
+        import mtdp
+        from mtdp.devices import best_device, choose_precision, usable_cores
+
+        device = best_device()
+        words = [f"mtdp {mtdp.__version__}", f"torch {torch.__version__}", f"python {platform.python_version()}"]
+        words += [f"{device.type}, {usable_cores()} cores, {torch.get_num_threads()} threads"]
+        words += [f"--precision auto is {choose_precision('auto', device)}"]
+        print("; ".join(words), file=sys.stderr, flush=True)
+
+
+def comma_list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in comma_list(text))
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a list of whole numbers", "for example 1,5,20") from None
+
+
+Pool = Annotated[Path, typer.Option(help="TOML file that lists the tasks: one [\\[task]] with name and path for each.")]
+TaskPath = Annotated[Path, typer.Option("--task", help="Task folder, or its table.")]
+Arch = Annotated[str, typer.Option(help="A torchvision ResNet or DenseNet, or timm:NAME.")]
+OwnArch = Annotated[str | None, typer.Option(help="Architecture, where --init does not name it itself.")]
+Init = Annotated[
+    str, typer.Option(help="Starting weights: imagenet, random, mtdp (the authors'), or a .safetensors, .pth or run.")
+]
+Source = Annotated[
+    str,
+    typer.Option(help="Features of: a run, a checkpoint, a bundle; imagenet, random, mtdp, colour; or a weights file."),
+]
+BatchSize = Annotated[int, typer.Option(help="Images in each batch, all tasks mixed.")]
+ImagePx = Annotated[int, typer.Option(help="Side of the square input in pixels.")]
+OwnImagePx = Annotated[
+    int | None, typer.Option(help="Side of the square input in pixels.", show_default="that of --init, or its own")
+]
+Iterations = Annotated[int, typer.Option(help="Of each pre-training, warm-up included.")]
+WarmupLr = Annotated[float, typer.Option(help="Learning rate of the heads in the warm-up.")]
+Adaptation = Annotated[
+    int,
+    typer.Option(help="Batches that first give batch norm the data's statistics, at unchanged outputs; 0: none."),
+]
+Seed = Annotated[int, typer.Option(help="Of all that is random.")]
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it, fp16 on a GPU that has fp16 only."),
+]
+Metric = Annotated[MetricName, typer.Option(help="auto: ROC AUC for two classes, else accuracy.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in --out.")]
+HugeImages = Annotated[bool, typer.Option("--huge-images", help="Also take images of more than 179 million pixels.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say results and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say versions, device and precision.")]
+PAPER_RATES: Final = "1e-3, 1e-4, 1e-5, 1e-6"
+
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        help="Learning rate after the warm-up. The paper chose 1e-3 for ResNet-50 and 1e-4 for DenseNet-121.",
+        show_default="1e-3 for resnet50, else 1e-4",
+    ),
+]
+Multiplier = Annotated[
+    float | None,
+    typer.Option(
+        help="The heads learn at --lr times this. The paper chose 1 for ResNet-50 and 5 for DenseNet-121.",
+        show_default="5 for densenet121, else 1",
+    ),
+]
+Optimiser = Annotated[Literal["sgd", "adamw"], typer.Option(help="The paper uses sgd; vision transformers want adamw.")]
+WeightDecay = Annotated[float, typer.Option(help="Of matrices; 0.05 is usual with adamw.")]
+Schedule = Annotated[
+    Literal["constant", "cosine"], typer.Option(help="cosine: the rates fall to 0 at the last iteration.")
+]
+LrRise = Annotated[
+    int, typer.Option(help="Iterations after the warm-up of the heads in which the rates rise linearly.")
+]
+LayerDecay = Annotated[
+    float, typer.Option(help="The rate of each layer is this times that of the next; 0.75 is usual for ViT.")
+]
+DropPath = Annotated[float, typer.Option(help="Chance that a branch of the last block is left out, for ViT.")]
+
+Evaluated = Annotated[
+    list[str] | None, typer.Option(help="Task to leave out and judge; repeat.", show_default="all with val and test")
+]
+Rates = Annotated[list[float] | None, typer.Option(help="Of the grid; repeat.", show_default=PAPER_RATES)]
+Multipliers = Annotated[list[float] | None, typer.Option(help="Of the grid; repeat.", show_default="1, 5, 10")]
+Warmups = Annotated[list[int] | None, typer.Option(help="Of the grid, in iterations; repeat.", show_default="5000, 0")]
+Finetuned = Annotated[list[str] | None, typer.Option(help="Evaluated task to fine-tune on, too; repeat, or all.")]
+Release = Annotated[
+    bool,
+    typer.Option(
+        "--release",
+        help="At last train one network on all images of all tasks, test splits too, by the combination that is best "
+        "over all, as the published networks were: OUT/release.",
+    ),
+]

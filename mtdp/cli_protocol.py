@@ -1,0 +1,191 @@
+"""`mtdp-train loto`, `evaluate` and `breakhis`: many results in one table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtdp import cli_options as o
+from mtdp.errors import Interrupted
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (loto, evaluate, breakhis):
+        app.command(cls=o.Command)(command)
+
+
+def loto(
+    *,
+    pool: o.Pool,
+    out: Annotated[Path, typer.Option(help="Folder of the cells and of table.md, table.csv and table.png.")],
+    arch: o.Arch = "resnet50",
+    init: o.Init = "imagenet",
+    evaluate: o.Evaluated = None,
+    lr: o.Rates = None,
+    head_lr_multiplier: o.Multipliers = None,
+    warmup: o.Warmups = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each combination.")] = 5,
+    iterations: o.Iterations = 50_000,
+    warmup_lr: o.WarmupLr = 1e-3,
+    batch_size: o.BatchSize = 64,
+    image_px: Annotated[int, typer.Option(help="Side of the square input, in training and in transfer.")] = 224,
+    precision: o.Precision = "auto",
+    adaptation_batches: o.Adaptation = 20,
+    finetune: o.Finetuned = None,
+    finetune_lr: Annotated[list[float] | None, typer.Option(help="Repeat.", show_default=o.PAPER_RATES)] = None,
+    finetune_epochs: Annotated[int, typer.Option(help="For each rate.")] = 100,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Also train from random weights, where fine-tuned.")
+    ] = False,
+    joint: Annotated[bool, typer.Option("--joint", help="Also joint training on the whole pool.")] = False,
+    release: o.Release = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and the time they take; train nothing.")
+    ] = False,
+    huge_images: o.HugeImages = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Run the paper's protocol: leave tasks out, pre-train on the rest, transfer, and put the results in a table.
+
+    A run that was stopped goes on with the next missing cell; several processes may share one --out. An option given
+    once makes a grid of one. By this protocol the paper chose 1e-3 and multiplier 1 for ResNet-50, 1e-4 and 5 for
+    DenseNet-121, with warm-up for both.
+    """
+    from mtdp.finetune import LEARNING_RATES
+    from mtdp.protocol.config import ProtocolConfig
+    from mtdp.protocol.estimate import say_plan
+    from mtdp.protocol.run import Protocol, quiet_steps, run_protocol, to_stderr
+    from mtdp.protocol.tables import write_tables
+    from mtdp.tasks import load_pool
+
+    o.begin(verbose, huge_images)
+    config = ProtocolConfig(
+        arch=arch,
+        init=init,
+        evaluate=tuple(evaluate or ()),
+        lrs=tuple(lr or LEARNING_RATES),
+        head_lr_multipliers=tuple(head_lr_multiplier or (1.0, 5.0, 10.0)),
+        warmups=tuple(warmup if warmup is not None else (5_000, 0)),
+        seeds=seeds,
+        iterations=iterations,
+        warmup_lr=warmup_lr,
+        batch_size=batch_size,
+        image_px=image_px,
+        precision=precision,
+        adaptation_batches=adaptation_batches,
+        finetune=tuple(finetune or ()),
+        finetune_lrs=tuple(finetune_lr or LEARNING_RATES),
+        finetune_epochs=finetune_epochs,
+        scratch=scratch,
+        joint=joint,
+        release=release,
+    )
+    protocol = Protocol(load_pool(pool), config, out, quiet_steps(quiet))
+    if dry_run:
+        say_plan(protocol, typer.echo)
+        return
+    try:
+        run_protocol(protocol, to_stderr if not quiet else lambda text: None)
+    except Interrupted:
+        write_tables(protocol)  # of what is there
+        raise
+    for path in write_tables(protocol):
+        typer.echo(path)
+    typer.echo((out / "table.md").read_text("utf-8"))
+
+
+def evaluate(
+    *,
+    task: Annotated[list[Path], typer.Option(help="Task folder, or its table; repeat.")],
+    bundle: Annotated[list[Path] | None, typer.Option(help="Exported bundle to judge, of any encoder; repeat.")] = None,
+    init: Annotated[
+        list[str] | None, typer.Option(help="Also judge a run, a checkpoint, or named weights with --arch; repeat.")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="Architecture of --init, where it does not name it itself.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of evaluation.md, evaluation.csv and evaluation.png.")] = Path(
+        "evaluation"
+    ),
+    metric: o.Metric = "auto",
+    image_px: o.OwnImagePx = None,
+    seed: Annotated[int, typer.Option(help="Of the draws of few labels, the SVM and the random network.")] = 0,
+    precision: o.Precision = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers for programs, not the table.")] = False,
+    huge_images: o.HugeImages = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Compare encoders on labelled tasks: probe, few labels, k-NN and retrieval, with 95 % intervals.
+
+    A network that was never trained and six colour numbers are always in the table: where they do as well as an
+    encoder, the task says nothing of encoders.
+    """
+    import json
+
+    from mtdp.evaluate import evaluate_task
+    from mtdp.evaluation_report import as_json as numbers
+    from mtdp.evaluation_report import markdown, write
+    from mtdp.evaluation_sources import named_sources
+    from mtdp.tasks import load_task
+
+    o.begin(verbose, huge_images)
+    sources = named_sources(bundle or [], init or [], arch, seed, image_px)
+    tasks = [load_task(path, metric=metric) for path in task]
+    found = []
+    for one in tasks:
+        if not quiet:
+            print(f"{one.name}: {len(sources)} encoders", file=sys.stderr, flush=True)
+        found.append(evaluate_task(one, sources, precision, seed))
+    paths = write(found, out)
+    if as_json:
+        typer.echo(json.dumps(numbers(found)))
+        return
+    for path in paths:
+        typer.echo(path)
+    typer.echo(markdown(found))
+
+
+def breakhis(
+    *,
+    source: Annotated[
+        Path, typer.Argument(help="Folder of the unpacked BreakHis, with dsfold1.txt to dsfold5.txt.", metavar="DIR")
+    ],
+    init: o.Source,
+    arch: o.OwnArch = None,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Fine-tune the whole network instead of fitting an SVM to its features.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the fine-tuned networks; needed by --finetune.")] = None,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="Of fine-tuning; several are compared.", show_default=o.PAPER_RATES)
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Of fine-tuning, for each rate.")] = 100,
+    batch_size: Annotated[int, typer.Option(help="Images in each batch.")] = 64,
+    image_px: o.OwnImagePx = None,
+    seed: o.Seed = 0,
+    precision: o.Precision = "auto",
+    resume: o.Resume = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Test a network on BreakHis as the paper does: accuracy within each patient, over the five original folds."""
+    from mtdp.breakhis import finetune_folds, probe_folds, table
+    from mtdp.errors import UsageError
+    from mtdp.finetune import LEARNING_RATES, FinetuneConfig
+    from mtdp.transfer import load_extractor
+    from mtdp.weights import named_input
+
+    o.begin(verbose)
+    if finetune:
+        if out is None:
+            raise UsageError("--finetune keeps its networks", "add --out FOLDER")
+        arch, image_px = named_input(init, arch, image_px)
+        config = FinetuneConfig(arch, init, epochs=epochs, batch_size=batch_size, image_px=image_px, seed=seed)
+        scores = list(finetune_folds(config, source, out, tuple(lr or LEARNING_RATES), resume=resume, quiet=quiet))
+    else:
+        scores = list(probe_folds(load_extractor(init, arch, seed, image_px), source, precision, seed))
+    typer.echo(table(scores, f"{'FT' if finetune else 'FE'} {init}"))

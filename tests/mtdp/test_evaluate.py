@@ -1,0 +1,127 @@
+"""Encoders compared on labelled tasks: what is computed, what the table says, and the command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from mtdp.cli import app
+from mtdp.errors import UsageError
+from mtdp.evaluate import RETRIEVAL, evaluate_task
+from mtdp.evaluation_report import as_csv, markdown
+from mtdp.evaluation_sources import COLOUR_ROW, RANDOM_ROW, named_sources
+from mtdp.tasks import load_task
+from mtdp.transfer import Colours, judge_features
+
+Make = Callable[..., Path]
+
+
+def bundle(folder: Path, channel: int | None = None) -> Path:
+    """A bundle whose features are the mean of red, green and blue; or of one of them alone."""
+    folder.mkdir()
+    nodes = [
+        helper.make_node("Cast", ["tiles"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=0),
+    ]
+    if channel is None:
+        nodes.append(helper.make_node("Identity", ["mean"], ["features"]))
+    else:
+        nodes.append(helper.make_node("Gather", ["mean", "channel"], ["features"], axis=1))
+    dims = 3 if channel is None else 1
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", 32, 32, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", dims])],
+        [helper.make_tensor("channel", TensorProto.INT64, [1], [channel or 0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, folder / "model.fp32.onnx")
+    digest = hashlib.sha256((folder / "model.fp32.onnx").read_bytes()).hexdigest()
+    variant = {"precision": "fp32", "file": {"file": "model.fp32.onnx", "sha256": digest}}
+    stated = {"name": folder.name, "tile_px": 32, "features_dim": dims, "variants": [variant]}
+    (folder / "bundle.json").write_text(json.dumps({"schema_version": 1, "mtdp": stated}))
+    return folder
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path, make_task: Make) -> Path:
+    """Red against blue: the mean of red tells, the mean of green does not."""
+    return make_task(tmp_path / "colour", ("blue", "red"), per_class=12)
+
+
+def test_every_measure_has_a_score_and_an_interval_and_equals_its_parts(task_folder: Path, tmp_path: Path) -> None:
+    task = load_task(task_folder)
+    sources = named_sources([bundle(tmp_path / "good"), bundle(tmp_path / "green", 1)], [], None)
+    assert list(sources) == ["good", "green", RANDOM_ROW, COLOUR_ROW]
+    del sources[RANDOM_ROW]
+    found = evaluate_task(task, sources)
+    assert (found.fit_images, found.fit_groups, found.test_images, found.test_groups) == (48, 12, 24, 6)
+    by_name = {one.encoder: one for one in found.encoders}
+    assert set(by_name["good"].measures) == {"probe", "1 group", "5 groups", "k-NN", RETRIEVAL}, "12 groups, not 20"
+    for name in by_name["good"].measures:
+        assert by_name["good"].measures[name].score == 1.0, name
+        assert by_name["good"].measures[name].interval == (1.0, 1.0)
+        assert by_name["green"].measures[name].score < 0.9, name
+        by, interval = by_name["good"].measures[name].minus(by_name["green"].measures[name])
+        assert by == 1.0 - by_name["green"].measures[name].score
+        assert interval is not None
+        assert interval[0] <= by <= interval[1]
+    assert by_name["good"].of_classes == (1.0, 1.0)
+
+
+def test_the_probe_of_an_evaluation_is_the_probe(task_folder: Path) -> None:
+    task = load_task(task_folder)
+    features = np.random.default_rng(0).normal(size=(72, 5)).astype(np.float32)
+    features[:, 0] += np.array([sample.label for sample in task.of(("train", "val", "test"))])
+    found = evaluate_task(task, {"x": Colours()}, seed=3, extract=lambda source, task: features).encoders[0]
+    alone = judge_features(features, task, "", 3)
+    assert (found.measures["probe"].score, found.c) == (alone.score, alone.c)
+
+
+def test_the_command_writes_a_table_and_a_figure(task_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["evaluate", "--task", str(task_folder), "--bundle", str(bundle(tmp_path / "good"))]
+    arguments += ["--bundle", str(bundle(tmp_path / "green", 1)), "--out", str(out), "--seed", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    text = (out / "evaluation.md").read_text()
+    for words in (
+        "| good | 100.0 [100.0, 100.0] |",
+        f"| {RANDOM_ROW} |",
+        f"| {COLOUR_ROW} | 100.0 [100.0, 100.0] |",
+        "fitted on 48 images of 12 groups, judged on 24 images of 6 groups",
+        "- good over green: probe +",
+        "blue 100.0, red 100.0",
+    ):
+        assert words in text
+        assert words in result.stdout
+    assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    rows = (out / "evaluation.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4 * 5
+    numbers = json.loads(CliRunner().invoke(app, [*arguments, "--json", "-q"]).stdout)
+    assert numbers[0]["encoders"][0]["measures"]["probe"] == {"score": 1.0, "spread": 0.0, "interval": [1.0, 1.0]}
+
+
+def test_too_small_a_task_says_so_in_the_table(tmp_path: Path, make_task: Make) -> None:
+    found = [evaluate_task(load_task(make_task(tmp_path / "t", per_class=8)), {"colours": Colours()})]
+    assert "20 groups" not in markdown(found).splitlines()[6]
+    assert "roc_auc,colours,probe," in as_csv(found)
+
+
+def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
+    for bundles, inits, words in (
+        ([], [], "no encoder was named"),
+        ([tmp_path], [], "is not a bundle"),
+        ([], ["a", "a"], "named twice"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            named_sources(bundles, inits, None)
