@@ -134,7 +134,9 @@ def _input(manifest: Manifest) -> list[str]:
         "|---|---|",
         f"| tile | {manifest.tile_px} x {manifest.tile_px} px, {manifest.tile_px * manifest.mpp:g} µm wide |",
         f"| scale | {manifest.mpp:g} µm a pixel |",
+        *_resized(manifest),
         f"| normalisation (in the graph) | RGB of 0..1, mean {mean}, std {std} |",
+        f"| who says these numbers | {manifest.preprocessing_source or 'not stated'} |",
         f"| images of another size, in training and in a probe | {manifest.interpolation} |",
         f"| features | {manifest.features_dim} |",
         f"| files | {files} |",
@@ -143,6 +145,16 @@ def _input(manifest: Manifest) -> list[str]:
         "mtdp-extract SLIDE --model BUNDLE",
         "```",
     ]
+
+
+def _resized(manifest: Manifest) -> list[str]:
+    steps = []
+    if manifest.resize_px is not None:
+        steps.append(f"resized to {manifest.resize_px} px")
+    if manifest.input_px is not None:
+        steps.append(f"cut to its centre of {manifest.input_px} px")
+    how = f" ({manifest.interpolation}, as Pillow and torchvision do it)" if manifest.resize_px is not None else ""
+    return [f"| before that (in the graph) | {', '.join(steps)}{how} |"] if steps else []
 
 
 def _heads(manifest: Manifest) -> list[str]:

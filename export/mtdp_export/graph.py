@@ -1,6 +1,6 @@
 """The exported graph: uint8 tiles in, features and task probabilities out.
 
-tiles uint8[batch, P, P, 3] -> Cast, Transpose, normalise, backbone, pool -> features float32[batch, D]
+tiles uint8[batch, P, P, 3] -> Cast, Transpose, resize and cut, normalise, backbone, pool -> features float32[batch, D]
                                                       -> linear, softmax  -> probabilities_<task> float32[batch, C]
 """
 
@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from mtdp.multitask import MultiTaskNet
-from mtdp.preprocess import Normalise, Preprocessing
 from mtdp_export.errors import ExportError
 from mtdp_export.onnx_file import LARGEST_BYTES
+from mtdp_export.pixels import Pixels, Prepared
 from mtdp_export.typed import inner_graphs
 from mtdp_runtime.proof import FEATURES
 
@@ -34,13 +34,13 @@ WeightsStorage = Literal["fp32", "fp16"]
 class Deployed(nn.Module):
     """A network as it is deployed: everything from the pixels on."""
 
-    def __init__(self, network: MultiTaskNet, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: MultiTaskNet, pixels: Pixels) -> None:
         super().__init__()
-        self.normalise = Normalise(preprocessing)
+        self.pixels = Prepared(pixels)
         self.network = network
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features: torch.Tensor = self.network.backbone(self.normalise(tiles))
+        features: torch.Tensor = self.network.backbone(self.pixels(tiles))
         return (features, *(torch.softmax(head(features), dim=1) for head in self.network.heads.values()))
 
     @property
@@ -104,7 +104,7 @@ def export_graph(
         ExportError: the file would be larger than one can be, or torch cannot trace the network.
     """
     _check_size(model, weights_storage)
-    side = model.normalise.preprocessing.image_px
+    side = model.pixels.pixels.tile_px
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -167,7 +167,10 @@ def layout_and_side(
             f"{path}: it takes images of any size", "add --tile-px, the size that it was trained for"
         )
     if side is not None and tile_px not in (None, side):
-        raise ExportUsageError(f"--tile-px {tile_px}: {path} takes {side} px only", "leave --tile-px out")
+        raise ExportUsageError(
+            f"{path} takes {side} px only, and would be given {tile_px}",
+            f"leave --tile-px out, or add --resize {side} to have larger tiles resized in the graph",
+        )
     return found, side or tile_px or 0
 
 

@@ -14,6 +14,7 @@ from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
 from mtdp.weights import is_named_source, load_backbone_weights, names_its_architecture
 from mtdp_export.errors import ExportUsageError
+from mtdp_export.pixels import Pixels, Stated, arranged
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,54 +23,94 @@ class Source:
 
     network: MultiTaskNet
     arch: str
-    preprocessing: Preprocessing
+    pixels: Pixels
     origin: str
     licence: str
     checkpoint: CheckpointInfo | None  # None for bare weights
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.pixels.preprocessing
 
     @property
     def class_names(self) -> dict[str, tuple[str, ...]]:
         return self.network.class_names
 
 
-def open_source(name: str, weights: str | None, tile_px: int | None, heads: bool) -> Source:
+def open_source(
+    name: str, weights: str | None, tile_px: int | None, heads: bool, *, stated: Stated | None = None
+) -> Source:
     """Load what the user named.
 
     Args:
         name: an architecture, a run folder or a checkpoint file; `./resnet50` is a path, `resnet50` is not.
         weights: for an architecture only: imagenet, mtdp, random or a path.
-        tile_px: side of the input; the checkpoint's own, or 224, where None.
+        tile_px: side of the tile that is read; the checkpoint's own, or 224, where None.
         heads: keep the classification heads of a checkpoint.
+        stated: what else the user says of the pixels.
 
     Raises:
         ExportUsageError: the name is neither a path nor an architecture, or the options do not go together.
         MtdpError: the checkpoint or the weights cannot be loaded.
     """
+    stated = replace(stated or Stated(), tile_px=tile_px)
     known = name in ARCHITECTURES or name.startswith("timm:")
-    if not known and Path(name).exists():
-        if weights is not None:
-            raise ExportUsageError(f"--weights {weights}: {name} has weights of its own", "leave --weights out")
-        network, info = load_checkpoint(Path(name))
-        preprocessing = _with_side(network, info.preprocessing, tile_px)
-        network = network if heads else MultiTaskNet(network.backbone, {})
-        licence = f"of the weights that training started from: {info.origin.licence}"
-        return Source(network.eval(), info.arch, preprocessing, _origin(info), licence, info)
-    if not known:
-        raise ExportUsageError(
-            f"{name}: neither a run, nor a checkpoint, nor an architecture",
-            f"architectures: {', '.join(ARCHITECTURES)}, timm:NAME; an ONNX file is given with --onnx",
-        )
-    if weights is not None and not is_named_source(weights) and names_its_architecture(weights) is not None:
+    if known:
+        return _architecture(name, weights, stated)
+    if Path(name).exists():
+        return _run(name, weights, stated, heads)
+    raise ExportUsageError(
+        f"{name}: neither a run, nor a checkpoint, nor an architecture",
+        f"architectures: {', '.join(ARCHITECTURES)}, timm:NAME; an ONNX file is given with --onnx",
+    )
+
+
+def _run(name: str, weights: str | None, stated: Stated, heads: bool) -> Source:
+    if weights is not None:
+        raise ExportUsageError(f"--weights {weights}: {name} has weights of its own", "leave --weights out")
+    stated.check()
+    network, info = load_checkpoint(Path(name))
+    pixels = arranged(stated, info.preprocessing, "the training run's own")
+    if pixels.preprocessing.image_px != info.preprocessing.image_px:
+        native_preprocessing(network.backbone, pixels.preprocessing.image_px)  # refuses a side that it cannot take
+    network = network if heads else MultiTaskNet(network.backbone, {})
+    licence = f"of the weights that training started from: {info.origin.licence}"
+    return Source(network.eval(), info.arch, pixels, _origin(info), licence, info)
+
+
+def _architecture(name: str, weights: str | None, stated: Stated) -> Source:
+    if weights is None:
+        raise ExportUsageError(f"{name}: an architecture needs weights", "--weights imagenet, mtdp, random or a path")
+    a_file = not is_named_source(weights)
+    if a_file and names_its_architecture(weights) is not None:
         raise ExportUsageError(
             f"--weights {weights}: a training run of ours, which has a preprocessing of its own",
             f"mtdp-export {weights} --out BUNDLE, with --no-heads for the features alone",
         )
-    if weights is None:
-        raise ExportUsageError(f"{name}: an architecture needs weights", "--weights imagenet, mtdp, random or a path")
+    stated.check()
+    missing = [f"--{part}" for part in ("mean", "std") if getattr(stated, part) is None]
+    if a_file and missing:
+        raise ExportUsageError(
+            f"--weights {weights}: {' and '.join(missing)} must be said: nothing in a file of weights tells how its "
+            f"network's pixels were normalised, and {name} alone does not either",
+            "ImageNet's are --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225; the encoder's card says its own",
+        )
     backbone = build_backbone(name)
     origin = load_backbone_weights(backbone, name, weights)
+    pixels = arranged(stated, native_preprocessing(backbone), _says(name, weights))
+    native_preprocessing(backbone, pixels.preprocessing.image_px)  # refuses a side that it cannot take
     network = MultiTaskNet(backbone, {}).eval()
-    return Source(network, name, native_preprocessing(backbone, tile_px), origin.description, origin.licence, None)
+    return Source(network, name, pixels, origin.description, origin.licence, None)
+
+
+def _says(name: str, weights: str) -> str:
+    """Who says the numbers of an architecture: never of weights that are not its library's."""
+    if weights == "mtdp":
+        return "the paper's, ImageNet's (Mormont et al. 2021)"
+    library = "timm's" if name.startswith("timm:") else "torchvision's"
+    if weights == "imagenet":
+        return f"{library} for the pre-trained {name.removeprefix('timm:')}"
+    return f"{library} default for {name.removeprefix('timm:')}"
 
 
 def weights_digest(network: torch.nn.Module) -> str:
@@ -79,13 +120,6 @@ def weights_digest(network: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _with_side(network: MultiTaskNet, preprocessing: Preprocessing, tile_px: int | None) -> Preprocessing:
-    if tile_px in (None, preprocessing.image_px):
-        return preprocessing
-    native_preprocessing(network.backbone, tile_px)  # refuses a side that the architecture cannot take
-    return replace(preprocessing, image_px=tile_px)
 
 
 def _origin(info: CheckpointInfo) -> str:

@@ -1,9 +1,9 @@
 """A graph in fp16 or bf16: the types are in the graph, since TensorRT 11 takes a precision from nowhere else.
 
-Kernels (convolutions, matrix products) and what lies between them compute in the low type. In fp32 stay:
-everything up to the first kernel (cast and normalisation of the pixels); normalisations, softmax and what sums or
-divides; what follows the last kernel (pooling); whatever is computed from the features (heads); and the nodes that the
-caller names, because a measurement says so (`precision`). Inputs and outputs keep their types.
+Kernels (convolutions, matrix products) and what lies between them compute in the low type. In fp32 stay: everything
+up to the first kernel (cast, resize and normalisation of the pixels); normalisations, softmax and what sums or divides;
+what follows the last kernel (pooling); whatever is computed from the features (heads); and the nodes that the caller
+names, because a measurement says so (`precision`). Inputs and outputs keep their types.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mtdp_export.errors import ExportError, ParityFailure
+from mtdp_export.pixels import COLUMNS, ROWS
 from mtdp_runtime.proof import FEATURES
 
 LowType = Literal["fp16", "bf16"]
@@ -47,6 +48,7 @@ EXACT: Final = frozenset(
 )
 # They compute in the widest type that reaches them: moving rounds nothing, and a sum of roundings is to be no worse.
 _FOLLOWS: Final = EXACT | {"Add", "LeakyRelu", "Mul", "Sub"}
+_RESIZES: Final = frozenset({COLUMNS, ROWS})  # matrices of the pixels, not of the network
 _OPSET_OF_BF16: Final = 22
 _MAX_FP16: Final = 65504.0
 
@@ -120,7 +122,7 @@ def low_types(model: onnx.ModelProto, low: LowType, fp32_nodes: Collection[str])
     from_features: set[str] = set()
     for node in graph.node:
         inputs = [producer[name] for name in node.input if name in producer]
-        if node.op_type in KERNELS or any(n.name in after_kernel for n in inputs):
+        if (node.op_type in KERNELS and not _RESIZES & set(node.input)) or any(n.name in after_kernel for n in inputs):
             after_kernel.add(node.name)
         if FEATURES in node.input or any(n.name in from_features for n in inputs):
             from_features.add(node.name)

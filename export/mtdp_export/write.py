@@ -29,7 +29,8 @@ from mtdp_export.onnx_source import OnnxSource, original_outputs, wrap_onnx
 from mtdp_export.parity import Row
 from mtdp_export.schema import check_schema
 from mtdp_export.source import Source, weights_digest
-from mtdp_export.variants import Made, make_variant, model_file, prove
+from mtdp_export.stages import Stages
+from mtdp_export.variants import Made, Proof, make_variant, model_file, prove
 from mtdp_export.verify import require_engine
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
 from mtdp_runtime.extraction import writable_folder
@@ -72,7 +73,9 @@ class ExportReport:
         }
 
 
-def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSettings) -> tuple[Bundle, ExportReport]:
+def write_bundle(
+    source: Source | OnnxSource, out: Path, settings: ExportSettings, stages: Stages | None = None
+) -> tuple[Bundle, ExportReport]:
     """Export a network and prove it: each variant, run by each engine here, must repeat the reference.
 
     The reference is torch; for a model that was brought as an ONNX file it is that file, run as it came.
@@ -85,56 +88,15 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
         BackendError: an engine cannot be built; nothing was written.
         ExportError: the disk is full, torch cannot export this network, or an engine crashed.
     """
+    stages = stages or Stages()
     out = out.absolute()
-    _check_target(out, settings.overwrite)
-    _check_precisions(settings)
-    settings.engines.check()
-    if not 0 < settings.mpp < math.inf:
-        raise ExportUsageError(f"--mpp {settings.mpp}: not a scale", "micrometres per pixel, for example 0.5")
+    check_settings(out, settings)
     isolated(f"loading {_REFERENCE}", require_engine, _REFERENCE)
     writable_folder(out.parent)
-    tiles = golden_tiles(settings, source.preprocessing.image_px)
-    calibrating = _calibration(settings, tiles) if "int8" in settings.precisions else tiles
-    graph, expected, digest = _graph_and_reference(source, settings, tiles)
-    if settings.weights_storage == "fp16" and isinstance(source, Source):
-        source = _with_rounding(source, tiles, expected)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    refused: list[ExportError] = []
     try:
         scratch.mkdir(parents=True)
-        (scratch / "model.fp32.onnx").write_bytes(graph.SerializeToString(deterministic=True))
-        base = scratch / "model.fp32.onnx"
-        if settings.weights_storage == "fp16" and len(settings.precisions) > 1:
-            base = scratch / "base.onnx"  # the other variants start from plain fp32 weights
-            plain, _, _ = _graph_and_reference(source, replace(settings, weights_storage="fp32"), tiles, rounded=True)
-            base.write_bytes(plain.SerializeToString(deterministic=True))
-        save_golden(scratch / _GOLDEN_FILE, tiles, expected)
-        made = [Made("fp32")]
-        for precision in settings.precisions[1:]:
-            try:
-                shown = calibrating if precision == "int8" else tiles
-                made.append(isolated(f"making {precision}", make_variant, base, precision, scratch, shown, expected))
-            except ParityFailure as error:
-                refused.append(error)
-        (scratch / "base.onnx").unlink(missing_ok=True)
-        manifest = _manifest(source, settings, digest, expected["features"].shape, scratch, made)
-        write_manifest(scratch, manifest)
-        proof = isolated("the parity check", prove, scratch, settings.probe_task)
-        kept = [item for item in made if item.precision in proof.parities]
-        variants = tuple(
-            replace(variant, parity=proof.parities[variant.precision][0], engines=proof.parities[variant.precision][1])
-            for variant in manifest.variants
-            if variant.precision in proof.parities
-        )
-        for item in made:
-            if item not in kept:
-                (scratch / model_file(item.precision)).unlink()
-        proven = replace(manifest, variants=variants)
-        engines = build_engines(scratch, proven, settings.engines, lambda note: print(f"note: {note}", file=sys.stderr))
-        proven = replace(proven, engines=engines)
-        write_manifest(scratch, proven)
-        check_schema(scratch)
-        (scratch / "card.md").write_text(model_card(proven, source.checkpoint), encoding="utf-8")
+        report = _write_files(source, scratch, settings, stages)
         _replace(out, scratch)
     except OSError as error:
         raise ExportError(
@@ -142,8 +104,79 @@ def write_bundle(source: Source | OnnxSource, out: Path, settings: ExportSetting
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    return load_bundle(out), report
+
+
+def check_settings(out: Path, settings: ExportSettings) -> None:
+    """Find what cannot work before anything is loaded or computed.
+
+    Raises:
+        ExportUsageError: the target exists, or the options are wrong.
+        MtdpError: the task that is to judge int8 cannot be used.
+    """
+    _check_target(out.absolute(), settings.overwrite)
+    _check_precisions(settings)
+    settings.engines.check()
+    if not 0 < settings.mpp < math.inf:
+        raise ExportUsageError(f"--mpp {settings.mpp}: not a scale", "micrometres per pixel, for example 0.5")
+
+
+def _write_files(source: Source | OnnxSource, scratch: Path, settings: ExportSettings, stages: Stages) -> ExportReport:
+    """Write all of a bundle into a folder, proven."""
+    with stages.stage("taking the golden tiles"):
+        tiles = golden_tiles(settings, source.pixels.tile_px)
+        calibrating = _calibration(settings, tiles) if "int8" in settings.precisions else tiles
+    with stages.stage("writing the network as ONNX, and computing its reference"):
+        graph, expected, digest = _graph_and_reference(source, settings, tiles)
+        if settings.weights_storage == "fp16" and isinstance(source, Source):
+            source = _with_rounding(source, tiles, expected)
+        base = scratch / model_file("fp32")
+        base.write_bytes(graph.SerializeToString(deterministic=True))
+        if settings.weights_storage == "fp16" and len(settings.precisions) > 1:
+            base = scratch / "base.onnx"  # the other variants start from plain fp32 weights
+            plain, _, _ = _graph_and_reference(source, replace(settings, weights_storage="fp32"), tiles, rounded=True)
+            base.write_bytes(plain.SerializeToString(deterministic=True))
+        save_golden(scratch / _GOLDEN_FILE, tiles, expected)
+    made, refused = [Made("fp32")], list[ExportError]()
+    for precision in settings.precisions[1:]:
+        try:
+            shown = calibrating if precision == "int8" else tiles
+            with stages.stage(f"making {precision}"):
+                made.append(isolated(f"making {precision}", make_variant, base, precision, scratch, shown, expected))
+        except ParityFailure as error:
+            refused.append(error)
+    (scratch / "base.onnx").unlink(missing_ok=True)
+    manifest = _manifest(source, settings, digest, expected[FEATURES].shape, scratch, made)
+    write_manifest(scratch, manifest)
+    with stages.stage("replaying the golden tiles on every engine here"):
+        proof = isolated("the parity check", prove, scratch, settings.probe_task)
+    kept = _keep_proven(scratch, made, proof)
+    variants = tuple(
+        replace(variant, parity=proof.parities[variant.precision][0], engines=proof.parities[variant.precision][1])
+        for variant in manifest.variants
+        if variant.precision in proof.parities
+    )
+    proven = replace(manifest, variants=variants)
+    if settings.engines.libraries:
+        with stages.stage("building engines"):
+            proven = replace(proven, engines=build_engines(scratch, proven, settings.engines, _note))
+    write_manifest(scratch, proven)
+    check_schema(scratch)
+    (scratch / "card.md").write_text(model_card(proven, source.checkpoint), encoding="utf-8")
     notes = [item.note for item in kept if item.note] + proof.notes
-    return load_bundle(out), ExportReport(proof.rows, refused + proof.refused, notes)
+    return ExportReport(proof.rows, [*refused, *proof.refused], notes)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _keep_proven(scratch: Path, made: Sequence[Made], proof: Proof) -> list[Made]:
+    kept = [item for item in made if item.precision in proof.parities]
+    for item in made:
+        if item not in kept:
+            (scratch / model_file(item.precision)).unlink()
+    return kept
 
 
 def _graph_and_reference(
@@ -161,7 +194,7 @@ def _graph_and_reference(
     if settings.weights_storage == "fp16" or rounded:
         network = copy.deepcopy(network)  # the caller's stays as it is
         round_weights_to_fp16(network)
-    model = Deployed(network, source.preprocessing).eval()
+    model = Deployed(network, source.pixels).eval()
     metadata["weights_sha256"] = weights_digest(network)
     graph = export_graph(model, metadata, settings.weights_storage)
     return graph, reference_outputs(model, tiles), metadata["weights_sha256"]
@@ -173,7 +206,7 @@ def _with_rounding(source: Source, tiles: NDArray[np.uint8], rounded: dict[str, 
     Raises:
         ParityFailure: further than fp16 may be.
     """
-    given = reference_outputs(Deployed(source.network, source.preprocessing).eval(), tiles)
+    given = reference_outputs(Deployed(source.network, source.pixels).eval(), tiles)
     cosine = float(cosines(rounded[FEATURES], given[FEATURES]).min())
     if not cosine >= MIN_COSINE["fp16"]:
         raise ParityFailure(
@@ -217,14 +250,16 @@ def _manifest(
     made: Sequence[Made],
 ) -> Manifest:
     unproven = Parity(_REFERENCE, 1, 0.0, 0.0, 0.0)
+    pixels, preprocessing = source.pixels, source.pixels.preprocessing
+    resized, cut = pixels.resize_px != pixels.tile_px, preprocessing.image_px != pixels.resize_px
     return Manifest(
         name=settings.name,
         arch=source.arch,
         mtdp_version=mtdp.__version__,
-        tile_px=source.preprocessing.image_px,
+        tile_px=pixels.tile_px,
         mpp=settings.mpp,
-        mean=source.preprocessing.mean,
-        std=source.preprocessing.std,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         features_dim=golden_shape[1],
         heads=tuple(Head(name, classes) for name, classes in source.class_names.items()),
         weights=Weights(digest, source.origin, settings.licence or source.licence),
@@ -233,8 +268,11 @@ def _manifest(
         ),
         golden=file_ref(folder, _GOLDEN_FILE),
         reference="onnxruntime" if isinstance(source, OnnxSource) else "torch",
-        interpolation=source.preprocessing.interpolation,
+        interpolation=preprocessing.interpolation,
         golden_source=describe_source(settings.calibration, golden_shape[0]),
+        preprocessing_source=pixels.numbers_from,
+        resize_px=pixels.resize_px if resized else None,
+        input_px=preprocessing.image_px if cut else None,
     )
 
 

@@ -23,6 +23,7 @@ PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 _MOST_TILE_PX: Final = 16_384
 REFERENCES: Final = ("torch", "onnxruntime")
 _LATER_PARITY: Final = ("knn_agreement", "probe_score", "probe_score_fp32")  # null, or absent in bundles of mtdp 0.1
+_LEFT_OUT_IF_EMPTY: Final = ("engines", "golden_source", "preprocessing_source", "resize_px", "input_px")
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 _MOST_FEATURES: Final = 1_000_000
 
@@ -110,6 +111,9 @@ class Manifest:
     interpolation: str = "bilinear"  # by which images of another size come to tile_px in training and in a probe
     engines: tuple[Engine, ...] = ()
     golden_source: str = ""  # in words, without a file's name; empty: not stated, as in the first bundles
+    preprocessing_source: str = ""  # in words, who says mean, std and interpolation; empty: not stated
+    resize_px: int | None = None  # the graph resizes a tile to this side first; None: it does not
+    input_px: int | None = None  # then cuts out the centre of this side, which the network takes; None: all of it
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
@@ -120,7 +124,7 @@ class Manifest:
         classes = [f"{head.name}/{label}" for head in self.heads for label in head.class_names]
         classes = classes or [f"feature_{i}" for i in range(self.features_dim)]
         own = asdict(self)
-        for key in ("engines", "golden_source"):
+        for key in _LEFT_OUT_IF_EMPTY:
             if not own[key]:
                 del own[key]
         return {
@@ -172,6 +176,9 @@ class Manifest:
             interpolation=root.text("interpolation", "bilinear"),
             engines=tuple(_engine(e) for e in (root.children("engines") if "engines" in root.data else [])),
             golden_source=root.text("golden_source", ""),
+            preprocessing_source=root.text("preprocessing_source", ""),
+            resize_px=_side(root, "resize_px"),
+            input_px=_side(root, "input_px"),
         )
         if manifest.reference not in REFERENCES:
             raise root.wrong("reference", f"one of {', '.join(REFERENCES)}", manifest.reference)
@@ -180,6 +187,10 @@ class Manifest:
             raise root.wrong("variants", "at least one variant, each precision once", precisions)
         _check_wsinfer(top, manifest.to_json())
         return manifest
+
+
+def _side(root: Reader, key: str) -> int | None:
+    return root.integer(key, minimum=1, maximum=_MOST_TILE_PX) if key in root.data else None
 
 
 def _check_wsinfer(top: Reader, derived: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ from support import pyramid, stained
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
     code = "from mtdp_export.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", code, "-q", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -342,7 +342,8 @@ def test_missing_and_damaged_files(make_onnx: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet18", "--weights", "random", "--out", "b", "--mean", "0", "0", "0"], "--mean, --std, --input-range"),
+        (["resnet18", "--weights", "random", "--out", "b", "--input-range", "1"], "--input-range goes with --onnx"),
+        (["--onnx", "x.onnx", "--out", "b", "--no-heads"], "--no-heads does not go with --onnx"),
         (["resnet18", "--onnx", "x.onnx", "--out", "b"], "--onnx takes no SOURCE"),
         (["--onnx", "x.onnx", "--out", "b", "--input-layout", "hwc"], "--input-layout hwc: unknown"),
         (["--onnx", "x.onnx", "--out", "b", "--input-range", "7"], "--input-range 7: unknown"),

@@ -21,6 +21,7 @@ from mtdp.preprocess import Preprocessing
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, _check_size, export_graph, round_weights_to_fp16
+from mtdp_export.pixels import as_it_is
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, _with_rounding, write_bundle
@@ -31,7 +32,7 @@ from mtdp_runtime.proof import load_golden
 
 def export(*arguments: object, shadow: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run mtdp-export; modules in `shadow` stand before the installed ones."""
-    command = [sys.executable, "-c", "from mtdp_export.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from mtdp_export.cli import main; main()", "-q", *map(str, arguments)]
     path = [*([str(shadow)] if shadow else []), *sys.path]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}
@@ -183,7 +184,7 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
 
     network = MultiTaskNet(Undecided("undecided", torch.nn.Identity(), 3), {})
     with pytest.raises(ExportError, match="cannot export this network to ONNX"):
-        export_graph(Deployed(network, Preprocessing(32)).eval(), {})
+        export_graph(Deployed(network, as_it_is(Preprocessing(32))).eval(), {})
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
 )
 def test_no_option_is_ignored(arguments: list[str], message: str, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", "from mtdp_export.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from mtdp_export.cli import main; main()", "-q", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,
