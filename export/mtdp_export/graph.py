@@ -21,6 +21,7 @@ from torch import nn
 
 from mtdp.multitask import MultiTaskNet
 from mtdp_export.errors import ExportError
+from mtdp_export.fold import fold_constants
 from mtdp_export.onnx_file import LARGEST_BYTES
 from mtdp_export.pixels import Pixels, Prepared
 from mtdp_export.typed import inner_graphs
@@ -133,6 +134,7 @@ def export_graph(
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"torch {torch.__version__} cannot export this network to ONNX: {reason}") from error
     graph = program.model_proto
+    fold_constants(graph)
     if weights_storage == "fp16":
         _store_as_fp16(graph)
     finish_graph(graph, metadata)
