@@ -6,14 +6,18 @@ from mtdp.checkpoint import CheckpointInfo
 from mtdp_export.parity import NEIGHBOURS
 from mtdp_runtime.manifest import Manifest, Parity, Variant
 
+_LICENCE_TEXT = " Its text: [LICENSE](LICENSE)."
 _REFERENCES = {
     "torch": "PyTorch fp32",
     "onnxruntime": "the ONNX file as it was brought, in ONNX Runtime fp32, one tile at a time",
 }
 
 
-def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None) -> str:
-    """Return the card as Markdown: what bundle.json states and, where a checkpoint is given, how it was trained."""
+def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None, licence_text: bool = False) -> str:
+    """Return the card as Markdown: what bundle.json states and, where a checkpoint is given, how it was trained.
+
+    `licence_text` says whether the text of the weights' licence lies in the bundle, as LICENSE.
+    """
     lines = [
         f"# {manifest.name}",
         "",
@@ -25,7 +29,12 @@ def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None) -> 
         "## Origin",
         "",
         f"- Weights: {manifest.weights.origin}.",
-        f"- Licence of the weights: {manifest.weights.licence}.",
+        f"- Licence of the weights: {manifest.weights.licence}.{' Its text: [LICENSE](LICENSE).' if licence_text else ''}",
+        *(
+            [f"- By the digest of their file they are {manifest.weights.published}."]
+            if manifest.weights.published
+            else []
+        ),
         f"- sha256 of the weights: `{manifest.weights.sha256}`.",
         f"- Exported by mtdp {manifest.mtdp_version}.",
         "",
@@ -138,6 +147,7 @@ def _input(manifest: Manifest) -> list[str]:
         f"| normalisation (in the graph) | RGB of 0..1, mean {mean}, std {std} |",
         f"| who says these numbers | {manifest.preprocessing_source or 'not stated'} |",
         f"| images of another size, in training and in a probe | {manifest.interpolation} |",
+        *([f"| feature | {manifest.feature} |"] if manifest.feature else []),
         f"| features | {manifest.features_dim} |",
         f"| files | {files} |",
         "",

@@ -11,7 +11,7 @@ import typer
 
 from mtdp_export import options as o
 from mtdp_export.errors import ExportUsageError
-from mtdp_export.ways import export_network, export_onnx, print_card, verify_bundle
+from mtdp_export.ways import export_network, export_onnx, list_encoders_known, print_card, verify_bundle
 
 app = typer.Typer(
     add_completion=False,
@@ -38,6 +38,12 @@ _ENGINES: Final = frozenset({"engine", "batch", "compute_capability", "hardware_
 _FEW: Final = 4  # options are listed in a message where they are no more
 _EXPORT: Final = _SAID | _PIXELS | _MADE | _ENGINES
 _WAYS: Final = {
+    "list_encoders": Way(
+        "--list-encoders",
+        frozenset({"list_encoders", "as_json"}) | _SAID,
+        "mtdp-export --list-encoders",
+        list_encoders_known,
+    ),
     "card": Way("--card", frozenset({"card"}) | _SAID, "mtdp-export --card BUNDLE > card.md", print_card),
     "verify": Way(
         "--verify",
@@ -47,13 +53,13 @@ _WAYS: Final = {
     ),
     "onnx": Way(
         "--onnx",
-        _EXPORT | {"onnx", "input_range", "input_layout", "feature_output"},
+        _EXPORT | {"onnx", "input_range", "input_layout", "feature_output", "pool", "prefix_tokens"},
         "mtdp-export --onnx FILE --out BUNDLE",
         export_onnx,
     ),
     "source": Way(
         "SOURCE",
-        _EXPORT | {"source", "weights", "weights_storage", "no_heads"},
+        _EXPORT | {"source", "weights", "feature", "arch_arg", "weights_storage", "no_heads"},
         "mtdp-export resnet50 --weights random --out BUNDLE",
         export_network,
     ),
@@ -74,6 +80,8 @@ def export(
     source: o.Source = None,
     out: o.Out = None,
     weights: o.Weights = None,
+    feature: o.Feature = None,
+    arch_arg: o.ArchArg = None,
     precision: o.Precision = None,
     weights_storage: o.WeightsStorage = "fp32",
     tile_px: o.TilePx = None,
@@ -82,7 +90,7 @@ def export(
     mean: o.Mean = None,
     std: o.Std = None,
     interpolation: o.Interpolation = None,
-    mpp: o.Mpp = 0.5,
+    mpp: o.Mpp = None,
     calibration: o.Calibration = None,
     engine: o.Engine = None,
     batch: o.Batch = (1, 64, 256),
@@ -100,6 +108,9 @@ def export(
     input_range: o.InputRange = None,
     input_layout: o.InputLayout = None,
     feature_output: o.FeatureOutput = None,
+    pool: o.Pool = None,
+    prefix_tokens: o.PrefixTokens = 1,
+    list_encoders: o.ListEncoders = False,
     backend: o.Backend = None,
     trust_engines: o.TrustEngines = False,
     as_json: o.AsJson = False,
@@ -136,11 +147,16 @@ def _check_together(way: Way, given: set[str]) -> None:
         homes = " or ".join(other.called for other in _WAYS.values() if foreign[0] in other.takes)
         raise ExportUsageError(f"{_option(foreign[0])} goes with {homes}", "leave it out")
     if foreign:
-        others = [_option(name) for name in sorted(way.takes - _SAID) if _option(name) != way.called]
+        takes = sorted(way.takes - _SAID, key=lambda name: (name == "as_json", name))
+        others = [_option(name) for name in takes if _option(name) != way.called]
         if len(others) > _FEW:
             raise ExportUsageError(f"{_option(foreign[0])} does not go with {way.called}", way.example)
-        only = f"with {', '.join(others[:-1])} and {others[-1]} only" if others else "alone"
+        only = "alone"
+        if others:
+            only = f"with {', '.join(others[:-1])}{' and ' if len(others) > 1 else ''}{others[-1]} only"
         raise ExportUsageError(f"{way.called} goes {only}", way.example)
+    if "prefix_tokens" in given and "pool" not in given:
+        raise ExportUsageError("--prefix-tokens is an option of --pool", "add --pool cls, mean or cls+mean")
     for name in sorted(_ENGINES & given):
         if "engine" not in given:
             raise ExportUsageError(

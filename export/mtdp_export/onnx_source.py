@@ -24,7 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from mtdp.preprocess import Preprocessing
+from mtdp_export.encoder import TOKEN_FEATURES
 from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.fold import fold_constants
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import INPUT, finish_graph
 from mtdp_export.onnx_file import (
@@ -41,6 +43,7 @@ from mtdp_export.typed import inner_graphs, name_nodes, nested_nodes
 from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
 
 _PREFIX: Final = "net/"
+_REDUCE_TAKES_AXES: Final = 18  # the opset from which the axes of a ReduceMean are an input
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Declared:
     interpolation: str | None = None
     resize_px: int | None = None
     crop_px: int | None = None
+    pool: str | None = None  # of tokens [N, T, D]: cls, mean, cls+mean
+    prefix_tokens: int = 1  # before those of the patches
 
     @property
     def input_px(self) -> int | None:
@@ -86,6 +91,12 @@ class OnnxSource:
     def preprocessing(self) -> Preprocessing:
         return self.pixels.preprocessing
 
+    feature: str = ""
+    encoder: str = ""
+    published: str = ""
+    mpp: float | None = None
+    licence_text: str = ""
+
     @property
     def checkpoint(self) -> None:
         return None
@@ -106,7 +117,7 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
     model = load_onnx(path)
     check_operations(model, path)
     tensor = image_input(model, path)
-    output = feature_output(model, path, declared.output)
+    output = feature_output(model, path, declared.output, pooled=declared.pool is not None)
     kind = tensor.type.tensor_type.elem_type
     if kind not in (TensorProto.FLOAT, TensorProto.UINT8):
         raise ExportError(
@@ -114,6 +125,8 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
         )
     layout, side = layout_and_side(tensor, path, declared.layout, declared.input_px)
     takes_uint8 = kind == TensorProto.UINT8
+    if declared.pool is not None:
+        output = _pool(model, output, declared.pool, declared.prefix_tokens)
     del model.graph.output[:]
     model.graph.output.append(output)
     del model.graph.value_info[:]
@@ -127,14 +140,59 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
         layout=layout,
         takes_uint8=takes_uint8,
         features_dim=0,
-        origin=f"brought as {path.name} (output {output.name}, made by {producer})",
+        origin=f"brought as {path.name} (output {declared.output or output.name}, made by {producer})",
         licence=declared.licence or "not stated by who exported the bundle",
         digest=digest,
+        feature=declared.pool or "",
     )
     features = original_outputs(source, synthetic_tiles(source.pixels.tile_px)[:4])[FEATURES]
     return OnnxSource(
         **{**{name: getattr(source, name) for name in source.__slots__}, "features_dim": features.shape[1]}
     )
+
+
+def _pool(model: onnx.ModelProto, tokens: onnx.ValueInfoProto, pool: str, prefix: int) -> onnx.ValueInfoProto:
+    """Append what makes one vector of the tokens [N, T, D]; return the new output.
+
+    Raises:
+        ExportUsageError: there is no such way, or no tokens that it could take.
+    """
+    if pool not in TOKEN_FEATURES:
+        raise ExportUsageError(f"--pool {pool}: unknown", f"one of {', '.join(TOKEN_FEATURES)}")
+    count = tokens.type.tensor_type.shape.dim[1].dim_value
+    if prefix < 0 or (pool != "mean" and prefix < 1) or 0 < count <= prefix:
+        raise ExportUsageError(
+            f"--prefix-tokens {prefix}: not with --pool {pool}" + (f" of {count} tokens" if count else ""),
+            "1 for a class token, 5 for one and 4 registers, 0 (with mean) where all are of patches",
+        )
+    graph, parts = model.graph, []
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    pre = "pool/"
+    while any(name.startswith(pre) for name in taken):
+        pre += "+"
+    ends = np.array([1, prefix, np.iinfo(np.int64).max], np.int64)
+    constants = {f"{pre}{name}": values for name, values in zip("123", ends.reshape(3, 1), strict=True)}
+    constants[f"{pre}zero"], constants[f"{pre}axis"] = np.array([0], np.int64), np.array([1], np.int64)
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())
+    if pool != "mean":
+        inputs = [tokens.name, f"{pre}zero", f"{pre}1", f"{pre}axis"]
+        graph.node.append(helper.make_node("Slice", inputs, [f"{pre}first"]))
+        graph.node.append(helper.make_node("Squeeze", [f"{pre}first", f"{pre}axis"], [f"{pre}cls"]))
+        parts.append(f"{pre}cls")
+    if pool != "cls":
+        inputs = [tokens.name, f"{pre}2", f"{pre}3", f"{pre}axis"]
+        graph.node.append(helper.make_node("Slice", inputs, [f"{pre}patches"]))
+        opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        new = opset >= _REDUCE_TAKES_AXES
+        axes: dict[str, Any] = {} if new else {"axes": [1]}
+        of = [f"{pre}patches", *([f"{pre}axis"] if new else [])]
+        graph.node.append(helper.make_node("ReduceMean", of, [f"{pre}mean"], keepdims=0, **axes))
+        parts.append(f"{pre}mean")
+    last = parts[0]
+    if len(parts) == 2:
+        last = f"{pre}both"
+        graph.node.append(helper.make_node("Concat", parts, [last], axis=1))
+    return helper.make_tensor_value_info(last, TensorProto.FLOAT, ["batch", None])
 
 
 def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -180,6 +238,7 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     nodes = [*before, *model.graph.node, after]
     del model.graph.node[:], model.graph.input[:], model.graph.output[:]
     model.graph.node.extend(nodes)
+    fold_constants(model)
     name_nodes(model)
     model.graph.name = "mtdp"
     model.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", side, side, 3]))

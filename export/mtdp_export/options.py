@@ -17,11 +17,23 @@ def _help_of(way: str, text: str, **more: Any) -> Any:
 
 Source = Annotated[
     str | None,
-    typer.Argument(metavar="SOURCE", help="A run, a checkpoint, or an architecture (resnet50, timm:NAME, ...)."),
+    typer.Argument(
+        metavar="SOURCE",
+        help="A run, a checkpoint, an encoder of --list-encoders, an architecture (resnet50, timm:NAME), or a folder "
+        "of Hugging Face.",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the bundle.", metavar="BUNDLE")]
 Weights = Annotated[
-    str | None, typer.Option(help="For an architecture: imagenet, mtdp (the paper's), random, or a file.")
+    str | None, typer.Option(help="Of an encoder or architecture: a file; imagenet, mtdp (the paper's), random.")
+]
+Feature = Annotated[
+    str | None,
+    typer.Option(help="Which values: cls, mean (of patch tokens), cls+mean, pooled, stage3; the encoder's own if out."),
+]
+ArchArg = Annotated[
+    list[str] | None,
+    typer.Option("--arch-arg", metavar="NAME=VALUE", help="With timm:NAME: an argument of its constructor."),
 ]
 Precision = Annotated[
     list[str] | None, typer.Option(help="fp16, bf16, int8, each by its own --precision; fp32 is always there.")
@@ -45,7 +57,9 @@ Std = Annotated[Triple | None, typer.Option(help="Of R G B, divides what is left
 Interpolation = Annotated[
     str | None, typer.Option(help="By which images are resized: bilinear, bicubic or lanczos.", metavar="NAME")
 ]
-Mpp = Annotated[float, typer.Option(help="µm per pixel at which the model wants to see tissue.")]
+Mpp = Annotated[
+    float | None, typer.Option(help="µm per pixel at which the model wants to see tissue; the encoder's own, or 0.5.")
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(
@@ -85,6 +99,13 @@ InputRange = Annotated[
 ]
 InputLayout = Annotated[str | None, _help_of("--onnx", "nchw or nhwc, where its shape leaves it open.")]
 FeatureOutput = Annotated[str | None, _help_of("--onnx", "the output that is the feature, where there are several.")]
+Pool = Annotated[str | None, _help_of("--onnx", "of tokens [N, T, D]: cls, mean (of the patch tokens), or cls+mean.")]
+PrefixTokens = Annotated[
+    int, _help_of("--pool", "tokens before those of the patches: 1 for a class token, 5 with 4 registers, 0 for none.")
+]
+ListEncoders = Annotated[
+    bool, typer.Option("--list-encoders", help="Print the encoders whose names mtdp-export knows.")
+]
 Backend = Annotated[list[str] | None, _help_of("--verify", "only this engine.")]
 TrustEngines = Annotated[
     bool,
@@ -102,6 +123,8 @@ class Options:
     source: str | None
     out: Path | None
     weights: str | None
+    feature: str | None
+    arch_arg: list[str] | None
     precision: list[str] | None
     weights_storage: str
     tile_px: int | None
@@ -110,7 +133,7 @@ class Options:
     mean: Triple | None
     std: Triple | None
     interpolation: str | None
-    mpp: float
+    mpp: float | None
     calibration: Path | None
     engine: list[str] | None
     batch: tuple[int, int, int]
@@ -128,6 +151,9 @@ class Options:
     input_range: int | None
     input_layout: str | None
     feature_output: str | None
+    pool: str | None
+    prefix_tokens: int
+    list_encoders: bool
     backend: list[str] | None
     trust_engines: bool
     as_json: bool

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from mtdp_export.errors import ExportUsageError
 from mtdp_export.options import Options
@@ -20,13 +20,26 @@ if TYPE_CHECKING:
     from mtdp_runtime.bundle import Bundle
 
 
+_DEFAULT_MPP: Final = 0.5
+
+
 def print_card(options: Options) -> int:
     """Print the model card of a bundle."""
     from mtdp_export.card import model_card
     from mtdp_runtime.bundle import load_bundle
 
     assert options.card is not None
-    print(model_card(load_bundle(options.card).manifest), end="")
+    print(model_card(load_bundle(options.card).manifest, None, (options.card / "LICENSE").is_file()), end="")
+    return 0
+
+
+def list_encoders_known(options: Options) -> int:
+    """Print the catalogue."""
+    from mtdp_export.catalogue import catalogue
+    from mtdp_export.encoder_docs import as_json, as_lines
+
+    recipes = list(catalogue().values())
+    print(json.dumps(as_json(recipes)) if options.as_json else as_lines(recipes))
     return 0
 
 
@@ -39,15 +52,23 @@ def export_network(options: Options) -> int:
     if options.weights_storage not in ("fp32", "fp16"):
         raise ExportUsageError(f"--weights-storage {options.weights_storage!r}: unknown", "fp32 or fp16")
 
+    from mtdp_export.encoder_source import Asked
     from mtdp_export.pixels import Stated
     from mtdp_export.source import open_source
     from mtdp_export.write import check_settings
 
     stated = Stated(options.mean, options.std, options.interpolation, options.tile_px, options.resize, options.crop)
     stated.check()
+    asked = Asked(options.feature, _arguments(options.arch_arg or []) or None)
     check_settings(out, settings)
     with _stages(options).stage(f"loading {options.source}"):
-        source = open_source(options.source, options.weights, options.tile_px, not options.no_heads, stated=stated)
+        source = open_source(
+            options.source, options.weights, options.tile_px, not options.no_heads, stated=stated, asked=asked
+        )
+    if source.encoder:
+        print(f"note: {source.licence}", file=sys.stderr)
+    if source.published:
+        print(f"note: these are {source.published}", file=sys.stderr)
     return _write(source, out, settings, options)
 
 
@@ -74,6 +95,8 @@ def export_onnx(options: Options) -> int:
         options.interpolation,
         options.resize,
         options.crop,
+        options.pool,
+        options.prefix_tokens,
     )
     check_settings(out, settings)
     assert options.onnx is not None
@@ -133,7 +156,7 @@ def _settings(options: Options, out: Path) -> ExportSettings:
 
     return ExportSettings(
         name=options.name or out.resolve().name,
-        mpp=options.mpp,
+        mpp=_DEFAULT_MPP if options.mpp is None else options.mpp,
         weights_storage="fp16" if options.weights_storage == "fp16" else "fp32",
         calibration=options.calibration,
         licence=options.licence,
@@ -150,6 +173,22 @@ def _settings(options: Options, out: Path) -> ExportSettings:
     )
 
 
+def _arguments(given: list[str]) -> dict[str, Any]:
+    """Parse NAME=VALUE: a number, true, false or a word."""
+    arguments: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ExportUsageError(f"--arch-arg {text}: not NAME=VALUE", "for example --arch-arg reg_tokens=4")
+        arguments[name] = {"true": True, "false": False}.get(value.lower(), value)
+        for kind in (float, int):
+            try:
+                arguments[name] = kind(value)
+            except ValueError:
+                continue
+    return arguments
+
+
 def _stages(options: Options) -> Stages:
     return Stages("quiet" if options.quiet else "timed" if options.verbose else "stages")
 
@@ -157,9 +196,12 @@ def _stages(options: Options) -> Stages:
 def _write(source: Source | OnnxSource, out: Path, settings: ExportSettings, options: Options) -> int:
     from mtdp_export.write import write_bundle
 
+    said = options.mpp is not None or source.mpp is not None
+    if options.mpp is None and source.mpp is not None:
+        settings = replace(settings, mpp=source.mpp)
     bundle, report = write_bundle(source, out, settings, _stages(options))
     _say_what_was_written(out, bundle, report, options.as_json)
-    if "mpp" not in options.given:
+    if not said:
         print(f"note: --mpp was left out: {settings.mpp:g} µm a pixel is taken as the model's scale", file=sys.stderr)
     for refusal in report.refused:
         print(f"error: {refusal}\nhint: {refusal.hint}", file=sys.stderr)

@@ -38,8 +38,9 @@ from mtdp_runtime.manifest import MANIFEST_NAME, PRECISIONS, Head, Manifest, Par
 from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
 
 _REFERENCE: Final = "onnxruntime"
+_LICENCE_FILE: Final = "LICENSE"  # of the weights, where its text lay beside them
 _GOLDEN_FILE: Final = "golden.npz"
-_OF_A_BUNDLE: Final = re.compile(r"bundle\.json|card\.md|golden\.npz|model\.\w+\.onnx|engines")
+_OF_A_BUNDLE: Final = re.compile(r"bundle\.json|card\.md|golden\.npz|LICENSE|model\.\w+\.onnx|engines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,9 @@ def _write_files(source: Source | OnnxSource, scratch: Path, settings: ExportSet
             proven = replace(proven, engines=build_engines(scratch, proven, settings.engines, _note))
     write_manifest(scratch, proven)
     check_schema(scratch)
-    (scratch / "card.md").write_text(model_card(proven, source.checkpoint), encoding="utf-8")
+    if source.licence_text:
+        (scratch / _LICENCE_FILE).write_text(source.licence_text, encoding="utf-8")
+    (scratch / "card.md").write_text(model_card(proven, source.checkpoint, bool(source.licence_text)), encoding="utf-8")
     notes = [item.note for item in kept if item.note] + proof.notes
     return ExportReport(proof.rows, [*refused, *proof.refused], notes)
 
@@ -262,7 +265,7 @@ def _manifest(
         std=preprocessing.std,
         features_dim=golden_shape[1],
         heads=tuple(Head(name, classes) for name, classes in source.class_names.items()),
-        weights=Weights(digest, source.origin, settings.licence or source.licence),
+        weights=Weights(digest, source.origin, settings.licence or source.licence, source.published),
         variants=tuple(
             Variant(m.precision, file_ref(folder, model_file(m.precision)), unproven, (), m.fp32_kernels) for m in made
         ),
@@ -271,6 +274,8 @@ def _manifest(
         interpolation=preprocessing.interpolation,
         golden_source=describe_source(settings.calibration, golden_shape[0]),
         preprocessing_source=pixels.numbers_from,
+        encoder=source.encoder,
+        feature=source.feature,
         resize_px=pixels.resize_px if resized else None,
         input_px=preprocessing.image_px if cut else None,
     )

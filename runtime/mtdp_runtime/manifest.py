@@ -23,7 +23,15 @@ PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 _MOST_TILE_PX: Final = 16_384
 REFERENCES: Final = ("torch", "onnxruntime")
 _LATER_PARITY: Final = ("knn_agreement", "probe_score", "probe_score_fp32")  # null, or absent in bundles of mtdp 0.1
-_LEFT_OUT_IF_EMPTY: Final = ("engines", "golden_source", "preprocessing_source", "resize_px", "input_px")
+_LEFT_OUT_IF_EMPTY: Final = (
+    "engines",
+    "golden_source",
+    "preprocessing_source",
+    "encoder",
+    "feature",
+    "resize_px",
+    "input_px",
+)
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 _MOST_FEATURES: Final = 1_000_000
 
@@ -47,6 +55,7 @@ class Weights:
     sha256: str  # of the weights as numbers: see mtdp_export
     origin: str
     licence: str
+    published: str = ""  # "the published weights", "other weights", ...; empty: nothing to compare with
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,8 @@ class Manifest:
     engines: tuple[Engine, ...] = ()
     golden_source: str = ""  # in words, without a file's name; empty: not stated, as in the first bundles
     preprocessing_source: str = ""  # in words, who says mean, std and interpolation; empty: not stated
+    encoder: str = ""  # its name in the exporter's catalogue; empty: not of it
+    feature: str = ""  # which of the network's values, such as cls+mean; empty: its own pooling
     resize_px: int | None = None  # the graph resizes a tile to this side first; None: it does not
     input_px: int | None = None  # then cuts out the centre of this side, which the network takes; None: all of it
 
@@ -127,6 +138,8 @@ class Manifest:
         for key in _LEFT_OUT_IF_EMPTY:
             if not own[key]:
                 del own[key]
+        if not own["weights"]["published"]:
+            del own["weights"]["published"]
         return {
             "schema_version": SCHEMA_VERSION,
             "spec_version": "1.0",
@@ -169,7 +182,12 @@ class Manifest:
             std=root.rgb("std", positive=True),
             features_dim=root.integer("features_dim", minimum=1, maximum=_MOST_FEATURES),
             heads=tuple(Head(_head_name(h), h.texts("class_names")) for h in root.children("heads")),
-            weights=Weights(weights.digest("sha256"), weights.text("origin"), weights.text("licence")),
+            weights=Weights(
+                weights.digest("sha256"),
+                weights.text("origin"),
+                weights.text("licence"),
+                weights.text("published", ""),
+            ),
             variants=tuple(_variant(v) for v in root.children("variants")),
             golden=_file_ref(root.child("golden"), ".npz"),
             reference=root.text("reference", "torch"),
@@ -177,6 +195,8 @@ class Manifest:
             engines=tuple(_engine(e) for e in (root.children("engines") if "engines" in root.data else [])),
             golden_source=root.text("golden_source", ""),
             preprocessing_source=root.text("preprocessing_source", ""),
+            encoder=root.text("encoder", ""),
+            feature=root.text("feature", ""),
             resize_px=_side(root, "resize_px"),
             input_px=_side(root, "input_px"),
         )

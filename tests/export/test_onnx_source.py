@@ -312,7 +312,7 @@ def test_a_file_that_cannot_be_used_says_why(make_onnx: Make, wrong: dict[str, A
         ({}, Declared(MEAN, STD, tile_px=64, output="feat"), "takes 32 px only"),
         ({}, Declared(MEAN, STD, layout="nhwc", output="feat"), "has no 3 channels there"),
         ({"side": "s"}, DECLARED, "add --tile-px|takes images of any size"),
-        ({"kind": TensorProto.UINT8}, DECLARED, "takes uint8 and normalises by itself"),
+        ({"kind": TensorProto.UINT8}, DECLARED, "takes uint8 and prepares it by itself"),
     ],
 )
 def test_what_must_be_declared_is_asked_for(
