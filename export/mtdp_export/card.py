@@ -29,12 +29,8 @@ def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None, lic
         "## Origin",
         "",
         f"- Weights: {manifest.weights.origin}.",
-        f"- Licence of the weights: {manifest.weights.licence}.{' Its text: [LICENSE](LICENSE).' if licence_text else ''}",
-        *(
-            [f"- By the digest of their file they are {manifest.weights.published}."]
-            if manifest.weights.published
-            else []
-        ),
+        f"- Licence of the weights: {manifest.weights.licence}.{_LICENCE_TEXT if licence_text else ''}",
+        *([f"- The digest of their file says: {manifest.weights.published}."] if manifest.weights.published else []),
         f"- sha256 of the weights: `{manifest.weights.sha256}`.",
         f"- Exported by mtdp {manifest.mtdp_version}.",
         "",
@@ -91,7 +87,7 @@ def _proof_row(precision: str, p: Parity) -> str:
 def _of_variant(variant: Variant) -> list[str]:
     lines = []
     if variant.fp32_kernels:
-        lines.append(f"- {variant.precision}: the first kernels compute in fp32 all the same: {variant.fp32_kernels}.")
+        lines.append(f"- {variant.precision}: kernels that compute in fp32 all the same: {variant.fp32_kernels}.")
     p = variant.parity
     if p.probe_score is not None and p.probe_score_fp32 is not None:
         lines.append(

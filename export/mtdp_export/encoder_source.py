@@ -195,7 +195,7 @@ def _filled(
     ignore = [name for name in built.trunk.state_dict() if name.endswith("mask_token")]
     try:
         with torch.no_grad():
-            done = fit(built.trunk, loaded, path, arch, ignore)
+            done = fit(built.trunk, loaded, path, arch, ignore=ignore, unused=_unused(built, feature))
     except WeightsError as error:
         like = _looks_like(shapes)
         if like:
@@ -205,6 +205,13 @@ def _filled(
     for parameter in built.trunk.parameters():
         parameter.requires_grad_(False)
     return _encoder(built, feature), done
+
+
+def _unused(built: Built, feature: str) -> tuple[str, ...]:
+    """The beginnings of names that a file may hold and the feature does not need."""
+    if feature.startswith("stage"):
+        return tuple(f"layer{number}." for number in range(int(feature[-1]) + 1, len(built.stages) + 1))
+    return ("text_model.", "text_projection.", "logit_scale") if feature == "projection" else ()
 
 
 def _encoder(built: Built, feature: str) -> Encoder:

@@ -7,6 +7,7 @@ wrong in OpenVINO's CPU plugin, which ignores the antialiasing, and TensorRT-RTX
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mtdp_export.model_store import inside
 from mtdp_export.typed import inner_graphs, nested_nodes
 
 # They give other values each time, or say where a constant's bytes lie: nothing to compute.
@@ -22,10 +24,11 @@ _NOT_CONSTANT: Final = frozenset(
 )
 
 
-def fold_constants(model: onnx.ModelProto) -> int:
+def fold_constants(model: onnx.ModelProto, folder: Path | None = None) -> int:
     """Replace each node that depends on constants alone by what it gives, in place; return how many there were.
 
-    Computed by ONNX Runtime, without its optimisations. Weights that are stored in fp16 keep their Cast.
+    Computed by ONNX Runtime, without its optimisations. Weights that are stored in fp16 keep their Cast. `folder` is
+    that of the files in which the graph's tensors lie, where they do.
     """
     nodes = constant_nodes(model)
     if not nodes:
@@ -35,7 +38,7 @@ def fold_constants(model: onnx.ModelProto) -> int:
     used = {name for node in kept for name in _read(node)} | {value.name for value in model.graph.output}
     made = [name for node in nodes for name in node.output if name in used]
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    values = _computed(model, nodes, made, tensors)
+    values = _computed(model, nodes, made, tensors, folder)
     del model.graph.node[:]
     model.graph.node.extend(kept)
     still = [tensor for name, tensor in tensors.items() if name in used]
@@ -76,6 +79,7 @@ def _computed(
     nodes: Sequence[onnx.NodeProto],
     wanted: Sequence[str],
     tensors: dict[str, onnx.TensorProto],
+    folder: Path | None,
 ) -> dict[str, NDArray[Any]]:
     """Run the nodes that each wanted value needs, one value at a time: the weights of all at once are many."""
     import onnxruntime
@@ -94,9 +98,8 @@ def _computed(
                 todo += _read(node)
         part = [node for node in nodes if id(node) in needed]
         read = {each for node in part for each in _read(node)}
-        graph = helper.make_graph(
-            part, "constants", [], [onnx.ValueInfoProto(name=name)], [tensors[each] for each in read if each in tensors]
-        )
+        given = [inside(tensors[each], folder) for each in sorted(read) if each in tensors]
+        graph = helper.make_graph(part, "constants", [], [onnx.ValueInfoProto(name=name)], given)
         alone = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
         session = onnxruntime.InferenceSession(alone.SerializeToString(), options, providers=["CPUExecutionProvider"])
         values[name] = np.asarray(session.run([name], {})[0])

@@ -36,7 +36,7 @@ ArchArg = Annotated[
     typer.Option("--arch-arg", metavar="NAME=VALUE", help="With timm:NAME: an argument of its constructor."),
 ]
 Precision = Annotated[
-    list[str] | None, typer.Option(help="fp16, bf16, int8, each by its own --precision; fp32 is always there.")
+    list[str] | None, typer.Option(help="fp32 (also if left out), fp16, bf16, int8, each by its own --precision.")
 ]
 WeightsStorage = Annotated[
     str, typer.Option(help="fp32, or fp16: half the size; the graph casts them back and computes in fp32.")

@@ -89,7 +89,15 @@ _HARMLESS: Final[list[Any]] = [
 ]
 
 
-def fit(trunk: nn.Module, loaded: Mapping[str, Any], path: Path, arch: str, ignore: Collection[str] = ()) -> list[str]:
+def fit(
+    trunk: nn.Module,
+    loaded: Mapping[str, Any],
+    path: Path,
+    arch: str,
+    *,
+    ignore: Collection[str] = (),
+    unused: tuple[str, ...] = (),
+) -> list[str]:
     """Put a file's tensors into a network in fp32, in place; return what was taken off, in words.
 
     Args:
@@ -98,6 +106,7 @@ def fit(trunk: nn.Module, loaded: Mapping[str, Any], path: Path, arch: str, igno
         path: for messages.
         arch: for messages.
         ignore: names of tensors of the network that a file need not hold.
+        unused: beginnings of names that a file may hold and the feature does not need: later stages, a text tower.
 
     Raises:
         WeightsError: with the first missing, unexpected and misshapen names.
@@ -105,7 +114,11 @@ def fit(trunk: nn.Module, loaded: Mapping[str, Any], path: Path, arch: str, igno
     wanted = trunk.state_dict()
     found = unwrap(loaded, wanted, path)
     _check_patches(found.tensors, wanted, path, arch)
-    tensors = _by_library(trunk, found)
+    tensors = {n: t for n, t in _by_library(trunk, found).items() if not n.endswith("position_ids")}
+    left = [name for name in tensors if name.startswith(unused) and name not in wanted] if unused else []
+    if left:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in left}
+        found.done.append(f"{len(left)} tensors left out, which the feature does not need")
     absent = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked") and n not in ignore]
     unexpected = [n for n in tensors if n not in wanted and not n.startswith(_CLASSIFIERS) and n != "mask_token"]
     misshapen = [n for n in wanted if n in tensors and tensors[n].shape != wanted[n].shape]

@@ -135,7 +135,7 @@ def verify_bundle(options: Options) -> int:
         files = [*(variant.file for variant in bundle.manifest.variants), bundle.manifest.golden]
         print(f"{path}: {bundle.manifest.name}, digest {bundle.digest}")
         print(f"intact: {', '.join(file.file for file in files)}; reference: {bundle.manifest.reference} in fp32")
-        print(table(rows))
+        print(table(rows, bundle.manifest.autocast))
         print(golden_note(bundle.manifest.golden_source))
         for file, why in not_run.items():
             print(f"{file}: digest right, not run: {why}")
@@ -168,9 +168,15 @@ def _settings(options: Options, out: Path) -> ExportSettings:
             options.hardware_compatibility,
             options.version_compatible,
         ),
-        precisions=tuple(dict.fromkeys(["fp32", *(options.precision or [])])),
+        precisions=_precisions(options.precision or []),
         probe_task=options.probe_task,
     )
+
+
+def _precisions(named: list[str]) -> tuple[str, ...]:
+    """What is named, fp32 first; fp32 where nothing is, and beside int8, which is judged against it."""
+    fp32 = not named or "fp32" in named or "int8" in named
+    return tuple(dict.fromkeys([*(["fp32"] if fp32 else []), *named]))
 
 
 def _arguments(given: list[str]) -> dict[str, Any]:
@@ -216,7 +222,7 @@ def _say_what_was_written(out: Path, bundle: Bundle, report: ExportReport, as_js
 
     files = ", ".join(f"{v.file.file} {v.file.size_bytes / 1e6:.1f} MB" for v in bundle.manifest.variants)
     print(f"{out}: {bundle.manifest.name}, {files}, digest {bundle.digest}")
-    print(table(report.rows))
+    print(table(report.rows, bundle.manifest.autocast))
     print(golden_note(bundle.manifest.golden_source))
     for built in bundle.manifest.engines:
         print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")

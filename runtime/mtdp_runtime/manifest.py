@@ -18,6 +18,7 @@ from mtdp_runtime.trt.key import EngineKey
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"
 ENGINES: Final = "engines"
+DATA_SUFFIX: Final = ".data"  # weights beyond 2 GB lie in `<model file>.data`
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 # Far above what any model has; a number beyond them is a mistake or meant to exhaust the memory.
 _MOST_TILE_PX: Final = 16_384
@@ -26,6 +27,7 @@ _LATER_PARITY: Final = ("knn_agreement", "probe_score", "probe_score_fp32")  # n
 _LEFT_OUT_IF_EMPTY: Final = (
     "engines",
     "golden_source",
+    "autocast",
     "preprocessing_source",
     "encoder",
     "feature",
@@ -73,6 +75,16 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Autocast:
+    """How near torch's own autocast comes to fp32 on the golden tiles: variants of that precision are judged by it."""
+
+    precision: str
+    cosine_min: float
+    cosine_mean: float
+    knn_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class FileRef:
     """A file of the bundle and what it must hash to."""
 
@@ -89,7 +101,8 @@ class Variant:
     file: FileRef
     parity: Parity  # on the reference engine
     engines: tuple[Parity, ...] = ()  # on each engine of the exporting machine that runs it
-    fp32_kernels: int = 0  # fp16 and bf16: how many of the first kernels compute in fp32 all the same
+    fp32_kernels: int = 0  # fp16 and bf16: how many kernels compute in fp32 all the same
+    data: FileRef | None = None  # its weights, where they lie in a file of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +133,7 @@ class Manifest:
     interpolation: str = "bilinear"  # by which images of another size come to tile_px in training and in a probe
     engines: tuple[Engine, ...] = ()
     golden_source: str = ""  # in words, without a file's name; empty: not stated, as in the first bundles
+    autocast: tuple[Autocast, ...] = ()  # each precision once; empty: not measured
     preprocessing_source: str = ""  # in words, who says mean, std and interpolation; empty: not stated
     encoder: str = ""  # its name in the exporter's catalogue; empty: not of it
     feature: str = ""  # which of the network's values, such as cls+mean; empty: its own pooling
@@ -140,6 +154,9 @@ class Manifest:
                 del own[key]
         if not own["weights"]["published"]:
             del own["weights"]["published"]
+        for variant in own["variants"]:
+            if variant["data"] is None:
+                del variant["data"]
         return {
             "schema_version": SCHEMA_VERSION,
             "spec_version": "1.0",
@@ -194,6 +211,7 @@ class Manifest:
             interpolation=root.text("interpolation", "bilinear"),
             engines=tuple(_engine(e) for e in (root.children("engines") if "engines" in root.data else [])),
             golden_source=root.text("golden_source", ""),
+            autocast=tuple(_autocast(a) for a in (root.children("autocast") if "autocast" in root.data else [])),
             preprocessing_source=root.text("preprocessing_source", ""),
             encoder=root.text("encoder", ""),
             feature=root.text("feature", ""),
@@ -265,14 +283,27 @@ def _variant(reader: Reader) -> Variant:
     precision = reader.text("precision")
     if precision not in PRECISIONS:
         raise reader.wrong("precision", f"one of {', '.join(PRECISIONS)}", precision)
-    # Bundles of mtdp 0.1 do not say the last two.
+    file = _file_ref(reader.child("file"), ".onnx")
+    data = _file_ref(reader.child("data"), DATA_SUFFIX) if reader.has("data") else None
+    if data is not None and data.file != file.file + DATA_SUFFIX:
+        raise reader.wrong("data", f"{file.file}{DATA_SUFFIX}", data.file)
+    # Bundles of mtdp 0.1 do not say the last ones.
     return Variant(
         precision,
-        _file_ref(reader.child("file"), ".onnx"),
+        file,
         _parity(reader.child("parity")),
         tuple(_parity(p) for p in reader.children("engines")) if reader.has("engines") else (),
         reader.integer("fp32_kernels") if reader.has("fp32_kernels") else 0,
+        data,
     )
+
+
+def _autocast(reader: Reader) -> Autocast:
+    precision = reader.text("precision")
+    if precision not in PRECISIONS:
+        raise reader.wrong("precision", f"one of {', '.join(PRECISIONS)}", precision)
+    agreement = reader.number("knn_agreement") if reader.has("knn_agreement") else None
+    return Autocast(precision, reader.number("cosine_min"), reader.number("cosine_mean"), agreement)
 
 
 def _parity(reader: Reader) -> Parity:

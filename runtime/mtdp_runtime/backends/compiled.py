@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from mtdp_runtime.backends.remembered import place
 from mtdp_runtime.errors import BackendError
+from mtdp_runtime.manifest import DATA_SUFFIX
 from mtdp_runtime.trt.files import private_folder, read_with_digest, save_with_digest
 
 # A larger model would take its size in memory twice, to save seconds of what is then a long run.
@@ -38,7 +39,8 @@ def compiled(
     Raises:
         RuntimeError: OpenVINO refuses the model.
     """
-    small = file.stat().st_size <= _MOST_BYTES
+    apart = file.with_name(file.name + DATA_SUFFIX)
+    small = file.stat().st_size <= _MOST_BYTES and not apart.exists()
     options = [f"{name}={value}" for name, value in config.items()]
     facts: list[str | int] = [version("openvino"), sha256, *shape, *options, cpu]
     path = place("compiled", facts, "blob")
