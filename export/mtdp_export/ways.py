@@ -170,6 +170,7 @@ def _settings(options: Options, out: Path) -> ExportSettings:
         ),
         precisions=_precisions(options.precision or []),
         probe_task=options.probe_task,
+        release=True,
     )
 
 

@@ -78,6 +78,7 @@ class ExportSettings:
     engines: EngineSettings = field(default_factory=EngineSettings)
     precisions: tuple[str, ...] = ("fp32",)  # those that are written, fp32 first where it is one of them
     probe_task: Path | None = None  # for int8: a labelled task whose probe must score as with fp32
+    release: bool = False  # the network's memory is given back once it is written; the caller has no use for it then
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,8 @@ def _write_files(source: Source | OnnxSource, scratch: Path, settings: ExportSet
         reference = _graph_and_reference(source, settings, tiles, work)
         source, expected = reference.source, reference.expected
         save_golden(scratch / _GOLDEN_FILE, tiles, expected)
+        if settings.release and isinstance(source, Source):
+            source.network.to("meta")
     made, refused = _make_variants(scratch, work, settings, tiles, calibrating, reference, stages)
     shutil.rmtree(work)
     if not made:

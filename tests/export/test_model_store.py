@@ -133,7 +133,7 @@ class TestNothingElseIsRead:
 
 def graph(*nodes: onnx.NodeProto, **constants: np.ndarray) -> onnx.ModelProto:
     tensors = [numpy_helper.from_array(values, name) for name, values in constants.items()]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "m"]) for name in ("x", "y")]
     return helper.make_model(
         helper.make_graph(list(nodes), "g", ends[:1], ends[1:], tensors), opset_imports=[helper.make_opsetid("", 20)]
     )

@@ -171,7 +171,7 @@ def test_a_network_that_no_file_can_hold_is_said_before_it_is_traced() -> None:
     network = torch.nn.Linear(30_000, 20_000, device="meta")
     with pytest.raises(ExportError, match=r"2\.4 GB of weights; one ONNX file holds at most 2\.1 GB") as caught:
         _check_size(network, "fp32")
-    assert "--weights-storage fp16" in caught.value.hint
+    assert "--precision fp16 takes half of that" in caught.value.hint
     _check_size(network, "fp16")
     with pytest.raises(ExportError, match=r"2\.4 GB of weights"):
         _check_size(torch.nn.Linear(30_000, 40_000, device="meta"), "fp16")
