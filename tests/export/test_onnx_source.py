@@ -414,5 +414,5 @@ class TestTokens:
         ):
             with pytest.raises(ExportUsageError, match=said):
                 open_onnx(file, Declared(MEAN, STD, pool=pool, prefix_tokens=prefix))
-        with pytest.raises(ExportUsageError, match="output feat of .* has 2 axes, tokens have 3"):
+        with pytest.raises(ExportUsageError, match=r"output feat of .* has 2 axes, tokens have 3"):
             open_onnx(make_onnx(), Declared(MEAN, STD, output="feat", pool="cls"))
