@@ -40,7 +40,7 @@ GRAPHS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), (
 def torch_ways(source: Source, batch: NDArray[np.uint8]) -> dict[str, Way]:
     """Return what runs a batch through torch: fp32, and bf16 by autocast, in either memory layout."""
     ways: dict[str, Way] = {}
-    tiles = Deployed(source.network, source.preprocessing).normalise(torch.from_numpy(batch))
+    tiles = Deployed(source.network, source.pixels).pixels(torch.from_numpy(batch))
     for name, layout in (("as built", torch.contiguous_format), ("channels last", torch.channels_last)):
         model = copy.deepcopy(source.network.backbone).eval().to(memory_format=layout)
         images = tiles.contiguous(memory_format=layout)

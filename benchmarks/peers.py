@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.commands.demo_slide import write_demo_slide
 
+IMAGENET = ("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225")
 DRIVERS = Path(__file__).parent / "peer_drivers"
 PEERS = {
     "lazyslide": (),
@@ -87,7 +88,7 @@ def prepare(folder: Path, threads: int, slide: Path | None, side: int) -> dict[s
     backbone = torchvision.models.resnet50()
     backbone.fc = torch.nn.Identity()
     torch.save(backbone.state_dict(), folder / "backbone.pth")
-    command("export", "resnet50", "--weights", str(folder / "backbone.pth"), "--out", str(folder / "bundle"))
+    command("export", "resnet50", "--weights", str(folder / "backbone.pth"), *IMAGENET, "--out", str(folder / "bundle"))
     ours(folder, given, threads, "auto")
     ours(folder, given, threads, "fp32")
     manifest = load_bundle(folder / "bundle").manifest

@@ -62,6 +62,7 @@ def open_bundle(folder: Path) -> BundleModel:
             )
         stated = document["mtdp"]
         files = {variant["precision"]: variant["file"] for variant in stated["variants"]}
+        apart = next((v.get("data") for v in stated["variants"] if v["precision"] == "fp32"), None)
         interpolation = str(stated.get("interpolation", "bilinear"))
         name, image_px, features_dim = str(stated["name"]), int(stated["tile_px"]), int(stated["features_dim"])
         wanted = None if "fp32" not in files else (str(files["fp32"]["file"]), str(files["fp32"]["sha256"]))
@@ -80,6 +81,12 @@ def open_bundle(folder: Path) -> BundleModel:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != wanted[1]:
         raise WeightsError(f"{file}: sha256 {digest}, bundle.json says {wanted[1]}", _HINT)
+    if apart is not None:  # weights beyond 2 GB, in a file of their own
+        data = file.with_name(f"{file.name}.data")
+        with data.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != apart.get("sha256"):
+            raise WeightsError(f"{data}: sha256 {digest}, bundle.json says {apart.get('sha256')}", _HINT)
     description = f"bundle {name}, fp32, digest {hashlib.sha256(content).hexdigest()[:16]}"
     return BundleModel(file, image_px, features_dim, interpolation, description)
 

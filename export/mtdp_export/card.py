@@ -6,14 +6,18 @@ from mtdp.checkpoint import CheckpointInfo
 from mtdp_export.parity import NEIGHBOURS
 from mtdp_runtime.bundle.manifest import Manifest, Parity, Variant
 
+_LICENCE_TEXT = " Its text: [LICENSE](LICENSE)."
 _REFERENCES = {
     "torch": "PyTorch fp32",
     "onnxruntime": "the ONNX file as it was brought, in ONNX Runtime fp32, one tile at a time",
 }
 
 
-def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None) -> str:
-    """Return the card as Markdown: what bundle.json states and, where a checkpoint is given, how it was trained."""
+def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None, licence_text: bool = False) -> str:
+    """Return the card as Markdown: what bundle.json states and, where a checkpoint is given, how it was trained.
+
+    `licence_text` says whether the text of the weights' licence lies in the bundle, as LICENSE.
+    """
     lines = [
         f"# {manifest.name}",
         "",
@@ -25,7 +29,8 @@ def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None) -> 
         "## Origin",
         "",
         f"- Weights: {manifest.weights.origin}.",
-        f"- Licence of the weights: {manifest.weights.licence}.",
+        f"- Licence of the weights: {manifest.weights.licence}.{_LICENCE_TEXT if licence_text else ''}",
+        *([f"- The digest of their file says: {manifest.weights.published}."] if manifest.weights.published else []),
         f"- sha256 of the weights: `{manifest.weights.sha256}`.",
         f"- Exported by mtdp {manifest.mtdp_version}.",
         "",
@@ -82,7 +87,7 @@ def _proof_row(precision: str, p: Parity) -> str:
 def _of_variant(variant: Variant) -> list[str]:
     lines = []
     if variant.fp32_kernels:
-        lines.append(f"- {variant.precision}: the first kernels compute in fp32 all the same: {variant.fp32_kernels}.")
+        lines.append(f"- {variant.precision}: kernels that compute in fp32 all the same: {variant.fp32_kernels}.")
     p = variant.parity
     if p.probe_score is not None and p.probe_score_fp32 is not None:
         lines.append(
@@ -134,8 +139,11 @@ def _input(manifest: Manifest) -> list[str]:
         "|---|---|",
         f"| tile | {manifest.tile_px} x {manifest.tile_px} px, {manifest.tile_px * manifest.mpp:g} µm wide |",
         f"| scale | {manifest.mpp:g} µm a pixel |",
+        *_resized(manifest),
         f"| normalisation (in the graph) | RGB of 0..1, mean {mean}, std {std} |",
+        f"| who says these numbers | {manifest.preprocessing_source or 'not stated'} |",
         f"| images of another size, in training and in a probe | {manifest.interpolation} |",
+        *([f"| feature | {manifest.feature} |"] if manifest.feature else []),
         f"| features | {manifest.features_dim} |",
         f"| files | {files} |",
         "",
@@ -143,6 +151,16 @@ def _input(manifest: Manifest) -> list[str]:
         "mtdp-extract SLIDE --model BUNDLE",
         "```",
     ]
+
+
+def _resized(manifest: Manifest) -> list[str]:
+    steps = []
+    if manifest.resize_px is not None:
+        steps.append(f"resized to {manifest.resize_px} px")
+    if manifest.input_px is not None:
+        steps.append(f"cut to its centre of {manifest.input_px} px")
+    how = f" ({manifest.interpolation}, as Pillow and torchvision do it)" if manifest.resize_px is not None else ""
+    return [f"| before that (in the graph) | {', '.join(steps)}{how} |"] if steps else []
 
 
 def _heads(manifest: Manifest) -> list[str]:

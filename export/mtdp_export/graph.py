@@ -1,6 +1,6 @@
 """The exported graph: uint8 tiles in, features and task probabilities out.
 
-tiles uint8[batch, P, P, 3] -> Cast, Transpose, normalise, backbone, pool -> features float32[batch, D]
+tiles uint8[batch, P, P, 3] -> Cast, Transpose, resize and cut, normalise, backbone, pool -> features float32[batch, D]
                                                       -> linear, softmax  -> probabilities_<task> float32[batch, C]
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxscript.optimizer
 import torch
 from numpy.typing import NDArray
@@ -20,27 +22,30 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from mtdp.multitask import MultiTaskNet
-from mtdp.preprocess import Normalise, Preprocessing
 from mtdp_export.errors import ExportError
+from mtdp_export.fold import fold_constants
+from mtdp_export.model_store import is_apart, load_light
 from mtdp_export.onnx_file import LARGEST_BYTES
+from mtdp_export.pixels import Pixels, Prepared
 from mtdp_export.typed import inner_graphs
 from mtdp_runtime.bundle.golden import FEATURES
 
 OPSET: Final = 20
 INPUT: Final = "tiles"
+_STAYS_INSIDE: Final = 1024  # bytes of a tensor: shapes and the like, which shape inference reads
 WeightsStorage = Literal["fp32", "fp16"]
 
 
 class Deployed(nn.Module):
     """A network as it is deployed: everything from the pixels on."""
 
-    def __init__(self, network: MultiTaskNet, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: MultiTaskNet, pixels: Pixels) -> None:
         super().__init__()
-        self.normalise = Normalise(preprocessing)
+        self.pixels = Prepared(pixels)
         self.network = network
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features: torch.Tensor = self.network.backbone(self.normalise(tiles))
+        features: torch.Tensor = self.network.backbone(self.pixels(tiles))
         return (features, *(torch.softmax(head(features), dim=1) for head in self.network.heads.values()))
 
     @property
@@ -72,6 +77,27 @@ def reference_outputs(model: Deployed, tiles: NDArray[np.uint8], batch: int = 8)
     return outputs
 
 
+def autocast_outputs(
+    model: Deployed, tiles: NDArray[np.uint8], precision: str, batch: int = 8
+) -> NDArray[np.float32] | None:
+    """What torch's own autocast computes on this machine, float32[N, D]; None where torch cannot.
+
+    The pixels are prepared in fp32, as everybody does outside of it.
+    """
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    parts = []
+    try:
+        with torch.no_grad():
+            for start in range(0, len(tiles), batch):
+                pixels = model.pixels(torch.from_numpy(tiles[start : start + batch]))
+                with torch.autocast("cpu", dtype=kind):
+                    parts.append(model.network.backbone(pixels).float())
+    except RuntimeError:  # an operation that it does not have in this type on a CPU
+        return None
+    features: NDArray[np.float32] = torch.cat(parts).numpy()
+    return features if np.isfinite(features).all() else None
+
+
 def round_weights_to_fp16(network: nn.Module) -> None:
     """Round the kernels to fp16 values, so that torch computes with what the file will hold.
 
@@ -92,7 +118,7 @@ def round_weights_to_fp16(network: nn.Module) -> None:
 def export_graph(
     model: Deployed, metadata: Mapping[str, str], weights_storage: WeightsStorage = "fp32"
 ) -> onnx.ModelProto:
-    """Trace a model to ONNX, with a dynamic batch and everything after the pixels inside.
+    """Trace a model to ONNX, with a dynamic batch and everything after the pixels inside, its weights in memory.
 
     Args:
         model: in eval mode.
@@ -104,7 +130,32 @@ def export_graph(
         ExportError: the file would be larger than one can be, or torch cannot trace the network.
     """
     _check_size(model, weights_storage)
-    side = model.normalise.preprocessing.image_px
+    graph: onnx.ModelProto = _traced(model, weights_storage).model_proto
+    fold_constants(graph)
+    if weights_storage == "fp16":
+        _store_as_fp16(graph)
+    finish_graph(graph, metadata)
+    return graph
+
+
+def export_light(model: Deployed, metadata: Mapping[str, str], folder: Path) -> onnx.ModelProto:
+    """Do the same, and leave the weights in a file of the folder: a network of any size, in little memory.
+
+    Raises:
+        ExportError: torch cannot trace the network.
+    """
+    program = _traced(model, "fp32")
+    path = folder / "traced.onnx"
+    onnx_ir.save(program.model, path, external_data="traced.weights", size_threshold_bytes=_STAYS_INSIDE)
+    del program
+    light = load_light(path)
+    fold_constants(light, folder)
+    finish_graph(light, metadata)
+    return light
+
+
+def _traced(model: Deployed, weights_storage: WeightsStorage) -> Any:
+    side = model.pixels.pixels.tile_px
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -132,11 +183,7 @@ def export_graph(
     except torch.onnx.OnnxExporterError as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"torch {torch.__version__} cannot export this network to ONNX: {reason}") from error
-    graph = program.model_proto
-    if weights_storage == "fp16":
-        _store_as_fp16(graph)
-    finish_graph(graph, metadata)
-    return graph
+    return program
 
 
 def _check_size(model: nn.Module, weights_storage: WeightsStorage) -> None:
@@ -144,8 +191,10 @@ def _check_size(model: nn.Module, weights_storage: WeightsStorage) -> None:
     weights = model.state_dict().values()
     size_bytes = sum(w.numel() * (2 if halves and w.dim() > 1 else w.element_size()) for w in weights)
     if size_bytes > LARGEST_BYTES:
-        hint = "A smaller network is needed." if halves else "--weights-storage fp16 takes half of that."
-        raise ExportError(f"{size_bytes / 1e9:.1f} GB of weights; one ONNX file holds at most 2.1 GB", hint)
+        raise ExportError(
+            f"{size_bytes / 1e9:.1f} GB of weights; one ONNX file holds at most 2.1 GB",
+            "Leave --weights-storage out: then they lie in a file of their own; --precision fp16 takes half of that.",
+        )
 
 
 def finish_graph(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
@@ -155,7 +204,8 @@ def finish_graph(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     graph.producer_version = metadata.get("mtdp_version", "")
     del graph.metadata_props[:]
     helper.set_model_props(graph, dict(sorted(metadata.items())))
-    onnx.checker.check_model(graph, full_check=True)
+    if not any(is_apart(tensor) for tensor in graph.graph.initializer):  # else it is checked as it lies on the disk
+        onnx.checker.check_model(graph, full_check=True)
 
 
 def without_traces(model: onnx.ModelProto) -> None:

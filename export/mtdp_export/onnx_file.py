@@ -103,8 +103,8 @@ def image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     return inputs[0]
 
 
-def feature_output(model: onnx.ModelProto, path: Path, name: str | None) -> onnx.ValueInfoProto:
-    """Return the output of that name, or the only one.
+def feature_output(model: onnx.ModelProto, path: Path, name: str | None, pooled: bool = False) -> onnx.ValueInfoProto:
+    """Return the output of that name, or the only one: a vector for each image, or tokens that will be pooled.
 
     Raises:
         ExportUsageError: there are several, or none of that name.
@@ -120,12 +120,21 @@ def feature_output(model: onnx.ModelProto, path: Path, name: str | None) -> onnx
     output = outputs[name] if name is not None else next(iter(outputs.values()))
     kind = output.type.tensor_type.elem_type
     dims = output.type.tensor_type.shape.dim
+    if pooled:
+        if kind != TensorProto.FLOAT or len(dims) != 3:
+            raise ExportUsageError(
+                f"--pool: output {output.name} of {path} has {len(dims)} axes, tokens have 3: [batch, tokens, D]",
+                "leave --pool out, or name another output with --feature-output",
+            )
+        return output
     vector = len(dims) == 2 or (len(dims) == 4 and all(dim.dim_value == 1 for dim in dims[2:]))
     if kind != TensorProto.FLOAT or not vector:
         shown = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in dims)
         raise ExportError(
             f"{path}: output {output.name} is {TensorProto.DataType.Name(kind).lower()}[{shown}], not float[batch, D]",
-            "pool it in the model, or name another output with --feature-output",
+            "add --pool cls, mean or cls+mean, or name another output with --feature-output"
+            if len(dims) == 3
+            else "pool it in the model, or name another output with --feature-output",
         )
     return output
 
@@ -167,7 +176,10 @@ def layout_and_side(
             f"{path}: it takes images of any size", "add --tile-px, the size that it was trained for"
         )
     if side is not None and tile_px not in (None, side):
-        raise ExportUsageError(f"--tile-px {tile_px}: {path} takes {side} px only", "leave --tile-px out")
+        raise ExportUsageError(
+            f"{path} takes {side} px only, and would be given {tile_px}",
+            f"leave --tile-px out, or add --resize {side} to have larger tiles resized in the graph",
+        )
     return found, side or tile_px or 0
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,9 +21,12 @@ import onnx.compose
 import onnxscript.optimizer
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from mtdp.preprocess import Preprocessing
+from mtdp_export.encoder import TOKEN_FEATURES
 from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.fold import fold_constants
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import INPUT, finish_graph
 from mtdp_export.onnx_file import (
@@ -35,12 +38,13 @@ from mtdp_export.onnx_file import (
     layout_and_side,
     load_onnx,
 )
+from mtdp_export.pixels import COLUMNS, ROWS, Pixels, Stated, Triple, arranged, resize_matrix
 from mtdp_export.typed import inner_graphs, name_nodes, nested_nodes
 from mtdp_runtime.bundle.golden import FEATURES
 from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 
 _PREFIX: Final = "net/"
-Triple = tuple[float, float, float]
+_REDUCE_TAKES_AXES: Final = 18  # the opset from which the axes of a ReduceMean are an input
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,20 @@ class Declared:
     tile_px: int | None = None
     output: str | None = None
     licence: str = ""
+    interpolation: str | None = None
+    resize_px: int | None = None
+    crop_px: int | None = None
+    pool: str | None = None  # of tokens [N, T, D]: cls, mean, cls+mean
+    prefix_tokens: int = 1  # before those of the patches
+
+    @property
+    def input_px(self) -> int | None:
+        """What the network is given, as far as it is said."""
+        return self.crop_px or self.resize_px or self.tile_px
+
+    @property
+    def stated(self) -> Stated:
+        return Stated(self.mean, self.std, self.interpolation, self.tile_px, self.resize_px, self.crop_px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +80,23 @@ class OnnxSource:
 
     model: onnx.ModelProto
     arch: str
-    preprocessing: Preprocessing
+    pixels: Pixels
     layout: Layout
     takes_uint8: bool  # preprocessing of its own is inside
     features_dim: int
     origin: str
     licence: str
     digest: str  # of the weights as numbers
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.pixels.preprocessing
+
+    feature: str = ""
+    encoder: str = ""
+    published: str = ""
+    mpp: float | None = None
+    licence_text: str = ""
 
     @property
     def checkpoint(self) -> None:
@@ -86,17 +114,20 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
         ExportUsageError: something must be declared, or what was declared does not fit the graph.
         ExportError: the file cannot be used: its opset is too old, its batch is fixed, it has operations of its own...
     """
+    declared.stated.check(declared.input_range)
     model = load_onnx(path)
     check_operations(model, path)
     tensor = image_input(model, path)
-    output = feature_output(model, path, declared.output)
+    output = feature_output(model, path, declared.output, pooled=declared.pool is not None)
     kind = tensor.type.tensor_type.elem_type
     if kind not in (TensorProto.FLOAT, TensorProto.UINT8):
         raise ExportError(
             f"{path}: its input is {TensorProto.DataType.Name(kind).lower()}", "export it with a float32 or uint8 input"
         )
-    layout, side = layout_and_side(tensor, path, declared.layout, declared.tile_px)
+    layout, side = layout_and_side(tensor, path, declared.layout, declared.input_px)
     takes_uint8 = kind == TensorProto.UINT8
+    if declared.pool is not None:
+        output = _pool(model, output, declared.pool, declared.prefix_tokens)
     del model.graph.output[:]
     model.graph.output.append(output)
     del model.graph.value_info[:]
@@ -106,18 +137,63 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
     source = OnnxSource(
         model=model,
         arch=f"onnx:{path.stem}",
-        preprocessing=_preprocessing(side, takes_uint8, declared),
+        pixels=_pixels(side, takes_uint8, declared),
         layout=layout,
         takes_uint8=takes_uint8,
         features_dim=0,
-        origin=f"brought as {path.name} (output {output.name}, made by {producer})",
+        origin=f"brought as {path.name} (output {declared.output or output.name}, made by {producer})",
         licence=declared.licence or "not stated by who exported the bundle",
         digest=digest,
+        feature=declared.pool or "",
     )
-    features = original_outputs(source, synthetic_tiles(side)[:4])[FEATURES]
+    features = original_outputs(source, synthetic_tiles(source.pixels.tile_px)[:4])[FEATURES]
     return OnnxSource(
         **{**{name: getattr(source, name) for name in source.__slots__}, "features_dim": features.shape[1]}
     )
+
+
+def _pool(model: onnx.ModelProto, tokens: onnx.ValueInfoProto, pool: str, prefix: int) -> onnx.ValueInfoProto:
+    """Append what makes one vector of the tokens [N, T, D]; return the new output.
+
+    Raises:
+        ExportUsageError: there is no such way, or no tokens that it could take.
+    """
+    if pool not in TOKEN_FEATURES:
+        raise ExportUsageError(f"--pool {pool}: unknown", f"one of {', '.join(TOKEN_FEATURES)}")
+    count = tokens.type.tensor_type.shape.dim[1].dim_value
+    if prefix < 0 or (pool != "mean" and prefix < 1) or 0 < count <= prefix:
+        raise ExportUsageError(
+            f"--prefix-tokens {prefix}: not with --pool {pool}" + (f" of {count} tokens" if count else ""),
+            "1 for a class token, 5 for one and 4 registers, 0 (with mean) where all are of patches",
+        )
+    graph, parts = model.graph, []
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    pre = "pool/"
+    while any(name.startswith(pre) for name in taken):
+        pre += "+"
+    ends = np.array([1, prefix, np.iinfo(np.int64).max], np.int64)
+    constants = {f"{pre}{name}": values for name, values in zip("123", ends.reshape(3, 1), strict=True)}
+    constants[f"{pre}zero"], constants[f"{pre}axis"] = np.array([0], np.int64), np.array([1], np.int64)
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())
+    if pool != "mean":
+        inputs = [tokens.name, f"{pre}zero", f"{pre}1", f"{pre}axis"]
+        graph.node.append(helper.make_node("Slice", inputs, [f"{pre}first"]))
+        graph.node.append(helper.make_node("Squeeze", [f"{pre}first", f"{pre}axis"], [f"{pre}cls"]))
+        parts.append(f"{pre}cls")
+    if pool != "cls":
+        inputs = [tokens.name, f"{pre}2", f"{pre}3", f"{pre}axis"]
+        graph.node.append(helper.make_node("Slice", inputs, [f"{pre}patches"]))
+        opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        new = opset >= _REDUCE_TAKES_AXES
+        axes: dict[str, Any] = {} if new else {"axes": [1]}
+        of = [f"{pre}patches", *([f"{pre}axis"] if new else [])]
+        graph.node.append(helper.make_node("ReduceMean", of, [f"{pre}mean"], keepdims=0, **axes))
+        parts.append(f"{pre}mean")
+    last = parts[0]
+    if len(parts) == 2:
+        last = f"{pre}both"
+        graph.node.append(helper.make_node("Concat", parts, [last], axis=1))
+    return helper.make_tensor_value_info(last, TensorProto.FLOAT, ["batch", None])
 
 
 def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -154,20 +230,8 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     """Return the bundle's graph: the preprocessing, then the file's own nodes; each node has a name of its own."""
     model = onnx.compose.add_prefix(copy.deepcopy(source.model), _PREFIX)
     inner, rank4 = model.graph.input[0].name, len(model.graph.output[0].type.tensor_type.shape.dim) == 4
-    side, nchw = source.preprocessing.image_px, source.layout == "nchw"
-    before: list[onnx.NodeProto] = []
-    if source.takes_uint8:
-        before += _from_uint8(model.graph, inner, nchw)
-    else:
-        scale, shift = _scale_and_shift(source)
-        for name, values in (("scale", scale), ("shift", shift)):
-            shaped = values.reshape((1, 3, 1, 1) if nchw else (1, 1, 1, 3))
-            model.graph.initializer.append(numpy_helper.from_array(shaped, name))
-        before.append(helper.make_node("Cast", [INPUT], ["pixels"], to=TensorProto.FLOAT))
-        if nchw:
-            before.append(_transpose("pixels", "planes"))
-        before.append(helper.make_node("Mul", ["planes" if nchw else "pixels", "scale"], ["scaled"]))
-        before.append(helper.make_node("Add", ["scaled", "shift"], [inner]))
+    side, nchw = source.pixels.tile_px, source.layout == "nchw"
+    before = _from_uint8(model.graph, inner, nchw) if source.takes_uint8 else _prepare(source, model.graph, inner)
     last = model.graph.output[0].name
     after = (
         helper.make_node("Flatten", [last], [FEATURES]) if rank4 else helper.make_node("Identity", [last], [FEATURES])
@@ -175,6 +239,7 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     nodes = [*before, *model.graph.node, after]
     del model.graph.node[:], model.graph.input[:], model.graph.output[:]
     model.graph.node.extend(nodes)
+    fold_constants(model)
     name_nodes(model)
     model.graph.name = "mtdp"
     model.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", side, side, 3]))
@@ -185,14 +250,64 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     return model
 
 
-def _preprocessing(side: int, takes_uint8: bool, declared: Declared) -> Preprocessing:
+def _prepare(source: OnnxSource, graph: onnx.GraphProto, inner: str) -> list[onnx.NodeProto]:
+    """Return the nodes from the tiles to the input of a file that takes float pixels; their constants go into it."""
+    pixels, nchw = source.pixels, source.layout == "nchw"
+    side = pixels.preprocessing.image_px
+    constants: dict[str, NDArray[Any]] = {}
+    nodes = [helper.make_node("Cast", [INPUT], ["pixels"], to=TensorProto.FLOAT)]
+    now, planes = "pixels", pixels.tile_px != side or pixels.resize_px != side
+    if nchw or planes:
+        nodes.append(_transpose(now, "planes"))
+        now = "planes"
+    if pixels.resize_px != pixels.tile_px:
+        matrix = resize_matrix(pixels.tile_px, pixels.resize_px, pixels.preprocessing.interpolation)
+        rows = matrix[pixels.margin_px : pixels.margin_px + side].astype(np.float32)
+        constants |= {ROWS: rows, COLUMNS: np.ascontiguousarray(rows.T)}
+        nodes += [
+            helper.make_node("MatMul", [now, COLUMNS], ["pixels.wide"]),
+            *_grey_levels("pixels.wide", "pixels.narrow", constants),
+            helper.make_node("MatMul", [ROWS, "pixels.narrow"], ["pixels.high"]),
+            *_grey_levels("pixels.high", "pixels.resized", constants),
+        ]
+        now = "pixels.resized"
+    elif planes:
+        first = pixels.margin_px
+        bounds = {"first": [first, first], "end": [first + side, first + side], "axes": [2, 3]}
+        constants |= {f"pixels.{name}": np.array(values, np.int64) for name, values in bounds.items()}
+        nodes.append(helper.make_node("Slice", [now, *(f"pixels.{name}" for name in bounds)], ["pixels.centre"]))
+        now = "pixels.centre"
+    if planes and not nchw:
+        nodes.append(helper.make_node("Transpose", [now], ["pixels.nhwc"], perm=[0, 2, 3, 1]))
+        now = "pixels.nhwc"
+    scale, shift = _scale_and_shift(source)
+    constants |= {n: v.reshape((1, 3, 1, 1) if nchw else (1, 1, 1, 3)) for n, v in (("scale", scale), ("shift", shift))}
+    nodes.append(helper.make_node("Mul", [now, "scale"], ["scaled"]))
+    nodes.append(helper.make_node("Add", ["scaled", "shift"], [inner]))
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())
+    return nodes
+
+
+def _grey_levels(source: str, target: str, constants: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:
+    """Return what rounds to whole grey levels, halves up, as Pillow does after each pass."""
+    for name, value in (("half", 0.5), ("black", 0.0), ("white", 255.0)):
+        constants[f"pixels.{name}"] = np.array(value, np.float32)
+    return [
+        helper.make_node("Add", [source, "pixels.half"], [f"{target}.half"]),
+        helper.make_node("Floor", [f"{target}.half"], [f"{target}.whole"]),
+        helper.make_node("Clip", [f"{target}.whole", "pixels.black", "pixels.white"], [target]),
+    ]
+
+
+def _pixels(side: int, takes_uint8: bool, declared: Declared) -> Pixels:
     """Express what was declared as mean and std on the scale 0..1."""
     if takes_uint8:
-        if declared.mean is not None or declared.std is not None:
+        if any(value is not None for value in (declared.mean, declared.std, declared.resize_px, declared.crop_px)):
             raise ExportUsageError(
-                "--mean and --std: this model takes uint8 and normalises by itself", "leave them out"
+                "--mean, --std, --resize and --crop: this model takes uint8 and prepares it by itself", "leave them out"
             )
-        return Preprocessing(side, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # the pixels, as they are
+        as_is = Preprocessing(side, (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # the pixels, as they are
+        return Pixels(as_is, side, side, "inside the ONNX file, which takes uint8")
     if declared.mean is None or declared.std is None:
         raise ExportUsageError(
             "--onnx needs the preprocessing that the model was trained with",
@@ -202,7 +317,9 @@ def _preprocessing(side: int, takes_uint8: bool, declared: Declared) -> Preproce
         (a / declared.input_range, b / declared.input_range, c / declared.input_range)
         for a, b, c in (declared.mean, declared.std)
     )
-    return Preprocessing(side, mean, std)
+    stated = replace(declared.stated, mean=mean, std=std, interpolation=declared.interpolation)
+    resized = declared.tile_px or declared.resize_px or declared.crop_px
+    return arranged(stated if resized else replace(stated, tile_px=side), Preprocessing(side), "bilinear, not stated")
 
 
 def _scale_and_shift(source: OnnxSource) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -215,8 +332,17 @@ def _prepared(source: OnnxSource, tiles: NDArray[np.uint8]) -> NDArray[Any]:
     pixels: NDArray[Any] = tiles
     if not source.takes_uint8:
         mean, std = np.array(source.preprocessing.mean), np.array(source.preprocessing.std)
-        pixels = ((tiles / 255.0 - mean) / std).astype(np.float32)
+        pixels = ((_cut(source.pixels, tiles) / 255.0 - mean) / std).astype(np.float32)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if source.layout == "nchw" else pixels
+
+
+def _cut(pixels: Pixels, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The resize and the cut, by Pillow."""
+    if pixels.resize_px != pixels.tile_px:
+        how, side = Image.Resampling[pixels.preprocessing.interpolation.upper()], (pixels.resize_px, pixels.resize_px)
+        tiles = np.stack([np.asarray(Image.fromarray(tile).resize(side, how)) for tile in tiles])
+    first, end = pixels.margin_px, pixels.margin_px + pixels.preprocessing.image_px
+    return tiles[:, first:end, first:end]
 
 
 def _run(session: Any, pixels: NDArray[Any], name: str) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,10 +13,19 @@ from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.proof import run_backend
 from mtdp_runtime.bundle.golden import FEATURES
-from mtdp_runtime.bundle.manifest import Parity
-from mtdp_runtime.bundle.tolerance import MAX_LENGTH_ERROR, MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, length_error
+from mtdp_runtime.bundle.manifest import Autocast, Manifest, Parity
+from mtdp_runtime.bundle.tolerance import (
+    MAX_PROBABILITY_ERROR,
+    MIN_COSINE,
+    cosines,
+    least_cosine,
+    length_error,
+    max_length_error,
+)
 
 NEIGHBOURS: Final = 5
+_FEWER_NEIGHBOURS: Final = 0.05  # than autocast keeps: one in twenty, a handful on so few tiles
+_AUTOCAST: Final = "torch autocast"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +39,25 @@ class Comparison:
     required: bool = True  # whether this machine would use it without being told to
     note: str = ""  # how the engine was loaded, such as why a bundle's own was not
     length_max_error: float = 0.0  # of a feature vector's length, relative to the reference's
+    least_cosine: float | None = None  # that is required; the precision's own where None
+    least_agreement: float = 0.0  # of nearest neighbours, where the cosine is below the precision's own bar
 
     @property
     def passed(self) -> bool:
-        """Whether cosine, length and probabilities are as near as the precision must be; k-NN agreement is no bar."""
+        """Whether cosine, length and probabilities are as near as the precision must be.
+
+        Between the precision's own bar and what autocast allows, the nearest neighbours must be autocast's, too.
+        """
         heads_pass = (self.heads_max_abs_error or 0.0) <= MAX_PROBABILITY_ERROR[self.precision]
-        length_passes = self.length_max_error <= MAX_LENGTH_ERROR[self.precision]
-        return heads_pass and length_passes and self.parity.cosine_min >= MIN_COSINE[self.precision]
+        length_passes = self.length_max_error <= max_length_error(self.required_cosine)
+        near = self.parity.cosine_min >= MIN_COSINE[self.precision]
+        agreement = self.parity.knn_agreement
+        alike = near or agreement is None or agreement >= self.least_agreement
+        return heads_pass and length_passes and alike and self.parity.cosine_min >= self.required_cosine
+
+    @property
+    def required_cosine(self) -> float:
+        return MIN_COSINE[self.precision] if self.least_cosine is None else self.least_cosine
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +165,12 @@ def require(comparison: Comparison | Refused) -> Comparison:
         )
     if not comparison.passed:
         precision, parity = comparison.precision, comparison.parity
+        longest = max_length_error(comparison.required_cosine)
         raise ParityFailure(
             f"{precision} on {comparison.backend}: smallest cosine to the reference "
-            f"{parity.cosine_min:.7f}, {MIN_COSINE[precision]} is required "
+            f"{parity.cosine_min:.7f}, {comparison.required_cosine:.6g} is required "
             f"(largest error {parity.max_abs_error:.3g}); largest error of a vector's length "
-            f"{comparison.length_max_error:.3g}, {MAX_LENGTH_ERROR[precision]:.3g} is allowed; of a probability "
+            f"{comparison.length_max_error:.3g}, {longest:.3g} is allowed; of a probability "
             f"{comparison.heads_max_abs_error or 0.0:.3g}, {MAX_PROBABILITY_ERROR[precision]:g} is allowed",
             "It was not written. "
             + (
@@ -160,9 +182,21 @@ def require(comparison: Comparison | Refused) -> Comparison:
     return comparison
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as lines for a terminal."""
+def judged(comparison: Comparison, manifest: Manifest) -> Comparison:
+    """Return the comparison with what the bundle's own measure of autocast requires of it."""
+    agreements = [a.knn_agreement for a in manifest.autocast if a.precision == comparison.precision]
+    agreement = next((value for value in agreements if value is not None), None)
+    return replace(
+        comparison,
+        least_cosine=least_cosine(manifest, comparison.precision),
+        least_agreement=0.0 if agreement is None else agreement - _FEWER_NEIGHBOURS,
+    )
+
+
+def table(rows: Sequence[Row], yardsticks: Sequence[Autocast] = ()) -> str:
+    """Return the rows as lines for a terminal, with what torch's autocast comes to on the same tiles."""
     width = max([len("backend"), *(len(row.backend) for row in rows)]) + 2
+    width = max(width, len(_AUTOCAST) + 2) if yardsticks else width
     figures = f"{'cosine min':<12}{'mean':<12}{'max error':<11}{'length':<9}{f'{NEIGHBOURS}-NN':<7}{'heads':<9}"
     lines = [f"{'backend':<{width}}{'precision':<11}{figures}"]
     for row in rows:
@@ -180,6 +214,10 @@ def table(rows: Sequence[Row]) -> str:
             f"{start}{p.cosine_min:<12.8f}{p.cosine_mean:<12.8f}{p.max_abs_error:<11.1e}"
             f"{row.length_max_error:<9.1e}{agreement:<7}{heads:<9}{_verdict(row)}"
         )
+    for one in yardsticks:
+        agreement = "-" if one.knn_agreement is None else f"{one.knn_agreement:.1%}"
+        figures = f"{one.cosine_min:<12.8f}{one.cosine_mean:<12.8f}{'-':<11}{'-':<9}{agreement:<7}{'-':<9}"
+        lines.append(f"{_AUTOCAST:<{width}}{one.precision:<11}{figures}what it is judged by")
     for row in rows:
         if not isinstance(row, CannotRun) and row.note:
             lines.append(f"{row.backend} {row.precision}: {row.note}")

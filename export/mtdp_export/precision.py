@@ -1,8 +1,8 @@
-"""The low-precision variants of a graph, and which of its layers a measurement keeps in fp32."""
+"""The low-precision variants of a graph, and which of its nodes a measurement keeps in fp32."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from mtdp_export.attention import attention
 from mtdp_export.errors import ExportError, ParityFailure
+from mtdp_export.model_store import load_light, save_model
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.typed import KERNELS, LowType, kernel_names, to_low_type
 from mtdp_runtime.bundle.golden import FEATURES
@@ -20,6 +22,8 @@ from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 # Of the distance to torch that a precision is allowed, the part that rounding may take; engines sum in other orders.
 _SHARE: Final = 0.5
 _VALUES_AT_ONCE: Final = 16  # intermediate maps are large: this many are kept at a time
+_NEAR_FP16S_END: Final = 65504.0 / 2  # another tile may reach twice what the golden ones do
+_OF_A_SUM: Final = frozenset({"Add", "Mul", "Sub"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,51 +31,62 @@ class TypedVariant:
     """What was written, and what it took."""
 
     low: LowType
-    fp32_kernels: int  # the first ones, which stay in fp32
+    fp32_kernels: int  # that stay in fp32
     kernels: int
     cosine_min: float  # of its roundings alone, sums in fp32
+    kept: str  # which nodes stay in fp32, in words; empty: none but those that always do
 
 
 def write_typed(
-    model_file: Path, low: LowType, out: Path, tiles: NDArray[np.uint8], expected: Mapping[str, NDArray[np.float32]]
+    model_file: Path,
+    low: LowType,
+    out: Path,
+    tiles: NDArray[np.uint8],
+    expected: Mapping[str, NDArray[np.float32]],
+    least_cosine: float | None = None,
 ) -> TypedVariant:
-    """Write the typed variant with as few fp32 kernels as the tiles allow.
+    """Write the typed variant with as little in fp32 as the tiles allow.
 
-    A rounding in the first kernels runs through all the others: in a DenseNet-121 the stem alone makes four fifths of
-    the distance. So the first 0, 1, 2, 4, 8, ... kernels stay in fp32, as many as it takes, and half of them at most.
+    What errs in a convolutional network are its first kernels: a rounding there runs through all the others; in a
+    DenseNet-121 the stem alone makes four fifths of the distance. So the first 0, 1, 2, 4, ... kernels stay in fp32,
+    as many as it takes, and half of them at most. In a transformer it is the separate rounding of biases and of
+    LayerScale (an engine that fuses them rounds once), then of the scores, then of what they weigh. In fp16, a kernel
+    whose operands come near the end of the type on these tiles stays in fp32.
 
     Args:
-        model_file: the fp32 graph.
+        model_file: the fp32 graph; its weights may lie in a file beside it.
         low: type of the variant.
         out: file to write.
         tiles: uint8[N, P, P, 3], real tissue where possible.
         expected: what torch gives for them.
+        least_cosine: that the variant must have on any engine; the precision's own where None.
 
     Raises:
-        ParityFailure: even with half of the kernels in fp32 it is too far from torch, or a weight does not fit into
-            the type.
+        ParityFailure: whatever stays in fp32, it is too far from torch, or a weight does not fit into the type.
         ExportError: nothing in the graph would compute in the type.
     """
-    model = onnx.load(model_file)
+    model, folder = load_light(model_file), model_file.parent
     kernels = kernel_names(model)
     if not kernels:
         raise ExportError(
             f"--precision {low}: no convolution and no matrix product of this graph can compute in {low}",
             f"Export without --precision {low}.",
         )
-    allowed = _SHARE * (1 - MIN_COSINE[low])
+    allowed = _SHARE * (1 - (MIN_COSINE[low] if least_cosine is None else least_cosine))
+    overflowing = near_the_end_of_fp16(model, kernels, tiles, folder) if low == "fp16" else frozenset[str]()
     tried: list[str] = []
-    wide = 0
-    while wide <= len(kernels) // 2:
-        typed = to_low_type(model, low, kernels[:wide])
-        got = run(in_fp32(typed), tiles)[FEATURES]
+    for said, nodes in plans(model, kernels):
+        wide = nodes | overflowing
+        typed = to_low_type(model, low, wide, folder)
+        got = run(in_fp32(typed), tiles, folder=folder)[FEATURES]
         cosine = float(cosines(got, expected[FEATURES]).min()) if np.isfinite(got).all() else float("nan")
         if 1 - cosine <= allowed:
-            out.write_bytes(typed.SerializeToString(deterministic=True))
-            return TypedVariant(low, wide, len(kernels), cosine)
-        tried.append(f"{cosine:.6f} with {wide}")
-        wide = max(1, 2 * wide)
-    where = first_divergence(model, in_fp32(to_low_type(model, low)), tiles, low)
+            save_model(typed, folder, out)
+            kept = [said] if said else []
+            kept += [f"{len(overflowing)} kernels that come near the end of fp16"] if overflowing else []
+            return TypedVariant(low, len(wide & set(kernels)), len(kernels), cosine, " and ".join(kept))
+        tried.append(f"{cosine:.6f} with {said or 'none'}")
+    where = first_divergence(model, in_fp32(to_low_type(model, low, (), folder)), tiles, low, folder)
     raise ParityFailure(
         f"{low}: too far from torch: smallest cosine {', '.join(tried)} of {len(kernels)} kernels in fp32, "
         f"{1 - allowed:.6f} is wanted; {where}",
@@ -79,8 +94,53 @@ def write_typed(
     )
 
 
+def plans(model: onnx.ModelProto, kernels: Sequence[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield what may stay in fp32, least first: in words, and the names of the nodes."""
+    found = attention(model)
+    always: frozenset[str] = frozenset()
+    said = ""
+    if found.mixes:
+        yield "", always
+        steps = (("biases and scales", _sums(model)), ("scores", found.scores), ("what they weigh", found.mixes))
+        for what, nodes in steps:
+            always |= frozenset(nodes)
+            said = f"{said}, {what}" if said else what
+            yield said, always
+    wide = 1 if found.mixes else 0
+    while wide <= len(kernels) // 2:
+        first = f"the first {wide}" if wide else ""
+        yield ", ".join(part for part in (said, first) if part), always | frozenset(kernels[:wide])
+        wide = max(1, 2 * wide)
+
+
+def _sums(model: onnx.ModelProto) -> frozenset[str]:
+    """Nodes that add or multiply by constants: biases, LayerScale, the scaling of queries and keys."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return frozenset(n.name for n in model.graph.node if n.op_type in _OF_A_SUM and constants & set(n.input))
+
+
+def near_the_end_of_fp16(
+    model: onnx.ModelProto, kernels: Sequence[str], tiles: NDArray[np.uint8], folder: Path
+) -> frozenset[str]:
+    """Return the kernels of an fp32 graph whose operands or results on the tiles come near the largest fp16."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    among = set(kernels)
+    values = {n.name: [v for v in (*n.input, *n.output) if v and v not in weights] for n in model.graph.node}
+    names = list(dict.fromkeys(v for kernel in kernels for v in values[kernel]))
+    large: set[str] = set()
+    for start in range(0, len(names), _VALUES_AT_ONCE):
+        part = names[start : start + _VALUES_AT_ONCE]
+        got = run(model, tiles, part, folder=folder)
+        large |= {name for name in part if not float(np.abs(got[name]).max()) < _NEAR_FP16S_END}
+    return frozenset(kernel for kernel in among if large & set(values[kernel]))
+
+
 def first_divergence(
-    reference: onnx.ModelProto, variant: onnx.ModelProto, tiles: NDArray[np.uint8], precision: str
+    reference: onnx.ModelProto,
+    variant: onnx.ModelProto,
+    tiles: NDArray[np.uint8],
+    precision: str,
+    folder: Path | None = None,
 ) -> str:
     """Say which layer leaves the path first: the first kernel or sum whose output is too far from the fp32 graph's.
 
@@ -89,6 +149,7 @@ def first_divergence(
         variant: runs in ONNX Runtime; has values of the same names.
         tiles: uint8[N, P, P, 3]; four of them are used.
         precision: says how far is too far.
+        folder: of the files in which the graphs' tensors lie, where they do.
     """
     there = {name for node in variant.graph.node for name in node.output}
     steps = [
@@ -101,7 +162,7 @@ def first_divergence(
     for start in range(0, len(steps), _VALUES_AT_ONCE):
         part = steps[start : start + _VALUES_AT_ONCE]
         names = [name for _, name in part]
-        wanted, got = run(reference, some, names), run(variant, some, names)
+        wanted, got = run(reference, some, names, folder=folder), run(variant, some, names, folder=folder)
         for node, name in part:
             with np.errstate(all="ignore"):
                 flat = [values.reshape(len(some), -1).astype(np.float32) for values in (wanted[name], got[name])]

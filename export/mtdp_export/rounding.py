@@ -7,13 +7,15 @@ bf16 convolutions: ONNX Runtime's CPU provider has none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from mtdp_export.model_store import session_of
 from mtdp_export.typed import EXACT
 from mtdp_runtime.bundle.golden import TILES
 
@@ -29,11 +31,12 @@ def in_fp32(typed: onnx.ModelProto) -> onnx.ModelProto:
     low = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info if v.type.tensor_type.elem_type in _LOW}
     model = onnx.ModelProto()
     model.CopyFrom(typed)
-    for tensor in model.graph.initializer:
-        if tensor.data_type in _LOW:
-            wide = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
     nodes: list[onnx.NodeProto] = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _LOW:  # widened as it is used: all of them in fp32 at once may be many gigabytes
+            name = tensor.name
+            tensor.name = f"{name}.stored"
+            nodes.append(helper.make_node("Cast", [tensor.name], [name], f"{name}/widen", to=TensorProto.FLOAT))
     for node in typed.graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
@@ -55,7 +58,11 @@ def in_fp32(typed: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def run(
-    model: onnx.ModelProto, tiles: NDArray[np.uint8], outputs: Sequence[str] = (), batch: int = 8
+    model: onnx.ModelProto,
+    tiles: NDArray[np.uint8],
+    outputs: Sequence[str] = (),
+    batch: int = 8,
+    folder: Path | None = None,
 ) -> Mapping[str, NDArray[np.float32]]:
     """Run a graph as it stands, in ONNX Runtime with no optimisation (which could drop a rounding).
 
@@ -64,6 +71,7 @@ def run(
         tiles: uint8[N, P, P, 3].
         outputs: names of values to return; the graph's own outputs where empty.
         batch: tiles at a time.
+        folder: of the files in which the graph's tensors lie, where they do.
     """
     import onnxruntime
 
@@ -75,6 +83,6 @@ def run(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(extended.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(extended, folder, options)
     parts = [session.run(names, {TILES: tiles[i : i + batch]}) for i in range(0, len(tiles), batch)]
     return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}

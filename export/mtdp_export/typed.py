@@ -1,14 +1,15 @@
 """A graph in fp16 or bf16: the types are in the graph, since TensorRT 11 takes a precision from nowhere else.
 
-Kernels (convolutions, matrix products) and what lies between them compute in the low type. In fp32 stay:
-everything up to the first kernel (cast and normalisation of the pixels); normalisations, softmax and what sums or
-divides; what follows the last kernel (pooling); whatever is computed from the features (heads); and the nodes that the
-caller names, because a measurement says so (`precision`). Inputs and outputs keep their types.
+Kernels (convolutions, matrix products) and what lies between them compute in the low type. In fp32 stay: everything
+up to the first kernel (cast, resize and normalisation of the pixels); normalisations, softmax and what sums or divides;
+what follows the last kernel (pooling); whatever is computed from the features (heads); and the nodes that the caller
+names, because a measurement says so (`precision`). Inputs and outputs keep their types.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mtdp_export.errors import ExportError, ParityFailure
+from mtdp_export.model_store import array_of, is_apart
+from mtdp_export.pixels import COLUMNS, ROWS
 from mtdp_runtime.bundle.golden import FEATURES
 
 LowType = Literal["fp16", "bf16"]
@@ -47,17 +50,22 @@ EXACT: Final = frozenset(
 )
 # They compute in the widest type that reaches them: moving rounds nothing, and a sum of roundings is to be no worse.
 _FOLLOWS: Final = EXACT | {"Add", "LeakyRelu", "Mul", "Sub"}
+_RESIZES: Final = frozenset({COLUMNS, ROWS})  # matrices of the pixels, not of the network
 _OPSET_OF_BF16: Final = 22
+_ONLY_TYPES_SINCE: Final = 20  # later ones, to 22, add types to the operations that torch's exporter writes
 _MAX_FP16: Final = 65504.0
 
 
-def to_low_type(model: onnx.ModelProto, low: LowType, fp32_nodes: Collection[str] = ()) -> onnx.ModelProto:
+def to_low_type(
+    model: onnx.ModelProto, low: LowType, fp32_nodes: Collection[str] = (), folder: Path | None = None
+) -> onnx.ModelProto:
     """Return a strongly typed copy of an fp32 graph.
 
     Args:
         model: computes in fp32; every node has a name.
         low: the type of the kernels.
         fp32_nodes: names of kernels and sums that stay in fp32 all the same.
+        folder: of the files in which the graph's tensors lie, where they do.
 
     Raises:
         ParityFailure: a weight does not fit into fp16.
@@ -67,9 +75,10 @@ def to_low_type(model: onnx.ModelProto, low: LowType, fp32_nodes: Collection[str
     typed.CopyFrom(_with_bf16_operators(model) if low == "bf16" else model)
     name_nodes(typed)  # the conversion adds nodes without names
     types = low_types(typed, low, fp32_nodes)
-    _Rewriter(typed, low, types).rewrite()
+    _Rewriter(typed, low, types, folder).rewrite()
     del typed.graph.value_info[:]
-    onnx.checker.check_model(typed, full_check=True)
+    if not any(is_apart(tensor) for tensor in typed.graph.initializer):
+        onnx.checker.check_model(typed, full_check=True)
     return typed
 
 
@@ -120,7 +129,7 @@ def low_types(model: onnx.ModelProto, low: LowType, fp32_nodes: Collection[str])
     from_features: set[str] = set()
     for node in graph.node:
         inputs = [producer[name] for name in node.input if name in producer]
-        if node.op_type in KERNELS or any(n.name in after_kernel for n in inputs):
+        if (node.op_type in KERNELS and not _RESIZES & set(node.input)) or any(n.name in after_kernel for n in inputs):
             after_kernel.add(node.name)
         if FEATURES in node.input or any(n.name in from_features for n in inputs):
             from_features.add(node.name)
@@ -160,13 +169,24 @@ def _tail(graph: onnx.GraphProto, producer: dict[str, onnx.NodeProto], floats: s
 def _with_bf16_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     """Below opset 22 the standard gives Conv and its like no bf16."""
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    return model if opset >= _OPSET_OF_BF16 else onnx.version_converter.convert_version(model, _OPSET_OF_BF16)
+    if opset >= _OPSET_OF_BF16:
+        return model
+    if any(is_apart(tensor) for tensor in model.graph.initializer):
+        # The converter takes no tensors in files. From 20, ours, to 22 it would only write the number.
+        assert opset >= _ONLY_TYPES_SINCE, opset
+        newer = onnx.ModelProto()
+        newer.CopyFrom(model)
+        del newer.opset_import[:]
+        newer.opset_import.append(onnx.helper.make_opsetid("", _OPSET_OF_BF16))
+        return newer
+    return onnx.version_converter.convert_version(model, _OPSET_OF_BF16)
 
 
 class _Rewriter:
     """Puts a Cast wherever a value is wanted in another type than it has; one Cast a value and type."""
 
-    def __init__(self, model: onnx.ModelProto, low: LowType, types: dict[str, str]) -> None:
+    def __init__(self, model: onnx.ModelProto, low: LowType, types: dict[str, str], folder: Path | None) -> None:
+        self._folder = folder
         self._graph = model.graph
         self._low = low
         self._types = types
@@ -226,14 +246,14 @@ class _Rewriter:
         self._names.add(new)
         self._made[name, wanted] = new
         if name in self._weights:
-            self._graph.initializer.append(_rounded(self._weights[name], new, self._low))
+            self._graph.initializer.append(_rounded(self._weights[name], new, self._low, self._folder))
         else:
             self._nodes.append(helper.make_node("Cast", [name], [new], f"{new}/Cast", to=ONNX_TYPE[wanted]))
         return new
 
 
-def _rounded(tensor: onnx.TensorProto, name: str, low: LowType) -> onnx.TensorProto:
-    array = numpy_helper.to_array(tensor)
+def _rounded(tensor: onnx.TensorProto, name: str, low: LowType, folder: Path | None) -> onnx.TensorProto:
+    array = array_of(tensor, folder)
     if low == "bf16":
         bits = round_to_bf16(array).view(np.uint32) >> 16
         return helper.make_tensor(name, TensorProto.BFLOAT16, array.shape, bits.astype("<u2").tobytes(), raw=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.int8 import LARGEST_PROBE_LOSS, Probe, probe_int8, time_int8, write_int8
+from mtdp_export.model_store import load_light
 from mtdp_export.parity import CannotRun, Comparison, Row, require
 from mtdp_export.precision import first_divergence, write_typed
 from mtdp_export.rounding import in_fp32
@@ -51,6 +51,7 @@ def make_variant(
     folder: Path,
     tiles: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float32]],
+    least_cosine: float | None = None,
 ) -> Made:
     """Write a variant of the fp32 graph `base` into the folder.
 
@@ -60,6 +61,7 @@ def make_variant(
         folder: of the bundle.
         tiles: uint8[N, P, P, 3]: the golden ones, or for int8 those to calibrate on.
         expected: what torch gives for the golden ones.
+        least_cosine: that fp16 and bf16 must have; the precision's own where None.
 
     Raises:
         ParityFailure: no choice of fp32 layers brings it near enough.
@@ -69,9 +71,9 @@ def make_variant(
     if precision == "int8":
         write_int8(base, out, tiles)
         return Made(precision, note=f"int8: calibrated on {len(tiles)} tiles")
-    typed = write_typed(base, "fp16" if precision == "fp16" else "bf16", out, tiles, expected)
+    typed = write_typed(base, "fp16" if precision == "fp16" else "bf16", out, tiles, expected, least_cosine)
     note = f"{precision}: {typed.kernels - typed.fp32_kernels} of {typed.kernels} kernels in {precision}"
-    return Made(precision, typed.fp32_kernels, note + (", the first in fp32" if typed.fp32_kernels else ""))
+    return Made(precision, typed.fp32_kernels, note + (f"; in fp32: {typed.kept}" if typed.kept else ""))
 
 
 def prove(folder: Path, probe_task: Path | None) -> Proof:
@@ -135,7 +137,10 @@ def _judge_int8(folder: Path, task: Path, notes: list[str]) -> Probe:
 def _with_place(error: ExportError, folder: Path, precision: str) -> ParityFailure:
     """Add where it left the path."""
     tiles, _ = load_golden(folder / "golden.npz")
-    reference, variant = (onnx.load(folder / model_file(p)) for p in ("fp32", precision))
+    if not (folder / model_file("fp32")).is_file():
+        return ParityFailure(str(error), error.hint)
+    reference, variant = (load_light(folder / model_file(p)) for p in ("fp32", precision))
     if precision != "int8":
         variant = in_fp32(variant)
-    return ParityFailure(f"{error}; {first_divergence(reference, variant, tiles, precision)}", error.hint)
+    where = first_divergence(reference, variant, tiles, precision, folder)
+    return ParityFailure(f"{error}; {where}", error.hint)

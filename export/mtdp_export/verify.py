@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from mtdp_export.errors import ParityFailure
 from mtdp_export.isolated import isolated
-from mtdp_export.parity import CannotRun, Comparison, Refused, Row, compare, compare_outputs
+from mtdp_export.model_store import load_light
+from mtdp_export.parity import CannotRun, Comparison, Refused, Row, compare, compare_outputs, judged
 from mtdp_export.rounding import in_fp32, run
 from mtdp_runtime.backends import AUTO, Backend, backend_class, choose, probe_all
 from mtdp_runtime.bundle import Bundle, load_bundle
@@ -98,7 +98,7 @@ def _on_engine(
                 comparison = compare(engine, tiles, expected)
             except ParityFailure as error:
                 return [Refused(engine.name, precision, str(error), required, engine.note)]
-            return [replace(comparison, required=required, note=engine.note)]
+            return [replace(judged(comparison, bundle.manifest), required=required, note=engine.note)]
     except (BackendError, UsageError) as error:  # of this engine alone: the others are to be seen
         return [CannotRun(name, precision, str(error), required)]
 
@@ -108,10 +108,12 @@ def _as_typed(
 ) -> Comparison | Refused:
     import onnxruntime
 
-    model = in_fp32(onnx.load(bundle.path / bundle.variant(precision).file.file))
+    model = in_fp32(load_light(bundle.path / bundle.variant(precision).file.file))
     name = f"{AS_TYPED} (onnxruntime {onnxruntime.__version__})"
     try:
-        return compare_outputs(name, precision, run(model, tiles), expected)
+        return judged(
+            compare_outputs(name, precision, run(model, tiles, folder=bundle.path), expected), bundle.manifest
+        )
     except ParityFailure as error:
         return Refused(name, precision, str(error))
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 SLIDE = "CMU-1-Small-Region.svs"
 TILE_PX = 224
+IMAGENET = ("--mean", 0.485, 0.456, 0.406, "--std", 0.229, 0.224, 0.225)
 
 
 def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -38,7 +39,7 @@ def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]
 def bundle(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "densenet121"
     weights = data_dir / "weights" / "densenet121-imagenet.safetensors"
-    result = command("mtdp_export.cli", "densenet121", "--weights", weights, "--out", out)
+    result = command("mtdp_export.cli", "densenet121", "--weights", weights, *IMAGENET, "--out", out)
     assert result.returncode == 0, result.stderr
     return out
 

@@ -18,6 +18,7 @@ from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import Deployed, export_graph, reference_outputs, round_weights_to_fp16
+from mtdp_export.pixels import as_it_is
 
 HERE = Path(__file__).resolve().parent
 METADATA = {"name": "test", "mtdp_version": "0"}
@@ -26,7 +27,7 @@ PX = 64
 
 @pytest.fixture(scope="module")
 def model(small_network: MultiTaskNet) -> Deployed:
-    return Deployed(small_network, Preprocessing(PX)).eval()
+    return Deployed(small_network, as_it_is(Preprocessing(PX))).eval()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_two_exports_are_the_same_bytes(model: Deployed, graph: onnx.ModelProto)
 def test_fp16_storage_halves_the_file_and_changes_no_number() -> None:
     torch.manual_seed(1)
     network = MultiTaskNet(build_backbone("densenet121"), {}).eval()
-    before = Deployed(network, Preprocessing(PX)).eval()
+    before = Deployed(network, as_it_is(Preprocessing(PX))).eval()
     tiles = synthetic_tiles(PX)[:4]
     unrounded = reference_outputs(before, tiles)["features"]
     round_weights_to_fp16(network)

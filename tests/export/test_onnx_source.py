@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtdp_export.cli import main
 from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.golden import synthetic_tiles
 from mtdp_export.onnx_source import Declared, open_onnx, wrap_onnx
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
@@ -312,7 +313,7 @@ def test_a_file_that_cannot_be_used_says_why(make_onnx: Make, wrong: dict[str, A
         ({}, Declared(MEAN, STD, tile_px=64, output="feat"), "takes 32 px only"),
         ({}, Declared(MEAN, STD, layout="nhwc", output="feat"), "has no 3 channels there"),
         ({"side": "s"}, DECLARED, "add --tile-px|takes images of any size"),
-        ({"kind": TensorProto.UINT8}, DECLARED, "takes uint8 and normalises by itself"),
+        ({"kind": TensorProto.UINT8}, DECLARED, "takes uint8 and prepares it by itself"),
     ],
 )
 def test_what_must_be_declared_is_asked_for(
@@ -342,7 +343,8 @@ def test_missing_and_damaged_files(make_onnx: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet18", "--weights", "random", "--out", "b", "--mean", "0", "0", "0"], "--mean, --std, --input-range"),
+        (["resnet18", "--weights", "random", "--out", "b", "--input-range", "1"], "--input-range goes with --onnx"),
+        (["--onnx", "x.onnx", "--out", "b", "--no-heads"], "--no-heads does not go with --onnx"),
         (["resnet18", "--onnx", "x.onnx", "--out", "b"], "--onnx takes no SOURCE"),
         (["--onnx", "x.onnx", "--out", "b", "--input-layout", "hwc"], "--input-layout hwc: unknown"),
         (["--onnx", "x.onnx", "--out", "b", "--input-range", "7"], "--input-range 7: unknown"),
@@ -358,3 +360,59 @@ def test_options_that_do_not_go_together(
         main()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+class TestTokens:
+    """A transformer that was exported with all of its tokens, as optimum does it."""
+
+    @pytest.fixture(params=[13, 18])
+    def file(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        rng = np.random.default_rng(4)
+        weights = {
+            "kernel": rng.normal(0, 0.2, (6, 3, 8, 8)).astype(np.float32),
+            "shape": np.array([0, 6, -1], np.int64),
+        }
+        nodes = [
+            helper.make_node("Conv", ["x", "kernel"], ["map"], strides=[8, 8]),
+            helper.make_node("Reshape", ["map", "shape"], ["flat"]),
+            helper.make_node("Transpose", ["flat"], ["tokens"], perm=[0, 2, 1]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "vit",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, PX, PX])],
+            [helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["n", 16, 6])],
+            [numpy_helper.from_array(value, name) for name, value in weights.items()],
+        )
+        opset = helper.make_opsetid("", request.param)
+        onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "vit.onnx")
+        return tmp_path / "vit.onnx"
+
+    @pytest.mark.parametrize(
+        ("pool", "prefix"), [("cls", 1), ("mean", 0), ("mean", 5), ("cls+mean", 1), ("cls+mean", 5)]
+    )
+    def test_are_pooled_as_is_said(self, file: Path, pool: str, prefix: int) -> None:
+        source = open_onnx(file, Declared(MEAN, STD, pool=pool, prefix_tokens=prefix))
+        graph = wrap_onnx(source, {})
+        tiles = synthetic_tiles(PX)
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        plain = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        tokens = plain.run(None, {"x": np.ascontiguousarray(normalised(tiles).transpose(0, 3, 1, 2))})[0]
+        parts = {"cls": tokens[:, 0], "mean": tokens[:, prefix:].mean(1)}
+        wanted = np.concatenate([parts[name] for name in pool.split("+")], axis=1)
+        np.testing.assert_allclose(session.run(["features"], {"tiles": tiles})[0], wanted, rtol=1e-4, atol=1e-5)
+        assert (source.feature, source.features_dim) == (pool, 12 if "+" in pool else 6)
+
+    def test_what_does_not_fit_is_said(self, file: Path, make_onnx: Make) -> None:
+        with pytest.raises(ExportError, match=r"output tokens is float\[n, 16, 6\], not float\[batch, D\]") as caught:
+            open_onnx(file, Declared(MEAN, STD))
+        assert caught.value.hint.startswith("add --pool cls, mean or cls+mean")
+        for pool, prefix, said in (
+            ("max", 1, "--pool max: unknown"),
+            ("cls", 0, "--prefix-tokens 0: not with --pool cls of 16 tokens"),
+            ("mean", 16, "--prefix-tokens 16: not with --pool mean of 16 tokens"),
+        ):
+            with pytest.raises(ExportUsageError, match=said):
+                open_onnx(file, Declared(MEAN, STD, pool=pool, prefix_tokens=prefix))
+        with pytest.raises(ExportUsageError, match=r"output feat of .* has 2 axes, tokens have 3"):
+            open_onnx(make_onnx(), Declared(MEAN, STD, output="feat", pool="cls"))

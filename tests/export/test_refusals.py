@@ -21,6 +21,7 @@ from mtdp.preprocess import Preprocessing
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, _check_size, export_graph, round_weights_to_fp16
+from mtdp_export.pixels import as_it_is
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, _with_rounding, write_bundle
@@ -31,7 +32,7 @@ from mtdp_runtime.errors import OutputUnwritable
 
 def export(*arguments: object, shadow: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run mtdp-export; modules in `shadow` stand before the installed ones."""
-    command = [sys.executable, "-c", "from mtdp_export.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from mtdp_export.cli import main; main()", "-q", *map(str, arguments)]
     path = [*([str(shadow)] if shadow else []), *sys.path]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}
@@ -170,7 +171,7 @@ def test_a_network_that_no_file_can_hold_is_said_before_it_is_traced() -> None:
     network = torch.nn.Linear(30_000, 20_000, device="meta")
     with pytest.raises(ExportError, match=r"2\.4 GB of weights; one ONNX file holds at most 2\.1 GB") as caught:
         _check_size(network, "fp32")
-    assert "--weights-storage fp16" in caught.value.hint
+    assert "--precision fp16 takes half of that" in caught.value.hint
     _check_size(network, "fp16")
     with pytest.raises(ExportError, match=r"2\.4 GB of weights"):
         _check_size(torch.nn.Linear(30_000, 40_000, device="meta"), "fp16")
@@ -183,7 +184,7 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
 
     network = MultiTaskNet(Undecided("undecided", torch.nn.Identity(), 3), {})
     with pytest.raises(ExportError, match="cannot export this network to ONNX"):
-        export_graph(Deployed(network, Preprocessing(32)).eval(), {})
+        export_graph(Deployed(network, as_it_is(Preprocessing(32))).eval(), {})
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
 )
 def test_no_option_is_ignored(arguments: list[str], message: str, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", "from mtdp_export.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from mtdp_export.cli import main; main()", "-q", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -45,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """mtdp-export in this process: exit code, stdout, stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mtdp-export", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["mtdp-export", "-q", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         shown = capsys.readouterr()

@@ -65,7 +65,7 @@ class OnnxRuntime:
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
         import onnxruntime
 
-        chosen = "fp32" if precision == "auto" else precision
+        chosen = variant_precisions(bundle, precision, cls.probe())[0] if precision == "auto" else precision
         if chosen not in _PRECISIONS:
             raise UsageError(
                 f"--precision {precision}: ONNX Runtime on a CPU runs {', '.join(_PRECISIONS)}",

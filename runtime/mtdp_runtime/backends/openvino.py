@@ -68,6 +68,9 @@ class OpenVINO:
     @classmethod
     def load(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
         offered = cls.probe().precisions
+        plain = bundle.holds("fp32")
+        if precision == "auto" and not plain:
+            precision = next((one for one in ("fp16", "bf16") if bundle.holds(one) and one in offered), "fp32")
         if precision == "auto" and offered[0] == "bf16":
             return cls._proven_bf16(bundle, batch, threads)
         chosen = offered[0] if precision == "auto" else precision
@@ -83,19 +86,23 @@ class OpenVINO:
         """Load in bf16 if this model, in bf16, on this machine, repeats its golden features; in fp32 otherwise."""
         from mtdp_runtime.backends.proof import replay
         from mtdp_runtime.backends.proof_cache import recall, remember
+        from mtdp_runtime.bundle.tolerance import least_cosine
 
+        least = least_cosine(bundle.manifest, "bf16")
         facts = (bundle.digest, "bf16", batch, threads, cls.probe().reason)
         found = recall(facts)
-        if found is None or not found.shortfall("bf16"):
+        if found is None or not found.shortfall("bf16", least):
             engine = cls._compile(bundle, "bf16", batch, threads)
             if found is None:
                 found = replay(engine, bundle)
                 remember(facts, found)
-            if not found.shortfall("bf16"):
+            if not found.shortfall("bf16", least):
                 return engine
             engine.close()
         engine = cls._compile(bundle, "fp32", batch, threads)
-        engine.note = f"not bf16: this model in bf16 {found.shortfall('bf16')} (--precision bf16 takes it all the same)"
+        engine.note = (
+            f"not bf16: this model in bf16 {found.shortfall('bf16', least)} (--precision bf16 takes it all the same)"
+        )
         return engine
 
     @classmethod

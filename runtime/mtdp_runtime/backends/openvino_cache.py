@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.backends.proof_cache import place
+from mtdp_runtime.bundle.manifest import DATA_SUFFIX
 from mtdp_runtime.errors import BackendError
 from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest
 
@@ -39,7 +40,8 @@ def compiled(
     Raises:
         RuntimeError: OpenVINO refuses the model.
     """
-    small = file.stat().st_size <= _MOST_BYTES
+    apart = file.with_name(file.name + DATA_SUFFIX)
+    small = file.stat().st_size <= _MOST_BYTES and not apart.exists()
     options = [f"{name}={value}" for name, value in config.items()]
     facts: list[str | int] = [version("openvino"), sha256, *shape, *options, cpu]
     path = place("compiled", facts, "blob")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.golden import FEATURES, golden_of, shown
-from mtdp_runtime.bundle.tolerance import MAX_LENGTH_ERROR, MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, length_error
+from mtdp_runtime.bundle.tolerance import MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, length_error, max_length_error
 from mtdp_runtime.errors import BundleInvalid
 
 
@@ -34,15 +34,17 @@ class Replayed:
     probability_error: float = 0.0  # the largest; 0 without heads
     length_error: float = 0.0  # the largest of a feature vector's, relative
 
-    def shortfall(self, precision: str) -> str:
-        """Say what this precision lacks, to follow the engine's name; empty where it passes."""
-        if not self.cosine >= MIN_COSINE[precision]:
-            return f"has a cosine of {self.cosine:.6f} to its golden features here, {MIN_COSINE[precision]} is required"
-        if not self.length_error <= MAX_LENGTH_ERROR[precision]:
-            return (
-                f"has features that are {self.length_error:.3g} too long or too short here, "
-                f"{MAX_LENGTH_ERROR[precision]:.3g} is allowed"
-            )
+    def shortfall(self, precision: str, least: float | None = None) -> str:
+        """Say what this precision lacks, to follow the engine's name; empty where it passes.
+
+        `least` is the smallest cosine that the bundle may have at it (`least_cosine`); the precision's own where None.
+        """
+        least = MIN_COSINE[precision] if least is None else least
+        longest = max_length_error(least)
+        if not self.cosine >= least:
+            return f"has a cosine of {self.cosine:.6f} to its golden features here, {least:.6g} is required"
+        if not self.length_error <= longest:
+            return f"has features that are {self.length_error:.3g} too long or too short here, {longest:.3g} is allowed"
         if not self.probability_error <= MAX_PROBABILITY_ERROR[precision]:
             return (
                 f"is off by {self.probability_error:.3g} in a probability of its golden tiles here, "

@@ -2,6 +2,7 @@
 
     NAME/  bundle.json            what `manifest` describes
            model.<precision>.onnx one file a variant; uint8[N, tile_px, tile_px, 3] in, float32 outputs
+           model.<precision>.onnx.data  its weights, where they are more than one ONNX file holds
            golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that the reference gave, by name
            card.md                the model card, for people
            engines/               engines built ahead of time, each with its key (`engine_key`) and its build log
@@ -61,6 +62,13 @@ class Bundle:
             BundleDigestMismatch: the file is missing, cut or changed.
             BundleInvalid: it is a model that reaches out of its own file.
         """
+        path = self._whole(ref)
+        if path.suffix == ".onnx":
+            data = next((variant.data for variant in self.manifest.variants if variant.file == ref), None)
+            check_model_file(path, None if data is None else self._whole(data))
+        return path
+
+    def _whole(self, ref: FileRef) -> Path:
         path = self.path / ref.file
         hint = "The bundle was changed or damaged after its export: copy it again, or export it again."
         if not path.is_file():
@@ -71,8 +79,6 @@ class Bundle:
         digest = sha256_of(path)
         if digest != ref.sha256:
             raise BundleDigestMismatch(f"{path}: sha256 {digest}, bundle.json says {ref.sha256}", hint)
-        if path.suffix == ".onnx":
-            check_model_file(path)
         return path
 
 

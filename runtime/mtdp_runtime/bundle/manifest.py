@@ -18,11 +18,22 @@ from mtdp_runtime.errors import BundleInvalid
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"
 ENGINES: Final = "engines"
+DATA_SUFFIX: Final = ".data"  # weights beyond 2 GB lie in `<model file>.data`
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 # Far above what any model has; a number beyond them is a mistake or meant to exhaust the memory.
 _MOST_TILE_PX: Final = 16_384
 REFERENCES: Final = ("torch", "onnxruntime")
 _LATER_PARITY: Final = ("knn_agreement", "probe_score", "probe_score_fp32")  # null, or absent in bundles of mtdp 0.1
+_LEFT_OUT_IF_EMPTY: Final = (
+    "engines",
+    "golden_source",
+    "autocast",
+    "preprocessing_source",
+    "encoder",
+    "feature",
+    "resize_px",
+    "input_px",
+)
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 _MOST_FEATURES: Final = 1_000_000
 
@@ -46,6 +57,7 @@ class Weights:
     sha256: str  # of the weights as numbers: see mtdp_export
     origin: str
     licence: str
+    published: str = ""  # "the published weights", "other weights", ...; empty: nothing to compare with
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,16 @@ class Parity:
     knn_agreement: float | None = None  # part of each tile's nearest tiles that are also its nearest by torch
     probe_score: float | None = None  # of a linear probe on a real task; for int8
     probe_score_fp32: float | None = None  # of the same probe on the fp32 graph's features
+
+
+@dataclass(frozen=True, slots=True)
+class Autocast:
+    """How near torch's own autocast comes to fp32 on the golden tiles: variants of that precision are judged by it."""
+
+    precision: str
+    cosine_min: float
+    cosine_mean: float
+    knn_agreement: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +101,8 @@ class Variant:
     file: FileRef
     parity: Parity  # on the reference engine
     engines: tuple[Parity, ...] = ()  # on each engine of the exporting machine that runs it
-    fp32_kernels: int = 0  # fp16 and bf16: how many of the first kernels compute in fp32 all the same
+    fp32_kernels: int = 0  # fp16 and bf16: how many kernels compute in fp32 all the same
+    data: FileRef | None = None  # its weights, where they lie in a file of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +133,12 @@ class Manifest:
     interpolation: str = "bilinear"  # by which images of another size come to tile_px in training and in a probe
     engines: tuple[Engine, ...] = ()
     golden_source: str = ""  # in words, without a file's name; empty: not stated, as in the first bundles
+    autocast: tuple[Autocast, ...] = ()  # each precision once; empty: not measured
+    preprocessing_source: str = ""  # in words, who says mean, std and interpolation; empty: not stated
+    encoder: str = ""  # its name in the exporter's catalogue; empty: not of it
+    feature: str = ""  # which of the network's values, such as cls+mean; empty: its own pooling
+    resize_px: int | None = None  # the graph resizes a tile to this side first; None: it does not
+    input_px: int | None = None  # then cuts out the centre of this side, which the network takes; None: all of it
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
@@ -120,9 +149,14 @@ class Manifest:
         classes = [f"{head.name}/{label}" for head in self.heads for label in head.class_names]
         classes = classes or [f"feature_{i}" for i in range(self.features_dim)]
         own = asdict(self)
-        for key in ("engines", "golden_source"):
+        for key in _LEFT_OUT_IF_EMPTY:
             if not own[key]:
                 del own[key]
+        if not own["weights"]["published"]:
+            del own["weights"]["published"]
+        for variant in own["variants"]:
+            if variant["data"] is None:
+                del variant["data"]
         return {
             "schema_version": SCHEMA_VERSION,
             "spec_version": "1.0",
@@ -165,13 +199,24 @@ class Manifest:
             std=root.rgb("std", positive=True),
             features_dim=root.integer("features_dim", minimum=1, maximum=_MOST_FEATURES),
             heads=tuple(Head(_head_name(h), h.texts("class_names")) for h in root.children("heads")),
-            weights=Weights(weights.digest("sha256"), weights.text("origin"), weights.text("licence")),
+            weights=Weights(
+                weights.digest("sha256"),
+                weights.text("origin"),
+                weights.text("licence"),
+                weights.text("published", ""),
+            ),
             variants=tuple(_variant(v) for v in root.children("variants")),
             golden=_file_ref(root.child("golden"), ".npz"),
             reference=root.text("reference", "torch"),
             interpolation=root.text("interpolation", "bilinear"),
             engines=tuple(_engine(e) for e in (root.children("engines") if "engines" in root.data else [])),
             golden_source=root.text("golden_source", ""),
+            autocast=tuple(_autocast(a) for a in (root.children("autocast") if "autocast" in root.data else [])),
+            preprocessing_source=root.text("preprocessing_source", ""),
+            encoder=root.text("encoder", ""),
+            feature=root.text("feature", ""),
+            resize_px=_side(root, "resize_px"),
+            input_px=_side(root, "input_px"),
         )
         if manifest.reference not in REFERENCES:
             raise root.wrong("reference", f"one of {', '.join(REFERENCES)}", manifest.reference)
@@ -180,6 +225,10 @@ class Manifest:
             raise root.wrong("variants", "at least one variant, each precision once", precisions)
         _check_wsinfer(top, manifest.to_json())
         return manifest
+
+
+def _side(root: Reader, key: str) -> int | None:
+    return root.integer(key, minimum=1, maximum=_MOST_TILE_PX) if key in root.data else None
 
 
 def _check_wsinfer(top: Reader, derived: Mapping[str, Any]) -> None:
@@ -234,14 +283,27 @@ def _variant(reader: Reader) -> Variant:
     precision = reader.text("precision")
     if precision not in PRECISIONS:
         raise reader.wrong("precision", f"one of {', '.join(PRECISIONS)}", precision)
-    # Bundles of mtdp 0.1 do not say the last two.
+    file = _file_ref(reader.child("file"), ".onnx")
+    data = _file_ref(reader.child("data"), DATA_SUFFIX) if reader.has("data") else None
+    if data is not None and data.file != file.file + DATA_SUFFIX:
+        raise reader.wrong("data", f"{file.file}{DATA_SUFFIX}", data.file)
+    # Bundles of mtdp 0.1 do not say the last ones.
     return Variant(
         precision,
-        _file_ref(reader.child("file"), ".onnx"),
+        file,
         _parity(reader.child("parity")),
         tuple(_parity(p) for p in reader.children("engines")) if reader.has("engines") else (),
         reader.integer("fp32_kernels") if reader.has("fp32_kernels") else 0,
+        data,
     )
+
+
+def _autocast(reader: Reader) -> Autocast:
+    precision = reader.text("precision")
+    if precision not in PRECISIONS:
+        raise reader.wrong("precision", f"one of {', '.join(PRECISIONS)}", precision)
+    agreement = reader.number("knn_agreement") if reader.has("knn_agreement") else None
+    return Autocast(precision, reader.number("cosine_min"), reader.number("cosine_mean"), agreement)
 
 
 def _parity(reader: Reader) -> Parity:

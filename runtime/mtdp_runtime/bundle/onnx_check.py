@@ -96,10 +96,15 @@ _INSIDE: Final[dict[str, dict[int, str]]] = {
 _DOMAIN_FIELD: Final = {"Node": 7, "OperatorSet": 1}
 _OPERATOR_FIELD: Final = 4  # of a Node
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a Tensor
+_ELSEWHERE: Final = {(_EXTERNAL_DATA, True), (_DATA_LOCATION, True)}
 
 
-def check_model_file(path: Path) -> None:
+def check_model_file(path: Path, weights: Path | None = None) -> None:
     """Refuse a model that reaches out of its own file.
+
+    Args:
+        path: the model.
+        weights: the one other file that it may read its tensors from, beside it.
 
     Raises:
         BundleInvalid: it names external data or an operator of another domain, or it is no ONNX model.
@@ -112,8 +117,12 @@ def check_model_file(path: Path) -> None:
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for message, at, number, value in _walk(data):
-                if message == "Tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)):
+                if message == "Tensor" and weights is None and (number, value != 0) in _ELSEWHERE:
                     raise BundleInvalid(f"{path}: a tensor of this model lies in another file", hint)
+                if message == "Tensor" and weights is not None and number == _EXTERNAL_DATA:
+                    if isinstance(value, int):
+                        raise ValueError("external data that is a number")
+                    _check_entry(_entry(data, *value), weights, hint)
                 if number == _DOMAIN_FIELD.get(message) and isinstance(value, tuple):
                     domain = data[value[0] : value[1]].decode("utf-8", errors="replace")
                     if domain not in DOMAINS:
@@ -169,6 +178,29 @@ def _walk(data: mmap.mmap) -> Iterator[tuple[str, int, int, int | tuple[int, int
                 raise ValueError(f"wire type {kind} at byte {place}")
         if place != end:
             raise ValueError("it is cut")
+
+
+def _entry(data: mmap.mmap, place: int, end: int) -> tuple[str, str]:
+    """Read a StringStringEntryProto: key and value."""
+    found = {1: "", 2: ""}
+    while place < end:
+        key, place = _varint(data, place, end)
+        length, place = _varint(data, place, end)
+        if key & 7 != 2 or key >> 3 not in found or length > end - place:
+            raise ValueError("a tensor says in a strange way where it lies")
+        found[key >> 3] = data[place : place + length].decode("utf-8", errors="replace")
+        place += length
+    return found[1], found[2]
+
+
+def _check_entry(entry: tuple[str, str], weights: Path, hint: str) -> None:
+    """See that what a tensor says of its place is inside the one file; engines check that it ends there, too."""
+    key, value = entry
+    inside = value == weights.name if key == "location" else value.isascii() and value.isdigit()
+    if not inside or key not in ("location", "offset", "length"):
+        raise BundleInvalid(f"{weights.parent}: a tensor lies at {key} {value!r}, not in {weights.name}", hint)
+    if key != "location" and int(value) > weights.stat().st_size:
+        raise BundleInvalid(f"{weights}: a tensor ends beyond it ({key} {value})", hint)
 
 
 def _varint(data: mmap.mmap, place: int, end: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from mtdp_runtime.backends.tensorrt.library import LIBRARY, Log, says_out_of_memory
 from mtdp_runtime.bundle.engine_key import TENSORRT_RTX
+from mtdp_runtime.bundle.manifest import DATA_SUFFIX
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory
 from mtdp_runtime.files import read_with_digest, save_with_digest
 
@@ -119,7 +120,8 @@ def _keep_timing_cache(config: Any, path: Path) -> tuple[str, ...]:
 
 def _parse(trt: Any, network: Any, onnx: Path, library: str, log: Log) -> None:
     parser = trt.OnnxParser(network, log.logger)
-    if parser.parse(onnx.read_bytes()):
+    apart = onnx.with_name(onnx.name + DATA_SUFFIX).exists()  # weights that no protocol buffer holds
+    if parser.parse_from_file(str(onnx)) if apart else parser.parse(onnx.read_bytes()):
         return
     first = parser.get_error(0) if parser.num_errors else None
     where = f"node {first.node_name()} ({first.node_operator()}): " if first is not None and first.node_name() else ""

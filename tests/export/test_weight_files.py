@@ -1,0 +1,257 @@
+"""Weights as they are handed out: unwrapped where the wrapping is known, refused with a reason where they are not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from mtdp.errors import WeightsError
+from mtdp_export.cli import main
+from mtdp_export.encoder_source import Asked, open_folder, open_timm
+from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.pixels import Stated
+from mtdp_export.source import open_source
+from mtdp_export.state_dicts import read_state, unwrap
+from mtdp_runtime.bundle import load_bundle
+
+STATED = Stated((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+ARCH = "timm:test_vit"
+Wrap = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def network() -> Any:
+    torch.manual_seed(3)
+    model = timm.create_model("test_vit", num_classes=0).eval()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(0.05 * torch.randn_like(value))
+    return model
+
+
+def under(prefix: str, **more: Any) -> Wrap:
+    return lambda state: {**{f"{prefix}{name}": value for name, value in state.items()}, **more}
+
+
+WRAPPINGS: dict[str, tuple[Wrap, str]] = {
+    "as it is": (lambda state: state, ""),
+    "with a classifier": (lambda state: {**state, "head.weight": torch.ones(2, 2), "head.bias": torch.ones(2)}, ""),
+    "in halves": (lambda state: {name: value.half() for name, value in state.items()}, ""),
+    **{
+        prefix: (under(prefix), f"prefix {prefix} taken off")
+        for prefix in (
+            "module.",
+            "model.",
+            "backbone.",
+            "teacher.",
+            "encoder.",
+            "trunk.",
+            "module.backbone.",
+            "model.visual.trunk.",
+        )
+    },
+    "a prefix beside heads": (
+        under("backbone.", **{"dino_head.last.weight": torch.ones(1), "epoch": 7}),
+        "prefix backbone. taken off, 1 other tensors left out",
+    ),
+    "state_dict": (lambda state: {"state_dict": state, "epoch": 3}, "taken out of {state_dict: ...}"),
+    "model": (lambda state: {"model": state, "optimizer": {"state": {}, "step": torch.ones(1)}}, "out of {model: ...}"),
+    "teacher and student": (
+        lambda state: {
+            "student": {name: value + 1 for name, value in state.items()},
+            "teacher": under("module.backbone.")(state),
+            "args": argparse.Namespace(arch="vit_small", lr=np.float64(0.1)),
+        },
+        "taken out of {teacher: ...}; prefix module.backbone. taken off",
+    ),
+    "chunks of blocks": (
+        lambda state: {
+            name.replace("blocks.", "blocks.0.", 1) if name.startswith("blocks.") else name: value
+            for name, value in state.items()
+        },
+        "chunks of blocks joined",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_a_wrapping_that_is_known_comes_off_and_is_named(wrapping: str, tmp_path: Path) -> None:
+    model = network()
+    wrap, said = WRAPPINGS[wrapping]
+    torch.save(wrap(model.state_dict()), tmp_path / "w.pth")
+    opened = open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked("cls"))
+    assert said in opened.origin
+    x = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        got, wanted = opened.network.backbone(x), model.forward_features(x)[:, 0]
+    torch.testing.assert_close(got, wanted, atol=0.02 if wrapping == "in halves" else 1e-5, rtol=0.01)
+    assert {value.dtype for value in opened.network.state_dict().values()} == {torch.float32}
+
+
+def test_positions_of_another_size_are_resampled_as_timm_does_and_patches_are_not(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=0, img_size=256).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    opened = open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked("mean"))
+    assert "the table of 257 positions resampled to 101, as timm does" in opened.origin
+    by_timm = timm.create_model("test_vit", num_classes=0, checkpoint_path=str(tmp_path / "w.pth")).eval()
+    x = torch.rand(1, 3, 160, 160)
+    with torch.no_grad():
+        wanted = by_timm.forward_features(x)[:, 1:].mean(1)
+        torch.testing.assert_close(opened.network.backbone(x), wanted)
+    state = timm.create_model("test_vit", num_classes=0, patch_size=8).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"1 of another shape \(patch_embed\.proj\.weight: .*8, 8\], not .*16, 16\]"):
+        open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked())
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("it ran",))
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a pointer of Git LFS"),
+            (b"<!DOCTYPE html><html><title>Log in</title>", "is a web page, not weights"),
+            (b"\0" * 100, "cannot be read as weights"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["w.safetensors", "pytorch_model.bin"])
+    def test_what_a_download_may_have_left(self, tmp_path: Path, content: bytes, said: str, name: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=said) as caught:
+            read_state(tmp_path / name)
+        assert caught.value.hint
+
+    def test_code_in_a_pickle_is_not_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        torch.save({"model": network().state_dict(), "hook": RunsCode()}, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=r"it holds code \(.*print\)") as caught:
+            open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked())
+        assert "torch.save(" in caught.value.hint
+        assert "it ran" not in capsys.readouterr().out
+
+    def test_weights_of_another_encoder_are_named(self, tmp_path: Path) -> None:
+        """Lunit's and Kaiko's ViT-S/16 where a ViT-B/16 was named."""
+        state = timm.create_model("vit_small_patch16_224", num_classes=0).state_dict()
+        save_file(state, tmp_path / "w.safetensors")
+        with pytest.raises(WeightsError, match=r"does not fit vit_base_patch16_224: .* of another shape \(") as caught:
+            open_source("kaiko-vitb16", str(tmp_path / "w.safetensors"), None, True)
+        assert "it looks like kaiko-vits16 or lunit-vits16" in caught.value.hint
+
+    def test_a_missing_and_a_strange_tensor_are_named(self, tmp_path: Path) -> None:
+        state = network().state_dict()
+        del state["norm.weight"]
+        torch.save({**state, "blocks.0.attn.extra": torch.ones(2)}, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=r"1 missing \(norm\.weight\); 1 unexpected \(blocks\.0\.attn\.extra\)"):
+            open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked())
+
+    def test_a_file_without_tensors(self, tmp_path: Path) -> None:
+        with pytest.raises(WeightsError, match="no tensors are in it"):
+            unwrap({"epoch": 3, "teacher": {"student": {}}}, (), tmp_path)
+
+
+class TestAFolderOfHuggingFace:
+    @pytest.fixture
+    def of_timm(self, tmp_path: Path) -> Path:
+        model = timm.create_model("test_vit", num_classes=0, reg_tokens=2, img_size=128).eval()
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        config = {
+            "architecture": "test_vit",
+            "num_classes": 0,
+            "model_args": {"reg_tokens": 2, "img_size": 128, "num_classes": 0},
+            "pretrained_cfg": {
+                "input_size": [3, 128, 128],
+                "mean": [0.7, 0.6, 0.5],
+                "std": [0.2, 0.25, 0.3],
+                "interpolation": "bilinear",
+                "crop_pct": 1.0,
+            },
+        }
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "LICENSE").write_text("You may look, and not touch.\n")
+        (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A model\n")
+        return tmp_path
+
+    @pytest.mark.parametrize("prefix", ["", "timm:local-dir:"])
+    def test_of_timm_says_all(self, of_timm: Path, prefix: str) -> None:
+        source = open_source(f"{prefix}{of_timm}", None, None, True)
+        pixels = source.preprocessing
+        assert (pixels.image_px, pixels.mean, pixels.std) == (128, (0.7, 0.6, 0.5), (0.2, 0.25, 0.3))
+        assert (pixels.interpolation, source.feature) == ("bilinear", "cls")
+        assert source.pixels.numbers_from == "the folder's own config.json"
+        assert source.licence == "cc-by-4.0, as the README of its folder states"
+        by_timm = timm.create_model(f"local-dir:{of_timm}", pretrained=True, num_classes=0).eval()
+        x = torch.rand(1, 3, 128, 128)
+        with torch.no_grad():
+            torch.testing.assert_close(source.network.backbone(x), by_timm(x))
+
+    def test_its_licence_goes_into_the_bundle(
+        self, of_timm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = of_timm / "b"
+        monkeypatch.setattr(sys, "argv", ["mtdp-export", str(of_timm), "--feature", "cls+mean", "--out", str(out)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None), capsys.readouterr().err
+        manifest = load_bundle(out).manifest
+        assert (manifest.feature, manifest.features_dim, manifest.tile_px) == ("cls+mean", 128, 128)
+        assert (out / "LICENSE").read_text() == "You may look, and not touch.\n"
+        assert "[LICENSE](LICENSE)" in (out / "card.md").read_text()
+        assert "| feature | cls+mean |" in (out / "card.md").read_text()
+        assert "writing the network as ONNX" in capsys.readouterr().err
+
+    def test_of_transformers(self, tmp_path: Path) -> None:
+        from transformers import Dinov2Config, Dinov2Model
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 70}
+        model = Dinov2Model(Dinov2Config(**sizes)).eval()
+        model.save_pretrained(tmp_path)
+        stated = {
+            "image_mean": [0.7, 0.6, 0.5],
+            "image_std": [0.2, 0.25, 0.3],
+            "resample": 3,
+            "size": {"shortest_edge": 80},
+            "crop_size": {"height": 70, "width": 70},
+            "do_resize": True,
+            "do_center_crop": True,
+        }
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+        opened = open_folder(tmp_path, Stated(tile_px=96), Asked())
+        pixels = opened.pixels
+        assert (pixels.tile_px, pixels.resize_px, pixels.preprocessing.image_px) == (96, 80, 70)
+        assert (pixels.preprocessing.mean, pixels.preprocessing.interpolation) == ((0.7, 0.6, 0.5), "bicubic")
+        x = torch.rand(2, 3, 70, 70)
+        with torch.no_grad():
+            torch.testing.assert_close(opened.network.backbone(x), model(pixel_values=x).last_hidden_state[:, 0])
+
+    def test_code_of_its_own_is_not_run(self, tmp_path: Path) -> None:
+        config = {"model_type": "hibou", "auto_map": {"AutoModel": "modeling_hibou.HibouModel"}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "modeling_hibou.py").write_text("raise SystemExit('it ran')")
+        with pytest.raises(ExportUsageError, match=r"names code of its own \(modeling_hibou\.HibouModel\)"):
+            open_folder(tmp_path, Stated(), Asked())
+
+    def test_what_it_lacks_is_said(self, of_timm: Path) -> None:
+        config = json.loads((of_timm / "config.json").read_text())
+        del config["pretrained_cfg"]
+        (of_timm / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ExportUsageError, match="does not say how its network's pixels were normalised"):
+            open_folder(of_timm, Stated(), Asked())
+        (of_timm / "model.safetensors").rename(of_timm / "model-00001-of-00002.safetensors")
+        with pytest.raises(ExportUsageError, match="its weights lie in 1 files"):
+            open_folder(of_timm, STATED, Asked())
+        (of_timm / "config.json").write_text("{")
+        with pytest.raises(ExportError, match=r"config\.json cannot be read"):
+            open_folder(of_timm, STATED, Asked())
