@@ -23,7 +23,7 @@ from mtdp.augment import evaluation_view
 from mtdp.backbones import Backbone, build_backbone, native_preprocessing
 from mtdp.bundle_features import BundleModel, features_of_bundle, is_bundle, open_bundle
 from mtdp.checkpoint import load_checkpoint
-from mtdp.devices import autocast, best_device, choose_precision
+from mtdp.devices import autocast, best_device, choose_precision, out_of_memory_said
 from mtdp.errors import LOWER_RATE, TaskError, TrainingDiverged, UsageError, or_overflow
 from mtdp.images import ImageCache
 from mtdp.metrics import Truth, balanced_accuracy, class_accuracies, interval, score_outputs
@@ -136,6 +136,7 @@ def extract_features(
 
     Raises:
         TrainingDiverged: a feature is not finite.
+        OutOfMemory: a batch does not fit.
     """
     if isinstance(extractor, Colours):
         return colour_numbers(samples)
@@ -148,11 +149,12 @@ def extract_features(
     cache = ImageCache(extractor.preprocessing.image_px, 0, extractor.preprocessing.interpolation)
     features = np.empty((len(samples), backbone.features_dim), np.float32)
     row = 0
-    for images in in_order(samples, cache, evaluation_view, batch_size):
-        with autocast(context_precision, device):
-            pooled = backbone(normalise(images.to(device)))  # (B, P, P, 3) -> (B, D)
-        features[row : row + len(images)] = pooled.float().cpu().numpy()
-        row += len(images)
+    with out_of_memory_said(f"features of {extractor.description}", "use a smaller --image-px"):
+        for images in in_order(samples, cache, evaluation_view, batch_size):
+            with autocast(context_precision, device):
+                pooled = backbone(normalise(images.to(device)))  # (B, P, P, 3) -> (B, D)
+            features[row : row + len(images)] = pooled.float().cpu().numpy()
+            row += len(images)
     return _finite(features, extractor.description, context_precision)
 
 
