@@ -138,15 +138,17 @@ def test_a_disk_that_fills_while_rows_are_written_keeps_those_before(
 ) -> None:
     full = """
         import errno, os
-        pwrite, calls = os.pwrite, []
+        import mtdp_runtime.store.writer as writer
+        append, calls = writer.FeatureStore.append, []
         def fills(*arguments):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        def counted(*arguments):
             calls.append(1)
-            if len(calls) > 5:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return pwrite(*arguments)
-        os.pwrite = fills
-        import mtdp_runtime.store.writer
-        mtdp_runtime.store.writer._SYNC_EVERY_S = -1
+            if len(calls) > 3:
+                os.pwrite = fills
+            append(*arguments)
+        writer.FeatureStore.append = counted
+        writer._SYNC_EVERY_S = -1
     """
     options = [make_slide("a.tiff"), "--model", tiny_bundle, "--out", tmp_path / "o", "--batch", 4]
     code, _, errors = extract(*options, prepare=full)

@@ -79,7 +79,7 @@ def test_a_slide_to_features(tiny_bundle: Path, make_slide: Callable[..., Path],
     assert "data:image/jpeg;base64," in report
     assert "http" not in report
     assert "<th scope=row>grid<td>tile_px 64, scale 1, " in report  # what the file keeps as JSON, readable
-    assert sorted(p.name for p in out.iterdir()) == ["report", "run.jsonl", "slide.h5"]
+    assert sorted(p.name for p in out.iterdir()) == [".derived", "report", "run.jsonl", "slide.h5"]
 
 
 def test_both_backends_agree(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_one_bad_slide_does_not_stop_the_others(
     ]
     assert "--slide-mpp" in lines[3]["hint"]
     assert sorted(p.name for p in (tmp_path / "o").glob("*.h5")) == ["a.h5", "e.h5"]
-    assert not list((tmp_path / "o").glob(".*"))
+    assert [p.name for p in (tmp_path / "o").glob(".*")] == [".derived"]
 
 
 def test_damaged_tiles_are_nan_and_a_slide_of_nothing_else_fails(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_damaged_tiles_are_nan_and_a_slide_of_nothing_else_fails(tiny_bundle: Pa
     assert second["status"] == "failed"
     assert "none of its 144 tiles has features; the first: " in second["message"]
     assert not list((tmp_path / "o").glob("*every*"))
-    assert not list((tmp_path / "o").glob(".*"))
+    assert [p.name for p in (tmp_path / "o").glob(".*")] == [".derived"]
 
 
 def test_a_manifest_gives_each_slide_its_scale(

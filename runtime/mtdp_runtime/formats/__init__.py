@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.store import derived
 
 H5: Final = "h5"
 _COORDS: Final = ".coords"
@@ -100,6 +99,8 @@ def derive(h5: Path, out: Path, names: Sequence[str]) -> list[Path]:
         UsageError: as `check_slide_names`.
         OutputUnwritable: the disk is full or the folder cannot be written; the HDF5 file is untouched.
     """
+    from mtdp_runtime.store import derived  # the command's --help needs the names of the formats, and no HDF5
+
     check_slide_names([h5.stem], names)
     written = []
     for name in names:
