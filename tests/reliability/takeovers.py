@@ -31,13 +31,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.cohort import claims
-from mtdp_runtime.cohort.attempt import Listeners, Run
+from mtdp_runtime.cohort.attempt import Run
+from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.local import extract_slides
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.pipeline import run as pipeline
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.store import writer
+from mtdp_runtime.store import run_log, writer
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.verify import verify_file
 from support import pyramid, stained, write_tiny_bundle
@@ -59,11 +60,11 @@ def work(folder: Path, out: Path, bad: bool, tile_s: float) -> None:
 
     pipeline.read_tile = slow
     settings = ExtractSettings(mpp=0.5, stride_px=32, min_tissue=0)
-    quiet = Listeners(lambda plan, done: None, lambda tiles: None)
     bundle = load_bundle(folder / "tiny")
     with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine:
-        whole = Run(out, [Model(bundle, engine)], settings, 1, quiet, report=False)
-        for outcome in extract_slides([SlideRequest(folder / "slide.tiff")], whole):
+        slides = (SlideRequest(folder / "slide.tiff"),)
+        job = Job(slides=slides, out=out, bundles=(bundle,), settings=settings, threads=1, report=False)
+        for outcome in extract_slides(slides, Run(job, [Model(bundle, engine)], failures=run_log.failures(out))):
             print(os.getpid(), outcome.status, outcome.message, file=sys.stderr)
 
 
