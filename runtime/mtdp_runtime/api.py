@@ -11,6 +11,7 @@ from typing import Final
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.cohort.run import look_first, run_job
+from mtdp_runtime.errors import ListenerFailed
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.machine import usable_cores
@@ -77,7 +78,8 @@ def extract(
         stage: a folder on a local disk, to which each slide is copied while the one before runs.
         report: also write `out/report/<slide>.html`.
         features_dtype: float32 or float16, of the features in the file; a feature beyond 65504 fails its slide then.
-        on_progress: called as `on_progress(slide, done, tiles)`, from a thread of the run, after each batch.
+        on_progress: called as `on_progress(slide, done, tiles)`, from a thread of the run, after each batch. What it
+            raises ends the run and is raised here; what was computed is kept.
 
     Raises:
         UsageError: the arguments are wrong, or a mask is another slide's; said before any work.
@@ -109,7 +111,10 @@ def extract(
         stage=_path(stage),
     )
     look_first(job)
-    return list(run_job(job, listeners=_listeners(on_progress), say=_warn))
+    try:
+        return list(run_job(job, listeners=_listeners(on_progress), say=_warn))
+    except ListenerFailed as error:
+        raise error.__cause__ or error from None
 
 
 def _listeners(on_progress: OnProgress | None) -> Listeners:

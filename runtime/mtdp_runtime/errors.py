@@ -15,11 +15,14 @@
     ├── StoreError                 an output file cannot be used
     │   ├── FingerprintMismatch
     │   └── ClaimLost
+    ├── ListenerFailed             a function that the caller gave raised
     └── SlideError                 one slide failed; the others go on (exit code 1)
         ├── SlideUnreadable
         ├── SlideScaleUnknown
         ├── SlideTooCoarse
         ├── SlideTooLarge
+        ├── NothingFinite
+        ├── StorageFailed
         └── TileUnreadable
 
 `str(error)` is one line with the offending value; `error.hint` is the next thing to do.
@@ -92,6 +95,10 @@ class ClaimLost(StoreError):
     """Another process took the slide over, because this one was asleep for too long."""
 
 
+class ListenerFailed(RuntimeFailure):
+    """A function that the caller gave raised; `__cause__` is what it raised."""
+
+
 class SlideError(RuntimeFailure):
     """One slide cannot be processed."""
 
@@ -110,6 +117,14 @@ class SlideTooCoarse(SlideError):
 
 class SlideTooLarge(SlideError):
     """The slide states a size that no slide has, or the stride asks for more tiles than can be planned."""
+
+
+class NothingFinite(SlideError):
+    """The model gives no finite numbers for any tile: that says nothing of the slide."""
+
+
+class StorageFailed(SlideError):
+    """The system gives none of a slide's bytes, again and again: that says nothing of the slide."""
 
 
 class TileUnreadable(SlideError):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mtdp_runtime.cohort.blame import Evidence, in_words, is_of_one_slide
 from mtdp_runtime.cohort.claims import Claim, Held, claim
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, open_requested
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker
-from mtdp_runtime.errors import BackendError, ClaimLost, SlideError, StoreError, UsageError
+from mtdp_runtime.errors import BackendError, ClaimLost, ListenerFailed, SlideError, StoreError, UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
@@ -79,44 +81,74 @@ def failed_before(request: SlideRequest, run: Run) -> Mapping[str, Any] | None:
     return run.failures.get(attempt_key(request, run))
 
 
+@dataclass(slots=True)
+class _Try:
+    """One opening of a slide."""
+
+    read_from: Path
+    in_place: bool = False  # though it is staged: a copy may be bad
+    stored: bool = False  # its feature file is complete
+
+
 def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideRequest | None, key: str) -> Outcome:
     """Extract a slide. Only what is the slide's own fault gets the `key`: a later run need not try it again."""
     taken = Outcome(request.path, "claimed", message=f"{request.path}: another process took it over")
-    local, stored = request.path, False
-    try:
-        if run.staging is not None:
-            local = _stage(request, following, run, run.staging)
-        with open_requested(request, local, run.worker.beat) as slide:
-            mask = mask_of(request, slide.info)
-            outcome, plan = extract_targets(
-                slide,
-                _targets(request, run),
-                run.job.settings,
-                readers=run.job.threads,
-                overwrite=run.job.overwrite,
-                mask=mask,
-                listeners=_listeners(request, run, mine),
-            )
-            stored = True
-            _derive(request, run, slide, mask, plan)
-    except ClaimLost:
-        return taken
-    except MaskRefused as error:
-        return failed(request.path, error)
-    except (BackendError, UsageError):
-        if mine.lost():
+    evidence, this = Evidence(request.path), _Try(request.path)
+    while True:
+        try:
+            return _extract_once(request, run, mine, following, this)
+        except ClaimLost:
             return taken
-        raise
-    except (SlideError, StoreError) as error:
-        outcome = failed(request.path, error)
-        own = key if isinstance(error, SlideError) and not stored else ""
-        return replace(outcome, message=outcome.message.replace(str(local), str(request.path)), attempt=own)
-    except MemoryError as error:
+        except MaskRefused as error:
+            return failed(request.path, error)
+        except ListenerFailed:
+            raise
+        except (BackendError, UsageError) as error:
+            if mine.lost():
+                return taken
+            if not is_of_one_slide(error, run.job.folders):
+                raise
+            return failed(request.path, error)
+        except StoreError as error:
+            return failed(request.path, error)
+        except Exception as error:  # a damaged file finds ways that nobody thought of; it must not end the others
+            if not this.stored and evidence.try_again(error, run.worker.beat):
+                this = _Try(request.path, in_place=True)
+                continue
+            return _failure(request, error, evidence, this, key)
+
+
+def _failure(request: SlideRequest, error: Exception, evidence: Evidence, this: _Try, key: str) -> Outcome:
+    own = key if not this.stored and evidence.is_the_slides() else ""
+    if isinstance(error, MemoryError):
         detail = str(error) or "the machine has no more"
         hint = "A smaller --batch needs less."
         return Outcome(request.path, "failed", message=f"{request.path}: out of memory: {detail}", hint=hint)
-    except Exception as error:  # a damaged file finds ways that nobody thought of; it must not end the others
-        return unforeseen(request.path, error, "" if stored else key)
+    outcome = (
+        failed(request.path, error, own) if isinstance(error, SlideError) else unforeseen(request.path, error, own)
+    )
+    if evidence.fault is not None and not this.stored:
+        message, hint = in_words(outcome.message, evidence.fault)
+        outcome = replace(outcome, message=message, hint=hint)
+    return replace(outcome, message=outcome.message.replace(str(this.read_from), str(request.path)))
+
+
+def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: SlideRequest | None, this: _Try) -> Outcome:
+    if run.staging is not None and not this.in_place:
+        this.read_from = _stage(request, following, run, run.staging)
+    with open_requested(request, this.read_from, run.worker.beat) as slide:
+        mask = mask_of(request, slide.info)
+        outcome, plan = extract_targets(
+            slide,
+            _targets(request, run),
+            run.job.settings,
+            readers=run.job.threads,
+            overwrite=run.job.overwrite,
+            mask=mask,
+            listeners=_listeners(request, run, mine),
+        )
+        this.stored = True
+        _derive(request, run, slide, mask, plan)
     return outcome
 
 
@@ -125,14 +157,28 @@ def _listeners(request: SlideRequest, run: Run, mine: Claim) -> Listeners:
 
     def on_progress(tiles: int) -> None:
         run.worker.beat()
-        run.listeners.on_progress(tiles)
+        with _the_callers():
+            run.listeners.on_progress(tiles)
+
+    def on_plan(plan: Plan, done: int) -> None:
+        with _the_callers():
+            run.listeners.on_plan(plan, done)
 
     def before_commit() -> None:
         run.listeners.before_commit()
         if mine.lost():
             raise ClaimLost(f"{request.path}: another process took it over")
 
-    return Listeners(run.listeners.on_plan, on_progress, before_commit)
+    return Listeners(on_plan, on_progress, before_commit)
+
+
+@contextmanager
+def _the_callers() -> Iterator[None]:
+    """Tell what a caller's function raises from what is wrong with a slide."""
+    try:
+        yield
+    except Exception as error:
+        raise ListenerFailed(f"on_progress raised {type(error).__name__}: {error}") from error
 
 
 def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | None, plan: Plan | None) -> None:

@@ -3,7 +3,8 @@
 Decoders are native code, and a damaged or hostile slide can crash or hang them; nothing inside a process can help then.
 So a small parent, which has loaded no library, forks the worker that does all the work, and waits. When the worker
 dies, or neither reads nor computes anything for too long, the parent records the slide it was at as failed and forks
-another worker, which goes on with the next. A slide costs two lines through a pipe; only a crash costs a new start.
+another worker, which goes on with the next. Who crashes is tried once more in a fresh worker first: a crash may come of
+what an earlier slide left. A slide costs two lines through a pipe; only a crash costs a new start.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _TICK_S: Final = 1.0
 _GRACE_S: Final = 60.0  # from a signal to the end of what hangs
 MOST_LOST_IN_A_ROW: Final = 10  # then it is not the slides
 EXIT_FAILED: Final = 1
+# How a decoder dies of a file. SIGBUS is a disk that fails under a mapped file, SIGKILL most often the lack of memory.
+_CRASHES: Final = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
@@ -99,6 +102,7 @@ class _State:
     started: bool = False
     stopped_by: int = 0
     stopped_s: float = 0.0
+    crashed: set[str] = field(default_factory=set)  # slides at which a worker died once
 
 
 def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> Worker:
@@ -139,8 +143,16 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
         slide, line, claim = state.at["begin"], state.at["line"], state.at["claim"]
         with contextlib.suppress(OSError):
             os.unlink(claim)  # noqa: PTH108  (this process loads nothing that it can do without)
+        by_itself = any(name in why for name in _CRASHES)
+        if by_itself and slide not in state.crashed:  # what died may have been damaged by what came before
+            state.crashed.add(slide)
+            state.at = None
+            continue
         message = f"{line['slide']}: the process {why} at this slide"
-        lost({**line, "status": "failed", "message": message, "hint": _hint(why)})
+        line = {**line, "status": "failed", "message": message, "hint": _hint(why)}
+        if not by_itself:  # memory, the disk or the model: nothing shows that it is the slide
+            line.pop("attempt", None)
+        lost(line)
         lost_in_a_row = lost_in_a_row + 1 if len(state.settled) == known else 1
         state.settled[slide] = {"status": "failed"}
         state.at = None
@@ -153,7 +165,9 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
 def _hint(why: str) -> str:
     if "SIGKILL" in why:
         return "Most often the machine ran out of memory: see the kernel's log; a smaller --batch needs less."
-    return "The file is most likely damaged: compare its checksum with the original. --retry-failed tries it again."
+    if not any(name in why for name in _CRASHES):
+        return "The storage, the model's engine or the file hangs or fails; the next run tries it again."
+    return "Twice. The file is most likely damaged: compare it with the original. --retry-failed tries it again."
 
 
 def _watch(pid: int, reader: int, stall_limit_s: float, state: _State) -> tuple[int, str]:

@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.checked import CheckedEngine
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.tolerance import MIN_COSINE
-from mtdp_runtime.errors import FingerprintMismatch, SlideUnreadable
+from mtdp_runtime.errors import FingerprintMismatch, NothingFinite, SlideError, SlideUnreadable
 from mtdp_runtime.extraction.check import Agreement, check_rows
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome
@@ -127,8 +130,9 @@ def extract_targets(
         bad_tiles = [int((store.statuses() != TileStatus.GOOD).sum()) for store in stores]  # an earlier run's included
         for target, store, rows, count in zip(todo, stores, resumed, bad_tiles, strict=True):
             if count == len(plan.kept) > 0:
+                refusal = _nothing_good(info, store.statuses(), bad)
                 store.discard()
-                raise _nothing_good(info, count, bad)
+                raise refusal
             agreement, warning = _check(store.partial, info, target.model, settings, listeners)
             found.append((agreement, warning))
             attrs = run_attrs(times, bad, plan, rows) | {"bad_tiles": count}
@@ -149,10 +153,15 @@ def extract_targets(
     return _with_checks(outcome, found), plan
 
 
-def _nothing_good(info: SlideInfo, tiles: int, bad: BadTiles) -> SlideUnreadable:
+def _nothing_good(info: SlideInfo, statuses: NDArray[np.uint8], bad: BadTiles) -> SlideError:
+    what = f"{info.path}: none of its {len(statuses)} tiles has features; "
+    if (statuses == TileStatus.NOT_FINITE).any():
+        return NothingFinite(
+            f"{what}the model gives no finite numbers",
+            hint="The slide can be read: try --precision fp32 or another --backend; mtdp-doctor tries the engines.",
+        )
     return SlideUnreadable(
-        f"{info.path}: none of its {tiles} tiles has features; "
-        f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
+        f"{what}the first: {bad.reasons[0] if bad.reasons else 'no tile can be read'}",
         hint="The file is damaged: compare its checksum with the original and copy it again.",
     )
 

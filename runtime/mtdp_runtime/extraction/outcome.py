@@ -11,7 +11,7 @@ from mtdp_runtime.errors import RuntimeFailure
 from mtdp_runtime.extraction.check import Agreement
 from mtdp_runtime.pipeline.timing import RunTimes
 
-Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed"]
+Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed", "passed-over"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Outcome:
     warning: str = ""  # what is done, and should be looked at
 
 
-def failed(slide: Path, error: RuntimeFailure) -> Outcome:
+def failed(slide: Path, error: RuntimeFailure, attempt: str = "") -> Outcome:
     """Return the outcome of a slide for an error that was foreseen."""
-    return Outcome(slide, "failed", message=str(error), hint=error.hint)
+    return Outcome(slide, "failed", message=str(error), hint=error.hint, attempt=attempt)
 
 
 def unforeseen(slide: Path, error: Exception, attempt: str = "") -> Outcome:
