@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
 
-from mtdp_runtime.errors import StoreError, TileUnreadable
+from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.identity import hint_of, sample_of
 from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.store.reader import open_features
 
 HINT: Final = "slide_times"  # attributes of the file
 SAMPLE: Final = "slide_sample"
@@ -31,15 +30,10 @@ def what_changed(path: Path, slide: Slide, tile_px: int, scale: float) -> str:
     Raises:
         StoreError: the file cannot be read.
     """
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            hint, sample = str(file.attrs.get(HINT, "")), str(file.attrs.get(SAMPLE, ""))
-            bad = np.flatnonzero(file["status"][:] == TileStatus.UNREADABLE)
-            coords: NDArray[np.int64] = file["coords"][:][bad[:: max(1, len(bad) // _TRIED)][:_TRIED]]
-    except (OSError, KeyError) as error:
-        raise StoreError(
-            f"{path}: cannot be read: {error}", hint="Run the same command again; --overwrite makes it anew."
-        ) from error
+    with open_features(path) as file:
+        hint, sample = str(file.attrs.get(HINT, "")), str(file.attrs.get(SAMPLE, ""))
+        bad = np.flatnonzero(file.status == TileStatus.UNREADABLE)
+        coords = file.coords[bad[:: max(1, len(bad) // _TRIED)][:_TRIED]]
     if hint and hint == hint_of(slide.info.path):
         return ""
     now = sample_of(slide.info.path) if sample else ""

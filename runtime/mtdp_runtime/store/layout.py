@@ -20,6 +20,12 @@ from mtdp_runtime.store import checksums
 from mtdp_runtime.store.disk import Place
 from mtdp_runtime.store.image import SparseImage
 
+# What things are called in the file; `reader` says what each is.
+FEATURES: Final = "features"
+COORDS: Final = "coords"
+STATUS: Final = "status"
+TISSUE_FRACTION: Final = "tissue_fraction"
+PROBABILITIES: Final = "probabilities_"  # then the task
 MASK: Final = "tissue_mask"
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -52,7 +58,7 @@ class Layout:
 
     def dtype_of(self, output: str) -> np.dtype[Any]:
         """Return how the rows of an output are stored."""
-        return np.dtype("<f2" if output == "features" and self.features_dtype == "float16" else "<f4")
+        return np.dtype("<f2" if output == FEATURES and self.features_dtype == "float16" else "<f4")
 
 
 def fingerprint(made_of: Mapping[str, Any]) -> str:
@@ -67,26 +73,26 @@ def lay_out(layout: Layout) -> tuple[SparseImage, dict[str, Place]]:
     with h5py.File(image, "w", libver=("earliest", "v110")) as file:
         for name, columns in layout.outputs.items():
             _dataset(file, name, (rows, columns), layout.dtype_of(name))
-        _dataset(file, "status", (rows,), np.dtype("u1"))
-        file["status"][...] = TileStatus.NOT_COMPUTED
-        file.create_dataset("coords", data=layout.coords)
-        file.create_dataset("tissue_fraction", data=layout.tissue_fraction)
+        _dataset(file, STATUS, (rows,), np.dtype("u1"))
+        file[STATUS][...] = TileStatus.NOT_COMPUTED
+        file.create_dataset(COORDS, data=layout.coords)
+        file.create_dataset(TISSUE_FRACTION, data=layout.tissue_fraction)
         if layout.mask is not None and layout.mask.size:
             mask = layout.mask.view(np.uint8)
             file.create_dataset(MASK, data=mask, chunks=mask.shape, compression="gzip", compression_opts=1)
             file[MASK].attrs.update({key: attribute(value) for key, value in layout.mask_attrs.items()})
-        file["coords"].attrs.update({key: attribute(value) for key, value in layout.coords_attrs.items()})
-        file["features"].attrs.update(
+        file[COORDS].attrs.update({key: attribute(value) for key, value in layout.coords_attrs.items()})
+        file[FEATURES].attrs.update(
             {key: attribute(value) for key, value in layout.coords_attrs.items() if key in ("name", "savetodir")}
         )
-        file["features"].attrs["encoder"] = attribute(layout.root_attrs["model"])
+        file[FEATURES].attrs["encoder"] = attribute(layout.root_attrs["model"])
         for name, attrs in layout.outputs_attrs.items():
             file[name].attrs.update({key: attribute(value) for key, value in attrs.items()})
         file.attrs.update({key: attribute(value) for key, value in layout.root_attrs.items()})
         file.attrs["made_of"] = json.dumps(layout.made_of)
         file.attrs["fingerprint"] = fingerprint(layout.made_of)
         file.attrs["resume_key"] = layout.resume_key
-        places = {name: _place(file[name]) for name in (*layout.outputs, "status") if rows}
+        places = {name: _place(file[name]) for name in (*layout.outputs, STATUS) if rows}
     return image, places
 
 
@@ -103,12 +109,12 @@ def complete(
         rows: checksums of the datasets of rows.
     """
     with h5py.File(image, "r+") as file:
-        file["status"][...] = status
+        file[STATUS][...] = status
         file.attrs.update({key: attribute(value) for key, value in root_attrs.items()})
         sums = rows | {
-            "coords": checksums.digest_of(layout.coords),
-            "tissue_fraction": checksums.digest_of(layout.tissue_fraction),
-            "status": checksums.digest_of(status),
+            COORDS: checksums.digest_of(layout.coords),
+            TISSUE_FRACTION: checksums.digest_of(layout.tissue_fraction),
+            STATUS: checksums.digest_of(status),
         }
         if MASK in file:
             assert layout.mask is not None
@@ -125,7 +131,7 @@ def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
         plist.set_chunk((max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:]))
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     # The rows are a hole of the image, and zeros on the disk. What stands behind the last status must not be chance.
-    plist.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if name == "status" else h5py.h5d.FILL_TIME_NEVER)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if name == STATUS else h5py.h5d.FILL_TIME_NEVER)
     space = h5py.h5s.create_simple(shape)
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, plist)
 

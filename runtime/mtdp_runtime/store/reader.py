@@ -16,20 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import StoreError
-from mtdp_runtime.store.layout import MASK, TileStatus
-
-FEATURES: Final = "features"
-COORDS: Final = "coords"
-STATUS: Final = "status"
-TISSUE_FRACTION: Final = "tissue_fraction"
-PROBABILITIES: Final = "probabilities_"  # then the task
+from mtdp_runtime.store.layout import COORDS, FEATURES, MASK, PROBABILITIES, STATUS, TISSUE_FRACTION, TileStatus
 
 
 @dataclass(frozen=True, slots=True)

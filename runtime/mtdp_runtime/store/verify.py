@@ -12,7 +12,7 @@ import h5py
 
 from mtdp_runtime.errors import RuntimeFailure, UsageError
 from mtdp_runtime.store import checksums, derived
-from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.store.layout import COORDS, FEATURES, STATUS, TISSUE_FRACTION, TileStatus
 
 _BROKEN: Final = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)
 
@@ -49,7 +49,7 @@ def verify_file(path: Path) -> Verdict:
         return Verdict(path, "wrong", problems=("it is gone, and files that were derived from it are there",))
     try:
         with h5py.File(path, "r", locking=False) as file:
-            tiles, sums = len(file["coords"]), checksums.kept(file)
+            tiles, sums = len(file[COORDS]), checksums.kept(file)
             found = list(_problems(file, sums))
     except _BROKEN as error:
         return Verdict(path, "wrong", problems=(f"it cannot be read: {' '.join(str(error).split())}",))
@@ -62,11 +62,11 @@ def verify_file(path: Path) -> Verdict:
 
 
 def _problems(file: h5py.File, sums: dict[str, str]) -> Iterator[str]:
-    rows = {name: len(file[name]) for name in file if name in ("features", "coords", "status", "tissue_fraction")}
+    rows = {name: len(file[name]) for name in file if name in (FEATURES, COORDS, STATUS, TISSUE_FRACTION)}
     if len(rows) != 4 or len(set(rows.values())) != 1:
         yield "it is incomplete: features, coords, status and tissue_fraction have not the same rows"
         return
-    if (file["status"][:] == TileStatus.NOT_COMPUTED).any():
+    if (file[STATUS][:] == TileStatus.NOT_COMPUTED).any():
         yield "it is incomplete: rows were never computed"
     if not sums:
         return

@@ -34,7 +34,7 @@ from mtdp_runtime.files import sync_folder
 from mtdp_runtime.store import disk
 from mtdp_runtime.store.checksums import RowDigests
 from mtdp_runtime.store.image import SparseImage
-from mtdp_runtime.store.layout import Layout, TileStatus, complete, fingerprint, lay_out
+from mtdp_runtime.store.layout import COORDS, FEATURES, STATUS, Layout, TileStatus, complete, fingerprint, lay_out
 from mtdp_runtime.store.progress import BYTES, Progress, read_progress
 
 _SYNC_EVERY_S: Final = 5.0
@@ -57,8 +57,8 @@ def differences(path: Path, made_of: Mapping[str, Any]) -> str:
     try:
         with h5py.File(path, "r", locking=False) as file:
             there = json.loads(file.attrs["made_of"])
-            status = file["status"][:]
-            complete = len(status) == len(file["features"]) == len(file["coords"])
+            status = file[STATUS][:]
+            complete = len(status) == len(file[FEATURES]) == len(file[COORDS])
     except _NOT_OURS:
         return "it cannot be read as a feature file of ours"
     if not complete or (status == TileStatus.NOT_COMPUTED).any():
@@ -98,7 +98,7 @@ class FeatureStore:
         self._fence = fence or (lambda: None)
         self._scratch = self.partial.with_name(f"{self.partial.name}.new")
         self._status = np.full(len(layout.coords), TileStatus.NOT_COMPUTED, np.uint8)
-        self._digests = RowDigests((*layout.outputs, "status"))
+        self._digests = RowDigests((*layout.outputs, STATUS))
         self._committed = 0
         self._spoilt = False  # nothing more is written, since something was not written or is no longer ours
         self._synced_s = time.monotonic()
@@ -153,10 +153,10 @@ class FeatureStore:
         for committed in found:
             if not 0 < committed.rows <= len(self._status):
                 continue
-            status = np.frombuffer(disk.read_rows(old, self._places["status"], 0, committed.rows), np.uint8)
+            status = np.frombuffer(disk.read_rows(old, self._places[STATUS], 0, committed.rows), np.uint8)
             bad = np.flatnonzero(status != TileStatus.GOOD)
             keep = int(bad[0]) if len(bad) and hint != its_hint else committed.rows
-            digests = RowDigests((*self._layout.outputs, "status"))
+            digests = RowDigests((*self._layout.outputs, STATUS))
             self._copy(old, digests, 0, keep)
             kept = digests.copy()
             self._copy(old, digests, keep, committed.rows)
@@ -166,13 +166,13 @@ class FeatureStore:
                 return
 
     def _copy(self, old: int, digests: RowDigests, start: int, stop: int) -> None:
-        for name in (*self._layout.outputs, "status"):
+        for name in (*self._layout.outputs, STATUS):
             place = self._places[name]
             step = max(1, _COPY_BYTES // place.row_bytes)
             for row in range(start, stop, step):
                 data = disk.read_rows(old, place, row, min(step, stop - row))
                 digests.update(name, data)
-                if name != "status":
+                if name != STATUS:
                     disk.write_rows(self._file, place, row, data)
 
     def append(self, outputs: Mapping[str, NDArray[np.float32]], status: NDArray[np.uint8]) -> None:
@@ -192,7 +192,7 @@ class FeatureStore:
         for name in self._layout.outputs:
             finite = np.isfinite(outputs[name]).all(axis=1)
             status[(status == TileStatus.GOOD) & ~finite] = TileStatus.NOT_FINITE
-        rows = {"status": status.tobytes()}
+        rows = {STATUS: status.tobytes()}
         for name, columns in self._layout.outputs.items():
             values = np.array(outputs[name], np.float32)
             if values.shape != (len(status), columns):  # it would be written over its neighbours
@@ -269,7 +269,7 @@ class FeatureStore:
                     done += len(kept)
             status = self._status[good]
             if len(status):
-                disk.write_rows(target, places["status"], 0, status.tobytes())
+                disk.write_rows(target, places[STATUS], 0, status.tobytes())
             complete(image, smaller, status, root_attrs, digests.hex())
             self._write_structure(target, image, places)
             self._fence()
@@ -289,7 +289,7 @@ class FeatureStore:
         for offset, length in image.outside([one for place in places.values() for one in place.ranges()]):
             disk.write_at(file, image.read_at(offset, length), offset)
         os.fsync(file)
-        unknown = [one for name, place in places.items() if name != "status" for one in place.ranges()]
+        unknown = [one for name, place in places.items() if name != STATUS for one in place.ranges()]
         for offset, length in image.outside(unknown):
             if disk.read_at(file, length, offset) != image.read_at(offset, length):
                 raise OSError(errno.EIO, "what was written there is not what is read there")
@@ -355,7 +355,7 @@ class FeatureStore:
 
     def _mark(self) -> None:
         """Say of the rows which are there: of all of them, since a mark may be lost as well as a row."""
-        disk.write_rows(self._file, self._places["status"], 0, self._status[: self.rows_done].tobytes())
+        disk.write_rows(self._file, self._places[STATUS], 0, self._status[: self.rows_done].tobytes())
         self._progress.commit(self.rows_done, self._digests.joined())
         self._committed = self.rows_done
 
