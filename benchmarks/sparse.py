@@ -62,20 +62,20 @@ start_s = time.time()
 from pathlib import Path
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
-from mtdp_runtime.extraction.extract import extract_slide
-from mtdp_runtime.tiling.plan import ExtractSettings
+from mtdp_runtime.extraction.extract import Listeners, extract_slide
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 
 imported_s = time.time() - start_s
 slide, out, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 bundle = load_bundle(default_bundle_path())
 settings = ExtractSettings(bundle.manifest.mpp, bundle.manifest.tile_px)
-first, plans = [], []
+first = []
 with load("auto", bundle, "auto", None, threads)[0] as engine, open_slide(slide) as opened:
     loaded_s = time.time() - start_s
     outcome, plan = extract_slide(
-        opened, out, bundle, engine, settings, threads,
-        on_plan=lambda plan, done: plans.append(plan), on_progress=lambda tiles: first.append(time.time() - start_s),
+        opened, out, bundle, engine, settings, readers=threads,
+        listeners=Listeners(on_progress=lambda tiles: first.append(time.time() - start_s)),
     )
 print(json.dumps({
     "tiles": outcome.tiles, "grid": len(plan.grid), "batch": engine.batch, "imported_s": imported_s,

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Its classes hold tests that others inherit: their `assert` says what was compared, too.
+pytest.register_assert_rewrite("contracts")
+
 # Test processes run side by side; threads of each that wait for each other would double the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,5 +1,7 @@
 """LazySlide on given tiles, by its own feature_extraction, with its own Python: `python run_lazyslide.py FOLDER`."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time

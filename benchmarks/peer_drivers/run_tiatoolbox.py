@@ -3,6 +3,8 @@
 It has no way to be given tiles, so the coordinates that its dataset has laid out are replaced before it reads them.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time

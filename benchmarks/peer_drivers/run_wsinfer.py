@@ -5,6 +5,8 @@ stored here is the logarithm of its output: the features, less a constant of eac
 about their largest value first, or small ones would vanish in the softmax.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time

@@ -83,7 +83,7 @@ def _from_slide(path: Path, tile_px: int, mpp: float, most: int) -> NDArray[np.u
         picked = np.linspace(0, len(plan.kept) - 1, min(most, len(plan.kept))).astype(int)
         tiles = np.empty((len(picked), tile_px, tile_px, 3), np.uint8)
         for tile, (x0, y0) in zip(tiles, plan.coords[picked].tolist(), strict=True):
-            slide.read_into(tile, x0, y0, plan.grid.scale)
+            slide.read_into(tile, x0, y0, plan.grid.scale, plan.source)
     return tiles
 
 

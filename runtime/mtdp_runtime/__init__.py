@@ -8,9 +8,13 @@ Importing the package loads nothing else: each name is imported when it is first
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from mtdp_runtime.version import __version__ as __version__
+
+# ONNX Runtime reports its use to its maker unless told before it is loaded; nothing here needs that.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from mtdp_runtime.api import extract

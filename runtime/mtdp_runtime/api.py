@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
-from mtdp_runtime.backends import load
-from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
-from mtdp_runtime.cohort.attempt import Listeners, Run
-from mtdp_runtime.cohort.local import extract_slides
-from mtdp_runtime.cohort.preflight import check_masks
+from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
 from mtdp_runtime.cohort.requests import list_slides
-from mtdp_runtime.cohort.staging import Staging
-from mtdp_runtime.errors import UsageError
-from mtdp_runtime.extraction.models import checked, folders, load_models
+from mtdp_runtime.cohort.run import look_first, run_job
+from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
-from mtdp_runtime.files import writable_folder
-from mtdp_runtime.formats import check_formats, check_slide_names
 from mtdp_runtime.machine import usable_cores
-from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.tiling.plan import Plan
 
 OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles
 
-_ON_BAD_TILE = ("nan", "drop", "fail")
-_FEATURES_DTYPES = ("float32", "float16")
+_PACKAGE: Final = Path(__file__).parent
 
 
 def extract(
@@ -92,38 +83,39 @@ def extract(
         UsageError: the arguments are wrong, or a mask is another slide's; said before any work.
         BundleError, BackendError: the model cannot be trusted, or not be run here.
     """
-    bundles = [load_bundle(path) for path in _listed(model)] or [load_bundle(default_bundle_path())]
-    derived = check_formats(formats)
-    requests = list_slides([Path(path) for path in _listed(slides)], slide_mpp, _path(mask), _warn)
-    check_slide_names([request.name for request in requests], derived)
-    settings = shared_settings(bundles, mpp, stride_px, min_tissue, on_bad_tile, heads, features_dtype)
-    folder, cores = Path(out), threads or usable_cores()
-    folders(bundles, folder)
-    check_masks(requests)
-    writable_folder(folder)
-    with ExitStack() as loaded:
-        models = loaded.enter_context(
-            load_models(bundles, lambda one, size: load(backend, one, precision, size, cores)[0], batch)
-        )
-        run = Run(
-            folder,
-            loaded.enter_context(checked(models, check, cores)),
-            settings,
-            cores,
-            _listeners(on_progress),
-            overwrite=overwrite,
-            report=report,
-            retry_failed=retry_failed,
-            formats=derived,
-            staging=None if stage is None else loaded.enter_context(Staging(Path(stage), _warn)),
-        )
-        return list(extract_slides(requests, run))
+    bundles = load_bundles(_listed(model))
+    job = Job(
+        slides=tuple(list_slides([Path(path) for path in _listed(slides)], slide_mpp, _path(mask), _warn)),
+        out=Path(out),
+        bundles=bundles,
+        settings=shared_settings(
+            bundles,
+            mpp=mpp,
+            stride_px=stride_px,
+            min_tissue=min_tissue,
+            on_bad_tile=on_bad_tile,
+            heads=heads,
+            features_dtype=features_dtype,
+        ),
+        threads=threads or usable_cores(),
+        backend=backend,
+        precision=precision,
+        batch=batch,
+        check=check,
+        formats=tuple(formats),
+        report=report,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        stage=_path(stage),
+    )
+    look_first(job)
+    return list(run_job(job, listeners=_listeners(on_progress), say=_warn))
 
 
 def _listeners(on_progress: OnProgress | None) -> Listeners:
     """Add up what the pipeline reports batch by batch."""
     if on_progress is None:
-        return Listeners(lambda plan, done: None, lambda tiles: None)
+        return SILENT
     slide, done, total = Path(), 0, 0
 
     def begin(plan: Plan, already: int) -> None:
@@ -144,56 +136,11 @@ def _path(given: Path | str | None) -> Path | None:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
-
-
-def shared_settings(
-    bundles: Sequence[Bundle],
-    mpp: float | None,
-    stride_px: int | None,
-    min_tissue: float,
-    on_bad_tile: str,
-    heads: bool,
-    features_dtype: str = "float32",
-) -> ExtractSettings:
-    """Return the settings for models that share one reading.
-
-    Raises:
-        UsageError: they would see different tiles, one has no heads to store, or a value is unknown.
-    """
-    if on_bad_tile not in _ON_BAD_TILE:
-        raise UsageError(f"--on-bad-tile {on_bad_tile!r}: unknown", hint=f"One of {', '.join(_ON_BAD_TILE)}.")
-    if features_dtype not in _FEATURES_DTYPES:
-        raise UsageError(f"--features-dtype {features_dtype!r}: unknown", hint=f"One of {', '.join(_FEATURES_DTYPES)}.")
-    if mpp is not None and not is_scale(mpp):
-        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
-    if stride_px is not None and stride_px < 1:
-        raise UsageError(f"--stride-px {stride_px}: must be at least 1", hint="Leave it out to lay tiles side by side.")
-    if not 0 <= min_tissue <= 1:
-        raise UsageError(f"--min-tissue {min_tissue}: not a part", hint="From 0 (every tile) to 1 (all of it tissue).")
-    tiles = {}
-    for bundle in bundles:
-        manifest = bundle.manifest
-        if heads and not manifest.heads:
-            raise UsageError(
-                f"--heads: {manifest.name} has none", hint="Export the model without --no-heads, or leave it out."
-            )
-        tiles[manifest.name] = (manifest.tile_px, mpp if mpp is not None else manifest.mpp)
-    if len(set(tiles.values())) > 1:
-        wants = "; ".join(f"{name} {tile_px} px at {scale:g} µm/px" for name, (tile_px, scale) in tiles.items())
-        raise UsageError(
-            f"models that share one reading must see the same tiles: {wants}",
-            hint="Run one command a model, or give --mpp where it is the scale alone that differs.",
-        )
-    tile_px, scale = next(iter(tiles.values()))
-    return ExtractSettings(
-        mpp=scale,
-        stride_px=stride_px if stride_px is not None else tile_px,
-        min_tissue=min_tissue,
-        on_bad_tile=on_bad_tile,  # type: ignore[arg-type]  # checked above
-        heads=heads,
-        features_dtype=features_dtype,  # type: ignore[arg-type]  # checked above
-    )
+    """Warn at the caller's line: the first that is not of this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)
 
 
 def _listed(given: Path | str | Sequence[Path | str] | None) -> list[Path | str]:

@@ -1,24 +1,117 @@
-"""Folders that can be written; and files that are code or steer code, in a folder of one's own, digest inside."""
+"""Files written whole or not at all; folders that can be written; and files that are code or steer code."""
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Final
 
 from mtdp_runtime.errors import BackendError, OutputUnwritable
 
-_DIGEST_BYTES = 65  # 64 hex digits and a line end
+_DIGEST_BYTES: Final = 65  # 64 hex digits and a line end
+_TOKEN: Final = re.compile(r"[0-9a-f]{6}")
+# Nothing can be made there: so who can do without a cache does, and who cannot says to set MTDP_CACHE.
+_NO_HOME: Final = Path("/proc/self/no-home")
+_CANNOT_SYNC: Final = (errno.EINVAL, errno.ENOTSUP)  # file systems that have no sync of folders
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write that takes the name `path` at the end: a reader sees the old file, the new one, or none.
+
+    The stream is binary and can be read, too. The file lies beside `path` until the end, as `stream.name`, with the
+    suffix of `path`; a library may write it by that name. Its bytes are on the disk before the rename, and the rename
+    is there before this returns. Any number of processes may write one path; the last one wins. A process that is
+    killed leaves the file: `remove_strays`.
+
+    Raises:
+        OSError: it cannot be written. Nothing of it is left, and a file that was there before stays as it was.
+    """
+    stream = _new_file(path)
+    scratch = Path(stream.name)
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file of these bytes, as `atomic_file` does.
+
+    Raises:
+        OSError: it cannot be written. Nothing of it is left, and a file that was there before stays as it was.
+    """
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder last, where its file system can.
+
+    Raises:
+        OSError: the disk is gone.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_strays(path: Path) -> None:
+    """Remove what processes that were killed left of `atomic_file(path)`; for those who alone may write it now.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    start, end = f".{path.stem}.", f".partial{path.suffix}"
+    for stray in path.parent.glob(f"{glob.escape(start)}*{glob.escape(end)}"):
+        if _TOKEN.fullmatch(stray.name.removeprefix(start).removesuffix(end)):
+            stray.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> IO[bytes]:
+    """Make a file beside `path` that was not there, and is no link that somebody put there."""
+
+    def make(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    while True:
+        scratch = path.with_name(f".{path.stem}.{secrets.token_hex(3)}.partial{path.suffix}")
+        with suppress(FileExistsError):
+            return open(scratch, "x+b", opener=make)  # `Path.open` takes no opener
 
 
 def cache_folder() -> Path:
-    """Return the folder of what this machine built: MTDP_CACHE, or `mtdp` in XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("MTDP_CACHE")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtdp"
-    return base / "engines"
+    """Return the folder of what this machine built.
+
+    MTDP_CACHE, or `mtdp` in XDG_CACHE_HOME or ~/.cache; where there is no home, one that cannot be made.
+    """
+    own, shared = os.environ.get("MTDP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own or shared:
+        return (Path(own) if own else Path(shared or "") / "mtdp") / "engines"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user without HOME and without an entry in passwd
+        home = _NO_HOME
+    return home / ".cache" / "mtdp" / "engines"
 
 
 def private_folder(folder: Path) -> Path:
@@ -48,56 +141,7 @@ def save_with_digest(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; nothing of it is left.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with scratch.open("wb") as stream:
-            stream.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
-            stream.write(content)
-        scratch.replace(path)
-    except OSError:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that gets its name when the block ends: a reader sees the old file, or the new one whole and synced.
-
-    No link that somebody put under the temporary name is followed.
-
-    Raises:
-        OSError: it cannot be written; nothing of it is left.
-    """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    scratch.unlink(missing_ok=True)
-    file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    try:
-        with os.fdopen(file, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file at once; as `atomic_file`."""
-    with atomic_file(path) as stream:
-        stream.write(data)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was renamed in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_atomically(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
 def read_with_digest(path: Path) -> tuple[bytes, str]:

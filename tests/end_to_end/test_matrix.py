@@ -19,7 +19,7 @@ from mtdp_runtime import extract, open_slide
 from mtdp_runtime.bundle.manifest import Head
 from mtdp_runtime.commands.demo_slide import write_demo_slide
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.slide import level_for
+from mtdp_runtime.slide.source import grid_source
 from support import TILE_PX, pyramid, read_square, stained, write_tiny_bundle
 
 HEADS = (Head("blood", ("rbc", "wbc")), Head("lung", ("adeno", "normal", "squamous")))
@@ -67,7 +67,7 @@ def test_all_outputs_of_a_run_agree(
     with open_slide(slide, slide_mpp) as opened:
         info = opened.info
         assert info.mpp is not None
-        level = level_for(info.levels, mpp / info.mpp)
+        level = grid_source(info, mpp / info.mpp, TILE_PX).level
     side0 = round(TILE_PX * mpp / info.mpp)
     with h5py.File(tmp_path / f"{slide.stem}.h5") as file:
         features, coords, status = file["features"][:], file["coords"][:], file["status"][:]

@@ -136,9 +136,13 @@ def test_a_jpeg_2000_slide_with_its_scale_given(slides_dir: Path, bundle: Path, 
 
 def test_a_dicom_slide_at_a_scale_that_it_has(slides_dir: Path, bundle: Path, tmp_path: Path) -> None:
     slide = slides_dir / "multi_frame_jpeg_camelyon_challenge_image.dcm"
-    result = command(
-        "mtdp_runtime.commands.extract", slide, "--model", bundle, "--out", tmp_path, "--mpp", 30, "--min-tissue", 0.1
-    )
+    arguments = [slide, "--model", bundle, "--out", tmp_path, "--mpp", 30, "--min-tissue", 0.1]
+    refused = command(
+        "mtdp_runtime.commands.extract", *arguments
+    )  # 28.97 µm/px is no scanner's: the user has to say it
+    assert refused.returncode == 1
+    assert "--slide-mpp" in refused.stderr
+    result = command("mtdp_runtime.commands.extract", *arguments, "--slide-mpp", 28.97)
     assert result.returncode == 0, result.stderr
     with h5py.File(tmp_path / "multi_frame_jpeg_camelyon_challenge_image.h5") as file:
         assert file["features"].shape[0] >= 4

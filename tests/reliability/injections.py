@@ -34,13 +34,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.cohort.attempt import Listeners, Run
+from mtdp_runtime.cohort.attempt import Run
+from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.local import extract_slides
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.errors import RuntimeFailure
 from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.store import writer
+from mtdp_runtime.store import run_log, writer
 from mtdp_runtime.store.verify import verify_file
 from shim import build_shim
 from support import pyramid, stained, write_tiny_bundle
@@ -55,12 +56,12 @@ def run(folder: Path, out: Path, drop: bool) -> list[tuple[str, str, bool]]:
     """Do what the command does; return status, message and whether it is remembered, of each slide."""
     writer._SYNC_EVERY_S = 0.02
     settings = ExtractSettings(mpp=0.5, stride_px=32, min_tissue=0, on_bad_tile="drop" if drop else "nan")
-    quiet = Listeners(lambda plan, done: None, lambda tiles: None)
     bundle = load_bundle(folder / "tiny")
     with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine:
-        whole = Run(out, [Model(bundle, engine)], settings, 1, quiet, formats=FORMATS)
-        requests = [SlideRequest(folder / f"{name}.tiff") for name in SLIDES]
+        requests = tuple(SlideRequest(folder / f"{name}.tiff") for name in SLIDES)
+        job = Job(slides=requests, out=out, bundles=(bundle,), settings=settings, threads=1, formats=FORMATS)
         try:
+            whole = Run(job, [Model(bundle, engine)], failures=run_log.failures(out))
             return [(one.status, one.message, bool(one.attempt)) for one in extract_slides(requests, whole)]
         except RuntimeFailure as error:
             return [("ended", str(error), False)]

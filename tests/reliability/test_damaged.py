@@ -22,6 +22,7 @@ from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tiff_check import check_tiff
 from mtdp_runtime.slide.tile_jpeg import decode_tile
+from mtdp_runtime.slide.tiled_tiff import TiledTiffReader
 from mtdp_runtime.tiling.tissue import find_tissue
 from support import stained
 
@@ -139,13 +140,13 @@ def test_a_slide_that_is_damaged_all_over_is_not_searched_for_ever(
                 content[offset : offset + size] = bytes(size)
     path.write_bytes(content)
     reads: list[object] = []
-    read_into = OpenSlideReader.read_into
+    read_into = TiledTiffReader.read_into
 
-    def counted(self: OpenSlideReader, *arguments: Any) -> None:
+    def counted(self: TiledTiffReader, *arguments: Any) -> None:
         reads.append(arguments)
         read_into(self, *arguments)
 
-    monkeypatch.setattr(OpenSlideReader, "read_into", counted)
+    monkeypatch.setattr(TiledTiffReader, "read_into", counted)
     with open_slide(path) as slide, pytest.raises(TileUnreadable):
         find_tissue(slide, TissueSettings(mpp=0.5))
     assert 16 < len(reads) <= 16 + 4 * 128

@@ -171,9 +171,9 @@ def test_an_output_folder_that_is_removed_ends_the_run(
         import shutil, mtdp_runtime.pipeline.run as pipeline
         run = pipeline.run_pipeline
         import mtdp_runtime.extraction.extract as e
-        def removed(*arguments):
+        def removed(*arguments, **options):
             shutil.rmtree({str(tmp_path / "o")!r})
-            return run(*arguments)
+            return run(*arguments, **options)
         e.run_pipeline = removed
     """
     make_slide("a.tiff")

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from mtdp_runtime.errors import ClaimLost, OutputUnwritable
-from mtdp_runtime.store import disk
 from mtdp_runtime.store.layout import Layout, TileStatus
-from mtdp_runtime.store.writer import FeatureStore, differences, partial_path
+from mtdp_runtime.store.writer import FeatureStore, differences, disk, partial_path
 
 ROWS, DIM = 500, 40
 

@@ -66,7 +66,7 @@ def test_a_slide_that_fails_is_an_outcome_and_the_others_are_done(
         ({"on_bad_tile": "white"}, "unknown"),
         ({"mpp": 0.0}, "not a scale"),
         ({"stride_px": 0}, "must be at least 1"),
-        ({"min_tissue": 1.5}, "not a part"),
+        ({"min_tissue": 1.5}, "must be from 0 to 1"),
     ],
 )
 def test_a_wrong_argument_is_said_before_work(

@@ -53,6 +53,6 @@ def test_a_wrong_count_is_said_before_any_work(tmp_path: Path) -> None:
     result = extract(tmp_path / "absent.svs", "--out", tmp_path / "o", "--threads", "many")
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        "error: --threads 'many': not a number",
-        "hint: A whole number from 1 on, or auto.",
+        "error: --threads 'many': must be a whole number from 1 on, or auto",
+        "hint: For example --threads 8; auto chooses by this machine.",
     ]

@@ -116,7 +116,7 @@ def test_a_check_by_a_reference_that_is_not_finite_is_no_agreement(
     bundle, path = load_bundle(tiny_bundle), tmp_path / "slide.h5"
     settings = ExtractSettings(mpp=0.5, stride_px=TILE_PX, min_tissue=0)
     with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine, open_slide(make_slide()) as slide:
-        extract_slide(slide, path, bundle, engine, settings, 1)
+        extract_slide(slide, path, bundle, engine, settings, readers=1)
         run = engine._session.run
 
         class Broken:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mtdp_runtime.slide
+import mtdp_runtime.slide.source
 import mtdp_runtime.tiling.grid
 from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, SlideTooLarge, UsageError
-from mtdp_runtime.slide import Level, level_for
+from mtdp_runtime.slide import Level
+from mtdp_runtime.slide.source import level_for
 from mtdp_runtime.tiling.grid import make_grid
 from support import info_of
 
@@ -66,6 +67,34 @@ def test_origins_do_not_drift() -> None:
     assert abs(grid.origin(last)[0] - last * 224 * 0.25 / 0.2527) <= 0.5
 
 
+@given(
+    x0=st.integers(0, 40),
+    y0=st.integers(0, 40),
+    whole=st.integers(2, 16),
+    error=st.floats(-8e-5, 8e-5),
+    stride=st.integers(10, 300),
+)
+def test_where_the_scale_is_a_whole_number_every_tile_lies_on_the_pixels_of_a_level(
+    x0: int, y0: int, whole: int, error: float, stride: int
+) -> None:
+    """Also where the mpp is not quite what makes it one, and where what was scanned begins anywhere."""
+    info = info_of(9000, 9000, 0.25, bounds=(x0, y0, 8951, 8952))
+    grid = make_grid(info, 224, 0.25 * whole * (1 + error), stride)
+    origins = grid.origins()
+    assert not (origins % whole).any()
+    assert [grid.origin(i) for i in (0, len(grid) - 1)] == [tuple(origins[0]), tuple(origins[-1])]
+    assert origins.min(axis=0).tolist() == [-(-x0 // whole) * whole, -(-y0 // whole) * whole]
+    assert (origins + grid.tile0 <= np.array([x0 + 8951, y0 + 8952]) + 1e-6).all()
+    exact = origins[:: grid.columns, 1] - origins[0, 1] - np.arange(grid.rows) * grid.step0
+    assert np.abs(exact).max() <= whole / 2
+
+
+def test_where_it_is_not_the_origins_are_the_nearest_pixels() -> None:
+    grid = make_grid(info_of(9000, 9000, 0.25, bounds=(3, 5, 8000, 8000)), 224, 0.501)
+    assert (grid.multiple, grid.origin(0)) == (1, (3, 5))
+    assert np.abs(grid.origins()[: grid.columns, 0] - 3 - np.arange(grid.columns) * grid.step0).max() <= 0.5
+
+
 def test_a_slide_without_mpp_is_refused_with_the_way_out() -> None:
     with pytest.raises(SlideScaleUnknown, match="no micrometres per pixel") as caught:
         make_grid(info_of(1000, 1000, None), 224, 0.5)
@@ -99,5 +128,5 @@ def test_the_coarsest_level_that_is_fine_enough(scale: float, level: int) -> Non
 
 
 def test_doctests() -> None:
-    for module in (mtdp_runtime.tiling.grid, mtdp_runtime.slide):
+    for module in (mtdp_runtime.tiling.grid, mtdp_runtime.slide.source):
         assert doctest.testmod(module).failed == 0

@@ -265,3 +265,15 @@ def test_a_real_slide(slides_dir: Path, tmp_path: Path) -> None:
     with open_slide(slides_dir / "CMU-1-Small-Region.svs") as slide:
         tissue = find_tissue(slide, TissueSettings(), mask)
     assert tissue.area_mm2 == pytest.approx(120_000 * 0.499**2 / 1e6, rel=0.03)
+
+
+def test_a_mask_that_marks_nothing_is_blamed_on_the_mask(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    Image.fromarray(np.zeros((96, 128), np.uint8)).save(tmp_path / "zeros.png")
+    result = extract(
+        make_slide(), "--model", tiny_bundle, "--mask", tmp_path / "zeros.png", "--out", tmp_path / "o", "--json"
+    )
+    outcome = json.loads(result.stdout)
+    assert outcome["status"] == "no-tissue"
+    assert outcome["message"].endswith("it was given by zeros.png, which marks nothing")

@@ -20,6 +20,7 @@ from mtdp_runtime.errors import BackendError, OutputUnwritable, TileUnreadable
 from mtdp_runtime.pipeline.buffers import Batch, Buffers, Stopped
 from mtdp_runtime.pipeline.run import run_pipeline
 from mtdp_runtime.pipeline.timing import StageTime
+from mtdp_runtime.slide import Source
 from mtdp_runtime.store.layout import Layout, TileStatus
 from mtdp_runtime.store.writer import FeatureStore
 from support import info_of
@@ -36,7 +37,7 @@ class CountingSlide:
         self.jitter_s = jitter_s
         self.reads = 0
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         self.reads += 1
         if self.jitter_s:
             time.sleep(float(np.random.default_rng(x0).uniform(0, self.jitter_s)))
@@ -109,7 +110,9 @@ def run(
     path: Path, rows: int, slide: CountingSlide, backend: EchoBackend, readers: int = 3, fail: bool = False
 ) -> NDArray[np.float32]:
     with store_at(path, rows) as store:
-        times, _ = run_pipeline(slide, coords_of(rows), 1.0, TILE_PX, backend, store, readers, None, fail)
+        times, _ = run_pipeline(
+            slide, coords_of(rows), 1.0, TILE_PX, backend, store, readers=readers, fail_on_bad_tile=fail
+        )
         store.finish({})
     assert times.read.items >= times.tiles
     with h5py.File(path) as file:
@@ -160,7 +163,7 @@ class CrowdedSlide(CountingSlide):
         self.inside = 0
         self.crowd: list[int] = []
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         with self.lock:
             self.inside += 1
             self.crowd.append(self.inside)
@@ -247,7 +250,7 @@ def test_a_resumed_run_computes_rows_in_the_same_company(tmp_path: Path, done: i
 
 def run_resumed(path: Path, rows: int, slide: CountingSlide) -> NDArray[np.float32]:
     with store_at(path, rows) as store:
-        run_pipeline(slide, coords_of(rows), 1.0, TILE_PX, EchoBackend(), store, 2)
+        run_pipeline(slide, coords_of(rows), 1.0, TILE_PX, EchoBackend(), store, readers=2)
         store.finish({})
     with h5py.File(path) as file:
         features: NDArray[np.float32] = file["features"][:]
@@ -257,7 +260,9 @@ def run_resumed(path: Path, rows: int, slide: CountingSlide) -> NDArray[np.float
 def test_bad_tiles_are_counted_and_stored_as_nan(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
     with store_at(path, 20) as store:
-        _, bad = run_pipeline(CountingSlide(frozenset({3, 57})), coords_of(20), 1.0, TILE_PX, EchoBackend(), store, 3)
+        _, bad = run_pipeline(
+            CountingSlide(frozenset({3, 57})), coords_of(20), 1.0, TILE_PX, EchoBackend(), store, readers=3
+        )
         store.finish({})
     assert bad.count == 2
     assert sorted(bad.reasons) == ["damaged at 3", "damaged at 57"]
@@ -292,15 +297,19 @@ def test_a_disk_that_fails_ends_the_run_and_all_threads(tmp_path: Path) -> None:
 
         store.append = full  # type: ignore[method-assign]
         with pytest.raises(OutputUnwritable, match="no space left"):
-            run_pipeline(CountingSlide(), coords_of(200), 1.0, TILE_PX, EchoBackend(), store, 3)
+            run_pipeline(CountingSlide(), coords_of(200), 1.0, TILE_PX, EchoBackend(), store, readers=3)
     assert not [t for t in threading.enumerate() if t.name.startswith("mtdp-")]
 
 
 def test_the_record_names_the_bottleneck(tmp_path: Path) -> None:
     with store_at(tmp_path / "a.h5", 80) as store:
-        slow_model, _ = run_pipeline(CountingSlide(), coords_of(80), 1.0, TILE_PX, EchoBackend(delay_s=0.02), store, 2)
+        slow_model, _ = run_pipeline(
+            CountingSlide(), coords_of(80), 1.0, TILE_PX, EchoBackend(delay_s=0.02), store, readers=2
+        )
     with store_at(tmp_path / "b.h5", 80) as store:
-        slow_disk, _ = run_pipeline(CountingSlide(jitter_s=0.02), coords_of(80), 1.0, TILE_PX, EchoBackend(), store, 2)
+        slow_disk, _ = run_pipeline(
+            CountingSlide(jitter_s=0.02), coords_of(80), 1.0, TILE_PX, EchoBackend(), store, readers=2
+        )
     assert (slow_model.bottleneck, slow_disk.bottleneck) == ("infer", "read")
     assert slow_model.device_idle < 0.3 < slow_disk.device_idle
     assert slow_model.infer.items == slow_model.store.items == 80
@@ -319,7 +328,9 @@ def test_a_slide_that_fails_leaves_nothing_in_flight(tmp_path: Path) -> None:
             return super().submit(tiles)
 
     class Failing(CountingSlide):
-        def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        def read_into(
+            self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None
+        ) -> None:
             try:
                 super().read_into(out, x0, y0, scale)
             except TileUnreadable:

@@ -102,7 +102,7 @@ def test_a_damaged_tile_raises_is_never_padded_and_harms_no_other(tmp_path: Path
     damage_tile(path, 3)
     with open_slide(path) as slide:
         good = read_square(slide, 0, 0, 128, 1.0)
-        with pytest.raises(TileUnreadable, match=r"damaged\.tiff: cannot decode 64 x 64 px at \(400, 10\)"):
+        with pytest.raises(TileUnreadable, match=r"damaged\.tiff: cannot decode the tile in column 3, row 0"):
             read_square(slide, 400, 10, 64, 1.0)
         np.testing.assert_array_equal(read_square(slide, 0, 0, 128, 1.0), good)
         with pytest.raises(TileUnreadable):
@@ -121,12 +121,13 @@ def test_a_slide_without_mpp_says_so(make_slide: Callable[..., Path]) -> None:
         assert slide.info.mpp_source == "the slide does not say"
 
 
-def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
+def test_pixels_that_are_not_square_have_no_scale(tmp_path: Path) -> None:
     path = tmp_path / "anisotropic.tiff"
     resolution = {"resolution": (20000, 40000), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(path, stained(256, 256), tile=(128, 128), photometric="rgb", compression="zlib", **resolution)
-    with pytest.raises(SlideUnreadable, match="pixels are not square"):
-        open_slide(path)
+    with open_slide(path) as slide:
+        assert slide.info.mpp is None
+        assert slide.info.mpp_source == "TIFF resolution tags say 0.5 x 0.25 µm/px: the pixels are not square"
     with open_slide(path, 0.5, "--slide-mpp") as slide:
         assert slide.info.mpp == 0.5
 
@@ -137,8 +138,8 @@ def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
         ("broken.svs", "not a slide that OpenSlide can read"),
         ("zero_gi.tif", "not a slide that OpenSlide can read"),
         ("unopenable.tiff", "Unsupported TIFF compression: 52479"),
-        ("sm_image_jpegls.dcm", "Unsupported transfer syntax"),
-        ("test_wsi2.dcm", "concatenation"),
+        ("sm_image_jpegls.dcm", "transfer syntax 1.2.840.10008.1.2.4.80 is not read here"),
+        ("test_wsi2.dcm", "no file of its series is a picture of the slide"),
     ],
 )
 def test_what_is_no_slide_is_refused(slides_dir: Path, name: str, message: str) -> None:
@@ -163,7 +164,7 @@ def test_what_is_not_even_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_slide_that_opens_but_cannot_be_read(slides_dir: Path) -> None:
     with (
         open_slide(slides_dir / "odd" / "unreadable.svs") as slide,
-        pytest.raises(TileUnreadable, match="Bogus marker"),
+        pytest.raises(TileUnreadable, match="no JPEG marker where one was expected"),
     ):
         read_square(slide, 0, 0, 8, 1.0)
 
@@ -173,7 +174,7 @@ def test_real_slides_equal_openslide_at_a_levels_own_scale(slides_dir: Path, nam
     path = slides_dir / name
     with open_slide(path) as slide, openslide.OpenSlide(path) as reference:
         for level_index, level in enumerate(slide.info.levels):
-            if level.downsample != int(level.downsample):
-                continue
+            if level.downsample != reference.level_downsamples[level_index]:
+                continue  # there OpenSlide blends pixels
             region = reference.read_region((640, 320), level_index, (200, 200)).convert("RGB")
             np.testing.assert_array_equal(read_square(slide, 640, 320, 200, level.downsample), np.asarray(region))

@@ -39,7 +39,9 @@ def run(tiny_bundle: Path, tmp_path: Path) -> Run:
         bundle = load_bundle(tiny_bundle)
         settings = ExtractSettings(mpp=0.5, stride_px=64, min_tissue=0)
         with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine, open_slide(tmp_path / "slide.tiff") as slide:
-            return extract_slide(slide, tmp_path / "slide.h5", bundle, engine, settings, 1, overwrite)[0]
+            return extract_slide(
+                slide, tmp_path / "slide.h5", bundle, engine, settings, readers=1, overwrite=overwrite
+            )[0]
 
     return once
 
@@ -126,6 +128,7 @@ def test_a_sample_is_spread_over_all_files_of_a_slide(tmp_path: Path) -> None:
     slide, data = tmp_path / "a.mrxs", tmp_path / "a"
     data.mkdir()
     slide.write_bytes(b"index")
+    (data / "Slidedat.ini").write_bytes(b"[GENERAL]")
     rng = np.random.default_rng(0)
     for number in range(3):
         (data / f"Data{number}.dat").write_bytes(rng.bytes(3_000_000))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide import Slide, Source
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tile_jpeg2000 import decode_tile, read_header
@@ -121,16 +123,19 @@ def test_a_real_jpeg_2000_slide_equals_openslide_at_both_levels(slides_dir: Path
     with open_slide(path, 0.25) as fast, OpenSlideReader(path, 0.25, "test") as reference:
         assert isinstance(fast, TiledTiffReader), fast.info.reader_reason
         level = fast.info.levels[1]
-        # OpenSlide's places are level-0 pixels: only the corner of a level that is no exact half is one of its pixels.
-        corner = np.zeros((level.height, level.width, 3), np.uint8)
-        reference.read_into(corner, 0, 0, level.downsample)
-        for x0, y0 in ((0, 0), (1500, 1300), (2049, 1503), (fast.info.width - 448, fast.info.height - 448)):
-            np.testing.assert_array_equal(read_square(fast, x0, y0, 224, 1.0), read_square(reference, x0, y0, 224, 1.0))
-            lx, ly = round(x0 / level.downsample), round(y0 / level.downsample)
-            half = read_square(fast, x0, y0, 224, level.downsample)
-            np.testing.assert_array_equal(half, corner[ly : ly + 224, lx : lx + 224])
-        for x0, y0 in ((fast.info.width - 10, -50), (fast.info.width - 100, fast.info.height - 3)):
-            np.testing.assert_array_equal(read_square(fast, x0, y0, 224, 1.0), read_square(reference, x0, y0, 224, 1.0))
+        whole = np.zeros((level.height, level.width, 3), np.uint8)
+        fast.read_into(whole, 0, 0, level.downsample, Source(1))
+        with openslide.OpenSlide(path) as plain:  # from the corner it blends nothing, though the level is no exact half
+            region = np.asarray(plain.read_region((0, 0), 1, (level.width, level.height)))
+        np.testing.assert_array_equal(whole, region[..., :3])
+        width, height = fast.info.width, fast.info.height
+        for source, scale in ((Source(0), 1.0), (Source(0), 1.979), (Source(1), level.downsample), (Source(1), 5.3)):
+            places = ((0, 0), (1501, 1300), (2049, 1503), (width - 448, height - 448), (width - 10, -50))
+            for x0, y0 in (*places, (width - 100, height - 3)):
+                ours, theirs = np.zeros((224, 224, 3), np.uint8), np.zeros((224, 224, 3), np.uint8)
+                fast.read_into(ours, x0, y0, scale, source)
+                reference.read_into(theirs, x0, y0, scale, source)
+                np.testing.assert_array_equal(ours, theirs)
 
 
 WHOLE = encode(stained(256, 256))
@@ -203,3 +208,64 @@ def test_subsampled_colours_go_to_openslide_with_the_reason(tmp_path: Path) -> N
     with open_slide(path) as slide:
         assert isinstance(slide, OpenSlideReader)
         assert "subsampling) ((7, 1, 1), (7, 2, 1), (7, 2, 1))" in slide.info.reader_reason
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 3, 4, 16, 64])
+def test_zeros_that_fill_up_a_tile_are_no_damage(padding: int) -> None:
+    """Also where the only tile-part says that it goes on to the end marker (Psot 0)."""
+    expected, out = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256, 3), np.uint8)
+    decode_tile(WHOLE, False, expected)
+    at = WHOLE.index(b"\xff\x90\x00\x0a")
+    open_ended = WHOLE[: at + 6] + bytes(4) + WHOLE[at + 10 :]
+    for code in (WHOLE, open_ended):
+        decode_tile(code + bytes(padding), False, out)
+        np.testing.assert_array_equal(out, expected)
+    with pytest.raises(ValueError, match="no end marker"):
+        decode_tile(WHOLE + bytes(padding) + b"\x01\x02", False, out)
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+@pytest.mark.parametrize("container", ["j2k", "jp2"])
+def test_a_codestream_that_transforms_its_colours_gives_rgb_whatever_the_tiff_says(
+    transformed: bool, container: str
+) -> None:
+    image, out = stained(64, 64), np.zeros((64, 64, 3), np.uint8)
+    code = imagecodecs.jpeg2k_encode(image, codecformat=container, level=0, mct=transformed)
+    decode_tile(code, False, out)
+    np.testing.assert_array_equal(out, image)
+    decode_tile(code, True, out)
+    assert np.array_equal(out, image) == (transformed or container == "jp2")  # JP2 says that its colours are sRGB
+
+
+def test_a_jp2_file_that_breaks_off_is_an_error() -> None:
+    code = imagecodecs.jpeg2k_encode(stained(64, 64), codecformat="jp2", level=0)
+    for cut in (13, 40, 90, len(code) // 2, len(code) - 3):
+        with pytest.raises(ValueError):
+            decode_tile(code[:cut], False, np.zeros((64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("layers", [1, 28, 29, 60])
+def test_a_tile_of_empty_packets_is_grey_and_no_hole(layers: int) -> None:
+    """A packet without data is one zero byte: of each component, resolution and layer."""
+    siz = struct.pack(">HHHIIIIIIIIH", 0xFF51, 47, 0, 256, 256, 0, 0, 256, 256, 0, 0, 3) + b"\x07\x01\x01" * 3
+    cod = struct.pack(">HHBBHBBBBBB", 0xFF52, 12, 0, 0, layers, 1, 5, 4, 4, 0, 1)
+    qcd = struct.pack(">HHB", 0xFF5C, 19, 0x40) + bytes([8 << 3] + [9 << 3, 9 << 3, 10 << 3] * 5)
+    body = bytes(layers * 18)
+    sot = struct.pack(">HHHIBB", 0xFF90, 10, 0, 14 + len(body), 0, 1)
+    code, out = (
+        b"\xff\x4f" + siz + cod + qcd + sot + b"\xff\x93" + body + b"\xff\xd9",
+        np.zeros((256, 256, 3), np.uint8),
+    )
+    decode_tile(code, False, out)
+    assert (out == 128).all()
+    with pytest.raises(ValueError, match="zero bytes in a row"):
+        decode_tile(holed(WHOLE), False, out)
+
+
+def test_an_aperio_slide_whose_tiles_transform_their_colours_says_so(tmp_path: Path) -> None:
+    """Bio-Formats writes 33003 for any JPEG 2000; OpenSlide converts twice."""
+    image = stained(256, 256)
+    path = write_svs(tmp_path / "slide.svs", image, YCBCR, reversible=True, level=0, mct=True)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(read_square(slide, 0, 0, 256, 1.0), image)
+        assert "its JPEG 2000 tiles say RGB where the TIFF says YCBCR" in slide.info.reader_reason

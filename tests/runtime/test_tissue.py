@@ -37,7 +37,7 @@ def test_a_stained_piece_is_found_to_within_a_pixel_or_two() -> None:
 def test_a_blank_slide_has_no_tissue() -> None:
     mask, threshold = tissue_of(canvas(), 8.0, SETTINGS)
     assert not mask.any()
-    assert threshold == SETTINGS.saturation_floor
+    assert threshold == SETTINGS.density_floor
 
 
 def test_a_slide_full_of_tissue_is_not_split_in_two() -> None:
@@ -195,3 +195,33 @@ def test_a_real_slide(slides_dir: Path) -> None:
 def test_a_slide_of_which_nothing_can_be_decoded(slides_dir: Path) -> None:
     with open_slide(slides_dir / "odd" / "unreadable.svs") as slide, pytest.raises(TileUnreadable):
         find_tissue(slide, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp", "part"),
+    [
+        ("CMU-1-Small-Region.svs", None, 0.39),
+        ("tcga-cr-7395-01a-01-ts1.svs", 0.5, 0.65),
+        ("multi_frame_jpeg_camelyon_challenge_image.dcm", 28.97, 0.25),
+        ("multi_frame_jpeg2000_camelyon_challenge_image.dcm", 28.97, 0.33),
+    ],
+)
+def test_real_slides_have_as_much_tissue_as_was_seen(
+    slides_dir: Path, name: str, mpp: float | None, part: float
+) -> None:
+    """Parts of the slide, from masks that were looked at."""
+    with open_slide(slides_dir / name, mpp, "test") as slide:
+        tissue = find_tissue(slide, SETTINGS)
+    assert tissue.mask.mean() == pytest.approx(part, abs=0.03)
+    assert tissue.glass is not None
+    assert tissue.source == "found by what it absorbs over the slide's glass"
+
+
+def test_methyl_green_is_no_pen(slides_dir: Path) -> None:
+    """The same tissue, stained as green as a pen."""
+    with open_slide(slides_dir / "CMU-1-Small-Region.svs") as slide:
+        tissue = find_tissue(slide, SETTINGS)
+    density = np.clip(-np.log((tissue.image.mean(axis=2, keepdims=True) + 1) / 244), 0, None)
+    green = (243 * np.exp(-density * np.array((0.95, 0.2, 0.45)) / 0.55)).astype(np.uint8)
+    mask, _ = tissue_of(green, tissue.mpp, SETTINGS)
+    assert mask[tissue.mask].mean() > 0.9

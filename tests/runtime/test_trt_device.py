@@ -15,24 +15,26 @@ from hypothesis import strategies as st
 from fake_cuda import FakeCudart, FakeTrt
 from mtdp_runtime.backends.gpus import Gpu
 from mtdp_runtime.backends.tensorrt.cuda import CudaDevice
-from mtdp_runtime.backends.tensorrt.engine_source import Plan
+from mtdp_runtime.backends.tensorrt.engine_source import SerializedEngine
 from mtdp_runtime.backends.tensorrt.slots import Slots, with_room
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory, EngineRejected
 from mtdp_runtime.files import read_with_digest, save_with_digest
 
 BATCH, TILE_PX = 4, 3
 GPU = Gpu(0, "RTX of the test", "8.9")
-GOOD = Plan(b"good engine", "the test")
+GOOD = SerializedEngine(b"good engine", "the test")
 
 
 def device(
     cudart: FakeCudart,
-    plan: Plan = GOOD,
+    plan: SerializedEngine = GOOD,
     batch: int = BATCH,
     library: str = "tensorrt-rtx",
     kernels: Path | None = None,
 ) -> CudaDevice:
-    return CudaDevice(library, GPU, plan, batch, TILE_PX, kernels, cudart, FakeTrt(cudart))
+    return CudaDevice(
+        library, GPU, plan, batch=batch, tile_px=TILE_PX, kernels=kernels, cudart=cudart, trt=FakeTrt(cudart)
+    )
 
 
 @pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
@@ -98,7 +100,7 @@ def test_the_batch_is_halved_until_it_fits() -> None:
 def test_an_engine_that_the_library_refuses_is_rejected_in_its_words() -> None:
     cudart = FakeCudart()
     with pytest.raises(EngineRejected, match="it cannot be deserialised: magic tag does not match"):
-        device(cudart, Plan(b"bad", "the test"))
+        device(cudart, SerializedEngine(b"bad", "the test"))
     with pytest.raises(EngineRejected, match="it takes no batch of 128 tiles"):
         device(cudart, batch=128)
     assert not cudart.memory
@@ -109,7 +111,7 @@ def test_a_runtime_that_cannot_start_cuda_is_an_error_of_ours() -> None:
     trt = FakeTrt(cudart)
     trt.Runtime = FakeTrt.Runtime_without_cuda  # type: ignore[method-assign]
     with pytest.raises(BackendError, match="tensorrt-rtx cannot start its runtime: CUDA initialization failure"):
-        CudaDevice("tensorrt-rtx", GPU, GOOD, BATCH, TILE_PX, None, cudart, trt)
+        CudaDevice("tensorrt-rtx", GPU, GOOD, batch=BATCH, tile_px=TILE_PX, kernels=None, cudart=cudart, trt=trt)
     assert not cudart.memory
 
 
@@ -117,7 +119,8 @@ def test_kernels_that_the_library_does_not_give_are_not_kept(tmp_path: Path) -> 
     cudart = FakeCudart()
     trt = FakeTrt(cudart)
     trt.kernels_of_this_gpu = None
-    CudaDevice("tensorrt-rtx", GPU, GOOD, BATCH, TILE_PX, tmp_path / "x.jit", cudart, trt).close()
+    kept = tmp_path / "x.jit"
+    CudaDevice("tensorrt-rtx", GPU, GOOD, batch=BATCH, tile_px=TILE_PX, kernels=kept, cudart=cudart, trt=trt).close()
     assert not list(tmp_path.iterdir())
 
 

@@ -23,7 +23,7 @@ from mtdp_runtime.backends.tensorrt.build import (
     attach_timing_cache,
     build_engine,
 )
-from mtdp_runtime.backends.tensorrt.engine_source import EngineCache, Plan, obtain
+from mtdp_runtime.backends.tensorrt.engine_source import EngineCache, SerializedEngine, obtain
 from mtdp_runtime.backends.tensorrt.library import says_out_of_memory
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
 from mtdp_runtime.bundle.engine_key import EngineKey, Wanted, misfit
@@ -126,10 +126,10 @@ def must_not_build() -> Built:
     raise AssertionError("an engine was built where there is one")
 
 
-def refuses(*contents: bytes) -> Callable[[Plan], bytes]:
+def refuses(*contents: bytes) -> Callable[[SerializedEngine], bytes]:
     """A library that rejects these engines."""
 
-    def open_plan(plan: Plan) -> bytes:
+    def open_plan(plan: SerializedEngine) -> bytes:
         if plan.engine in contents:
             raise EngineRejected("it cannot be deserialised")
         return plan.engine
@@ -254,7 +254,7 @@ class TestObtain:
         bundle = load_bundle(tiny_bundle)
         obtain(bundle, WANTED, cache, build, refuses())
 
-        def no_room(plan: Plan) -> bytes:
+        def no_room(plan: SerializedEngine) -> bytes:
             raise DeviceOutOfMemory("full")
 
         with pytest.raises(DeviceOutOfMemory):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Probe:
 
 
 def lacking(name: str, missing: list[tuple[str, str]]) -> Probe:
-    """A backend that does not run here: all that is missing, each with the line that brings it."""
+    """Describe a backend that does not run here: all that is missing, each with the line that brings it."""
     return Probe(name, False, "; ".join(what for what, _ in missing), "; then ".join(line for _, line in missing))
 
 
@@ -51,6 +51,7 @@ class Backend(Protocol):
     may be in flight.
     """
 
+    on_cores: ClassVar[bool]  # whether it computes on the cores that read, too
     name: str  # with version, as it is stored with the features
     precision: str  # what is computed in: fp32, bf16, fp16 or int8
     batch: int  # the one batch size that it takes

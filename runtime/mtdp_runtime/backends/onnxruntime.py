@@ -33,6 +33,8 @@ _NOT_THERE: Final = (ImportError, AttributeError, OSError)
 class OnnxRuntime:
     """A session; a thread of its own runs the batches, since `run` blocks."""
 
+    on_cores: ClassVar[bool] = True
+
     def __init__(self, session: Any, name: str, batch: int, precision: str = "fp32") -> None:
         self.name = name
         self.precision = precision
@@ -109,6 +111,7 @@ class OnnxRuntime:
 class OnnxRuntimeCuda(OnnxRuntime):
     """ONNX Runtime's CUDA provider on the first visible GPU."""
 
+    on_cores: ClassVar[bool] = False
     rung: ClassVar[str] = "onnxruntime-cuda"
     providers: ClassVar[tuple[tuple[str, dict[str, str]], ...]] = (
         ("CUDAExecutionProvider", {"use_tf32": "0"}),  # fp32 means fp32

@@ -8,7 +8,7 @@ overrides the fp32 layers of a typed graph.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ _SLOW_BF16: Final = ("fp32", "bf16", "fp16", "int8")
 
 class OpenVINO:
     """A model compiled by OpenVINO, with two requests in flight."""
+
+    on_cores: ClassVar[bool] = True
 
     def __init__(self, model: Any, name: str, precision: str, batch: int) -> None:
         self.name = name

@@ -30,7 +30,8 @@ def compiled(
 
     Args:
         core: OpenVINO's `Core`.
-        file: the model; checked, its SHA-256 is `sha256`.
+        file: the model; it was checked.
+        sha256: of the file.
         shape: of its input.
         config: OpenVINO's properties.
         cpu: the machine in words: another CPU, another compiled model.

@@ -35,7 +35,7 @@ class Replayed:
     length_error: float = 0.0  # the largest of a feature vector's, relative
 
     def shortfall(self, precision: str) -> str:
-        """What this precision lacks, to follow the engine's name; empty where it passes."""
+        """Say what this precision lacks, to follow the engine's name; empty where it passes."""
         if not self.cosine >= MIN_COSINE[precision]:
             return f"has a cosine of {self.cosine:.6f} to its golden features here, {MIN_COSINE[precision]} is required"
         if not self.length_error <= MAX_LENGTH_ERROR[precision]:

@@ -2,6 +2,9 @@
 
 Its package `openvino_telemetry` sends an event at the import (a child process asks google-analytics.com) and writes an
 identifier to ~/intel. What computes needs neither, and takes the package's absence for granted.
+
+ONNX Runtime reports, too, some seconds after its first session, and leaves an identifier in ~/.cache. It keeps still
+where ORT_DISABLE_TELEMETRY is set, which importing any package of this project does.
 """
 
 from __future__ import annotations

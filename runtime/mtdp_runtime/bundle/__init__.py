@@ -21,6 +21,7 @@ from typing import Any, Final
 from mtdp_runtime.bundle.manifest import MANIFEST_NAME, FileRef, Manifest, Variant
 from mtdp_runtime.bundle.onnx_check import check_model_file
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
+from mtdp_runtime.files import write_atomically
 
 _MOST_MANIFEST_BYTES: Final = 16 << 20  # far above what any has
 
@@ -90,7 +91,7 @@ def file_ref(folder: Path, name: str) -> FileRef:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write bundle.json, in a fixed order, so that equal manifests have equal digests."""
     text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
-    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    write_atomically(folder / MANIFEST_NAME, text.encode())
 
 
 def _no_constant(name: str) -> float:

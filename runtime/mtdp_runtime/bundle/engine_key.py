@@ -100,7 +100,7 @@ class Wanted:
     capability: str  # of that GPU, "8.9"
 
     def own_key(self) -> EngineKey:
-        """The key of an engine built here for exactly this."""
+        """Return the key of an engine built here for exactly this."""
         batch = (self.batch, self.batch, self.batch)
         return EngineKey(
             self.library,

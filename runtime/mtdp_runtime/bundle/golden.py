@@ -57,6 +57,7 @@ def _wrong_arrays(tiles: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> s
 
 
 def shown(array: NDArray[Any]) -> str:
+    """Return an array's type and shape as a person writes them: `float32[4, 512]`."""
     return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
 
 

@@ -4,6 +4,9 @@ An ONNX model is data, but two things in it reach out of the file: tensors kept 
 path an attacker may choose) and operators of other domains (which need a library of code). Neither is let through.
 The walk follows the protocol-buffer wire format (protobuf.dev/programming-guides/encoding) through the messages of
 onnx.proto3 that can hold either, skips all else by its length, and needs no ONNX library.
+
+ONNX Runtime's own domain is let through by operator, not whole: among its operators are some whose meaning is "load
+this" (EPContext and Snpe take compiled code of a device, PythonOp calls Python).
 """
 
 from __future__ import annotations
@@ -15,8 +18,66 @@ from typing import Final
 
 from mtdp_runtime.errors import BundleInvalid
 
-# The domains that engines implement themselves: ONNX's own, and ONNX Runtime's fused and quantised operators.
-DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+# The domains that engines implement themselves: ONNX's own, and ONNX Runtime's.
+MICROSOFT: Final = "com.microsoft"
+DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", MICROSOFT})
+# ONNX Runtime's operators that compute, and nothing else: what its optimisers fuse, and what its quantiser writes
+# (onnxruntime, docs/ContribOperators.md).
+MICROSOFT_OPERATORS: Final = frozenset(
+    [
+        "Attention",
+        "BiasAdd",
+        "BiasGelu",
+        "BiasSoftmax",
+        "BiasSplitGelu",
+        "DequantizeLinear",
+        "DynamicQuantizeMatMul",
+        "EmbedLayerNormalization",
+        "FastGelu",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "FusedMatMulActivation",
+        "GatedRelativePositionBias",
+        "Gelu",
+        "GridSample",
+        "GroupNorm",
+        "GroupQueryAttention",
+        "Inverse",
+        "MatMulInteger16",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "MaxpoolWithMask",
+        "MultiHeadAttention",
+        "NhwcConv",
+        "NhwcFusedConv",
+        "NhwcMaxPool",
+        "PackedAttention",
+        "PackedMultiHeadAttention",
+        "Pad",
+        "QAttention",
+        "QGemm",
+        "QLinearAdd",
+        "QLinearAveragePool",
+        "QLinearConcat",
+        "QLinearConv",
+        "QLinearGlobalAveragePool",
+        "QLinearLeakyRelu",
+        "QLinearMul",
+        "QLinearReduceMean",
+        "QLinearSigmoid",
+        "QLinearSoftmax",
+        "QLinearWhere",
+        "QuantizeLinear",
+        "QuickGelu",
+        "RelativePositionBias",
+        "RotaryEmbedding",
+        "SkipGroupNorm",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "Trilu",
+    ]
+)
 _DEEPEST: Final = 64
 _MOST_FIELDS: Final = 20_000_000
 
@@ -33,6 +94,7 @@ _INSIDE: Final[dict[str, dict[int, str]]] = {
     "OperatorSet": {},
 }
 _DOMAIN_FIELD: Final = {"Node": 7, "OperatorSet": 1}
+_OPERATOR_FIELD: Final = 4  # of a Node
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a Tensor
 
 
@@ -44,28 +106,43 @@ def check_model_file(path: Path) -> None:
     """
     hint = "Export the model again with mtdp-export: it writes one file, of standard operators."
     graphs = 0
+    # Of each node: a field that stands there twice counts as often as it stands, whichever a parser would take.
+    operators: dict[int, set[str]] = {}
+    microsofts: set[int] = set()
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for message, number, value in _walk(data):
+            for message, at, number, value in _walk(data):
                 if message == "Tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)):
                     raise BundleInvalid(f"{path}: a tensor of this model lies in another file", hint)
                 if number == _DOMAIN_FIELD.get(message) and isinstance(value, tuple):
                     domain = data[value[0] : value[1]].decode("utf-8", errors="replace")
                     if domain not in DOMAINS:
                         raise BundleInvalid(f"{path}: operators of the domain {domain!r} need code of their own", hint)
+                    if domain == MICROSOFT and message == "Node":
+                        microsofts.add(at)
+                if message == "Node" and number == _OPERATOR_FIELD and isinstance(value, tuple):
+                    name = data[value[0] : value[1]].decode("utf-8", errors="replace")
+                    operators.setdefault(at, set()).add(name)
                 graphs += message == "Model" and number == 7
     except (ValueError, IndexError) as error:
         raise BundleInvalid(f"{path}: not an ONNX model: {error}", hint) from error
+    unknown = sorted(name for at in microsofts for name in operators.get(at, set()) - MICROSOFT_OPERATORS)
+    if unknown:
+        raise BundleInvalid(f"{path}: the operator {MICROSOFT}.{unknown[0]} may load code of its own", hint)
     if not graphs:
         raise BundleInvalid(f"{path}: not an ONNX model: there is no graph in it", hint)
 
 
-def _walk(data: mmap.mmap) -> Iterator[tuple[str, int, int | tuple[int, int]]]:
-    """Yield message, field number, and a number or the (start, end) of bytes, for the messages of `_INSIDE`."""
+def _walk(data: mmap.mmap) -> Iterator[tuple[str, int, int, int | tuple[int, int]]]:
+    """Yield message, where it begins, field number, and a number or the (start, end) of bytes.
+
+    For the messages of `_INSIDE` alone.
+    """
     todo = [("Model", 0, len(data), 0)]
     fields = 0
     while todo:
         message, place, end, depth = todo.pop()
+        at = place
         if depth > _DEEPEST:
             raise ValueError(f"messages nested more than {_DEEPEST} deep")
         while place < end:
@@ -76,12 +153,12 @@ def _walk(data: mmap.mmap) -> Iterator[tuple[str, int, int | tuple[int, int]]]:
             number, kind = key >> 3, key & 7
             if kind == 0:
                 value, place = _varint(data, place, end)
-                yield message, number, value
+                yield message, at, number, value
             elif kind == 2:
                 length, place = _varint(data, place, end)
                 if length > end - place:
                     raise ValueError(f"a field of {length} bytes where {end - place} are left")
-                yield message, number, (place, place + length)
+                yield message, at, number, (place, place + length)
                 inner = _INSIDE[message].get(number)
                 if inner is not None:
                     todo.append((inner, place, place + length, depth + 1))

@@ -1,144 +1,174 @@
-"""One slide of a run: staged, opened, extracted, and what became of it."""
+"""One slide of a run, from its claim to its line in run.jsonl."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from mtdp_runtime.cohort.claims import Claim
+from mtdp_runtime.cohort.claims import Claim, Held, claim
+from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, open_requested
 from mtdp_runtime.cohort.staging import Staging
-from mtdp_runtime.cohort.watchdog import Worker
+from mtdp_runtime.cohort.watchdog import Unwatched, Worker
 from mtdp_runtime.errors import BackendError, ClaimLost, SlideError, StoreError, UsageError
-from mtdp_runtime.extraction.extract import extract_targets
-from mtdp_runtime.extraction.models import Model, Target, folders
-from mtdp_runtime.extraction.outcome import Outcome, failed, unforeseen
+from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
+from mtdp_runtime.extraction.models import Model, Target
+from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive
-from mtdp_runtime.report.slide import report_is_current, write_report
-from mtdp_runtime.settings import ExtractSettings
+from mtdp_runtime.report.slide import Thumbnail, report_is_current, write_report
+from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import run_log
+from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.plan import Plan, make_plan
 
 
 @dataclass(frozen=True, slots=True)
-class Listeners:
-    """What the caller wants to hear of a run."""
-
-    on_plan: Callable[[Plan, int], None]  # with how many tiles an earlier run did
-    on_progress: Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
-    """What is the same for all slides of a run."""
+    """A job that is under way in this process: what its slides share."""
 
-    out: Path
-    models: Sequence[Model]  # of one tile size: each tile is read once for all
-    settings: ExtractSettings
-    readers: int  # threads
-    listeners: Listeners
-    overwrite: bool = False  # replace what differs or is incomplete
-    report: bool = True
-    retry_failed: bool = False
-    worker: Worker | None = None
-    formats: Sequence[str] = ()  # to derive from each file
+    job: Job
+    models: Sequence[Model]
+    listeners: Listeners = SILENT
+    worker: Worker = field(default_factory=Unwatched)
     staging: Staging | None = None
+    failures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of earlier runs: `run_log.failures`
 
 
-def extract_request(
-    request: SlideRequest, run: Run, mine: Claim, following: SlideRequest | None, attempt: str
-) -> Outcome:
-    """Extract a slide. Only what is the slide's own fault is an `attempt` that a later run need not repeat."""
+def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = None) -> Outcome | Held:
+    """Do all that a run does for one slide: the unit that any scheduler schedules.
 
-    def beat() -> None:
-        if run.worker is not None:
-            run.worker.beat()
+    It is claimed, staged, extracted and recorded in run.jsonl, unless another process has it, or it failed before, as
+    it is and with the same settings.
 
-    def on_progress(tiles: int) -> None:
-        beat()
-        run.listeners.on_progress(tiles)
+    Args:
+        request: the slide.
+        run: what it shares with the others.
+        following: the slide that comes after it here; it is staged meanwhile.
 
-    def before_finish() -> None:
-        if mine.lost():
-            raise ClaimLost(f"{request.path}: another process took it over")
+    Returns:
+        How it went; or who has it: then nothing was done.
 
-    targets = _targets(request, run)
+    Raises:
+        BackendError, OutputUnwritable: what would fail for every slide.
+    """
+    before = failed_before(request, run)
+    if before is not None:
+        message = f"{before.get('message', '')} (an earlier run found this; --retry-failed tries it again)"
+        return Outcome(request.path, "failed", message=message, hint=str(before.get("hint", "")))
+    mine = claim(run.job.out, request.name)
+    if isinstance(mine, Held):
+        return mine
+    with mine:
+        key = attempt_key(request, run)
+        run.worker.begin(request.name, log_line(Outcome(request.path, "failed", attempt=key)), str(mine.path))
+        outcome = _extract(request, run, mine, following, key)
+        line = log_line(outcome)
+        run_log.append(run.job.out, line)
+        run.worker.end(request.name, run_log.counts(line))
+    return outcome
+
+
+def failed_before(request: SlideRequest, run: Run) -> Mapping[str, Any] | None:
+    """Return the line of an earlier run, where it failed and there is no file that could have come since."""
+    if not run.failures or all_there(request, run):
+        return None
+    return run.failures.get(attempt_key(request, run))
+
+
+def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideRequest | None, key: str) -> Outcome:
+    """Extract a slide. Only what is the slide's own fault gets the `key`: a later run need not try it again."""
+    taken = Outcome(request.path, "claimed", message=f"{request.path}: another process took it over")
     local, stored = request.path, False
     try:
         if run.staging is not None:
-            local = _stage(request, following, run, run.staging, beat)
-        with open_requested(request, local, beat) as slide:
+            local = _stage(request, following, run, run.staging)
+        with open_requested(request, local, run.worker.beat) as slide:
             mask = mask_of(request, slide.info)
             outcome, plan = extract_targets(
                 slide,
-                targets,
-                run.settings,
-                run.readers,
-                run.overwrite,
-                run.listeners.on_plan,
-                on_progress,
-                before_finish,
-                mask,
+                _targets(request, run),
+                run.job.settings,
+                readers=run.job.threads,
+                overwrite=run.job.overwrite,
+                mask=mask,
+                listeners=_listeners(request, run, mine),
             )
             stored = True
-            for target in targets:
-                folder = target.path.parent
-                derive(target.path, folder, run.formats)
-                report = folder / "report" / f"{request.name}.html"
-                if run.report and (plan is not None or not report_is_current(report, target.path)):
-                    # A report that an earlier run could not write costs a plan now, and no inference.
-                    plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.settings, mask)
-                    write_report(report, target.path, plan, outcome)
-    except ClaimLost as error:
-        return Outcome(request.path, "claimed", message=str(error))
+            _derive(request, run, slide, mask, plan)
+    except ClaimLost:
+        return taken
     except MaskRefused as error:
         return failed(request.path, error)
     except (BackendError, UsageError):
         if mine.lost():
-            return Outcome(request.path, "claimed", message=f"{request.path}: another process took it over")
+            return taken
         raise
     except (SlideError, StoreError) as error:
         outcome = failed(request.path, error)
-        own = attempt if isinstance(error, SlideError) and not stored else ""
+        own = key if isinstance(error, SlideError) and not stored else ""
         return replace(outcome, message=outcome.message.replace(str(local), str(request.path)), attempt=own)
     except MemoryError as error:
         detail = str(error) or "the machine has no more"
         hint = "A smaller --batch needs less."
         return Outcome(request.path, "failed", message=f"{request.path}: out of memory: {detail}", hint=hint)
     except Exception as error:  # a damaged file finds ways that nobody thought of; it must not end the others
-        return unforeseen(request.path, error, "" if stored else attempt)
+        return unforeseen(request.path, error, "" if stored else key)
     return outcome
 
 
-def _stage(
-    request: SlideRequest, following: SlideRequest | None, run: Run, staging: Staging, beat: Callable[[], None]
-) -> Path:
+def _listeners(request: SlideRequest, run: Run, mine: Claim) -> Listeners:
+    """Return the run's own listeners, and let the worker beat; a file gets its name only while the claim is ours."""
+
+    def on_progress(tiles: int) -> None:
+        run.worker.beat()
+        run.listeners.on_progress(tiles)
+
+    def before_commit() -> None:
+        run.listeners.before_commit()
+        if mine.lost():
+            raise ClaimLost(f"{request.path}: another process took it over")
+
+    return Listeners(run.listeners.on_plan, on_progress, before_commit)
+
+
+def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | None, plan: Plan | None) -> None:
+    """Make from each finished file what was asked for, where it is missing or was made of another content."""
+    for target in _targets(request, run):
+        folder = target.path.parent
+        derive(target.path, folder, run.job.formats)
+        report = folder / "report" / f"{request.name}.html"
+        if run.job.report and (plan is not None or not report_is_current(report, target.path)):
+            # A report that an earlier run could not write costs a plan now, for its thumbnail, and no inference.
+            plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.job.settings, mask)
+            tissue = plan.tissue
+            write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0))
+
+
+def _stage(request: SlideRequest, following: SlideRequest | None, run: Run, staging: Staging) -> Path:
     """Return where to read a slide from, and let the next one be copied meanwhile; the others' copies are removed."""
-    is_done = not run.overwrite and all_there(request, run)  # then only its facts are compared
+    is_done = not run.job.overwrite and all_there(request, run)  # then only its facts are compared
     wanted = {one.path for one in (None if is_done else request, following) if one is not None}
     staging.keep_only(wanted)
     local = request.path
     if not is_done:
         staging.begin(request.path)
-        local = staging.wait(request.path, beat)
+        local = staging.wait(request.path, run.worker.beat)
     if following is not None:
         staging.begin(following.path)
     return local
 
 
-def run_folders(run: Run) -> list[Path]:
-    return folders([model.bundle for model in run.models], run.out)
-
-
 def _targets(request: SlideRequest, run: Run) -> list[Target]:
-    places = zip(run_folders(run), run.models, strict=True)
+    places = zip(run.job.folders, run.models, strict=True)
     return [Target(folder / f"{request.name}.h5", model) for folder, model in places]
 
 
 def all_there(request: SlideRequest, run: Run) -> bool:
+    """Say whether each model's file has its name."""
     return all(target.path.exists() for target in _targets(request, run))
 
 
@@ -146,7 +176,7 @@ def attempt_key(request: SlideRequest, run: Run) -> str:
     """Return 16 hex digits of what decides whether trying again can end otherwise."""
     mask = None if request.mask is None else [run_log.absolute(request.mask), _size_and_time(request.mask)]
     path = request.path
-    facts = [run_log.absolute(path), _size_and_time(path), request.mpp, mask, asdict(run.settings)]
+    facts = [run_log.absolute(path), _size_and_time(path), request.mpp, mask, asdict(run.job.settings)]
     for model in run.models:
         facts += [model.bundle.digest, model.backend.name, model.backend.precision, model.backend.batch]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

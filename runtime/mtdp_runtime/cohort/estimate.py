@@ -28,7 +28,7 @@ def read_seconds(slide: Slide, plan: Plan) -> tuple[float, int]:
     start, measured = time.perf_counter(), 0
     for x0, y0 in plan.coords[rows].tolist():
         try:
-            slide.read_into(tile, x0, y0, plan.grid.scale)
+            slide.read_into(tile, x0, y0, plan.grid.scale, plan.source)
         except TileUnreadable:
             continue
         measured += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -10,28 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mtdp_runtime.cohort.slide_table import read_slide_table
 from mtdp_runtime.errors import DuplicateSlideNames, RuntimeFailure, UsageError
-from mtdp_runtime.slide import SlideInfo, dicom
+from mtdp_runtime.slide import SlideInfo, dicom, zarr_folder
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
 from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
 
-# What OpenSlide 4 reads, by the extensions that its vendors use.
+# What OpenSlide 4 reads, by the extensions that its vendors use; and the images that are read without it.
+_VENDORS: Final = (".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi", ".avs")
+_PICTURES: Final = (".png", ".jpg", ".jpeg")
 SLIDE_SUFFIXES: Final = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
+    {*_VENDORS, *_PICTURES, ".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff", zarr_folder.SUFFIX}
 )
-
-COLUMNS: Final = ("slide", "mpp", "mask", "name")
-SHOWN_COLUMNS: Final = "slide[,mpp][,mask][,name]"
-# What people call these columns elsewhere. Ignoring one would mean a wrong scale, or no mask, without a word.
-_NEAR_MISSES: Final = {
-    **dict.fromkeys(("path", "paths", "slides", "slide_path", "file", "filename", "file_name", "image"), "slide"),
-    **dict.fromkeys(("slide_mpp", "slide-mpp", "mpp_x", "mpp_y", "mpps", "mpp0", "level0_mpp"), "mpp"),
-    **dict.fromkeys(("um_per_px", "microns_per_pixel", "micrometers_per_pixel", "micrometres_per_pixel"), "mpp"),
-    **dict.fromkeys(("masks", "mask_path", "mask_file", "geojson", "annotation", "annotations"), "mask"),
-    **dict.fromkeys(("names", "output", "output_name", "out_name"), "name"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +63,7 @@ def list_slides(
     requests: list[SlideRequest] = []
     seen: set[tuple[Path, str]] = set()
     for path in named:
-        if path.is_dir():
+        if path.is_dir() and not zarr_folder.is_zarr(path):
             found = _in_folder(path)
             if not found:
                 raise UsageError(
@@ -80,7 +71,7 @@ def list_slides(
                 )
             requests += found
         elif path.suffix.lower() == ".csv":
-            requests += _manifest(path, say)
+            requests += _listed(path, say)
         elif not _is_more_of_a_series(path, seen):
             requests.append(SlideRequest(path))
     if slide_mpp is not None:
@@ -146,6 +137,8 @@ def shard_of(request: SlideRequest, parts: int) -> int:
 def _in_folder(root: Path) -> list[SlideRequest]:
     """List the slides below a folder. The files of a DICOM series are one slide, however many they are."""
     files = sorted(p for p in root.rglob("*") if _looks_like_a_slide(p, root))
+    slides = {p.with_suffix("") for p in files if p.suffix.lower() not in _PICTURES}
+    files = [p for p in files if p.suffix.lower() not in _PICTURES or p.with_suffix("") not in slides]  # thumbnails
     of_series = {p for p in files if dicom.is_dicom(p)}
     found = [SlideRequest(p) for p in files if p not in of_series]
     for folder in sorted({p.parent for p in of_series}):
@@ -167,7 +160,12 @@ def _is_more_of_a_series(path: Path, seen: set[tuple[Path, str]]) -> bool:
 
 
 def _looks_like_a_slide(path: Path, root: Path) -> bool:
-    if any(part.startswith(".") for part in path.relative_to(root).parts):
+    parts = path.relative_to(root).parts
+    if any(part.startswith(".") for part in parts) or any(p.lower().endswith(zarr_folder.SUFFIX) for p in parts[:-1]):
+        return False
+    if path.suffix.lower() == zarr_folder.SUFFIX:
+        return path.is_dir() and zarr_folder.is_image(path)
+    if path.suffix.lower() in _PICTURES and any(path.parent.glob("*.vm[su]")):  # the parts of a Hamamatsu VMS
         return False
     if path.suffix.lower() not in SLIDE_SUFFIXES and not dicom.is_dicom(path):
         return False
@@ -176,63 +174,28 @@ def _looks_like_a_slide(path: Path, root: Path) -> bool:
     return path.is_file() and not any(parent.with_name(f"{parent.name}.mrxs").exists() for parent in inside)
 
 
-def _manifest(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
+def _listed(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
     """Read a manifest; relative paths start at its own folder."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            columns = [name.strip().lower() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            f"{path}: cannot be read as a CSV manifest: {error}", hint=f"Columns: {SHOWN_COLUMNS}"
-        ) from error
-    if "slide" not in columns:
-        shown = ", ".join(columns) or "none"
-        raise UsageError(
-            f"{path}: no column named slide (columns: {shown})", hint=f"The first line must be: {SHOWN_COLUMNS}"
-        )
-    _look_at_columns(path, columns, say)
-    if not rows:
-        raise UsageError(f"{path}: names no slide", hint="One line a slide, after the line of the columns.")
     requests = []
-    for number, row in enumerate(rows, start=2):
-        name, text = (row["slide"] or "").strip(), (row.get("mpp") or "").strip()
-        if not name:
-            raise UsageError(f"{path}: line {number}: no slide named", hint="Remove the line or name a file.")
+    for row in read_slide_table(path, say):
         try:
-            mpp = float(text) if text else None
+            mpp = float(row.mpp) if row.mpp else None
         except ValueError:
             mpp = math.nan
         if mpp is not None and not is_scale(mpp):
-            raise UsageError(f"{path}: line {number}: mpp {text!r} is not a scale", hint="For example 0.25.")
-        mask = (row.get("mask") or "").strip()
-        given_by = f"the manifest {path.name}" if mpp else ""
-        slide = path.parent / name
-        called = (row.get("name") or "").strip()
+            raise UsageError(f"{path}: line {row.line}: mpp {row.mpp!r} is not a scale", hint="For example 0.25.")
+        slide = path.parent / row.slide
+        called = row.name
         if called and (called != Path(called).name or called.startswith(".") or "\\" in called):
             raise UsageError(
-                f"{path}: line {number}: name {called!r} cannot be a file's name", hint="A plain name, without folders."
+                f"{path}: line {row.line}: name {called!r} cannot be a file's name",
+                hint="A plain name, without folders.",
             )
-        if not called and slide.is_dir():
+        if not called and "\0" not in row.slide and slide.is_dir() and not zarr_folder.is_zarr(slide):
             called = slide.resolve().name  # a DICOM folder: its name has no extension to lose
-        requests.append(SlideRequest(slide, mpp, given_by, path.parent / mask if mask else None, called))
+        given_by = f"the manifest {path.name}" if mpp else ""
+        requests.append(SlideRequest(slide, mpp, given_by, path.parent / row.mask if row.mask else None, called))
     return requests
-
-
-def _look_at_columns(path: Path, columns: Sequence[str], say: Callable[[str], None]) -> None:
-    """Refuse a column that means one of ours by another name; say which others are ignored."""
-    for column in columns:
-        meant = _NEAR_MISSES.get(column)
-        if meant is not None:
-            raise UsageError(
-                f"{path}: a column named {column}, which is not read: is it {meant}?",
-                hint=f"Rename it to {meant}, or remove it. Columns: {SHOWN_COLUMNS}",
-            )
-    ignored = [column for column in columns if column and column not in COLUMNS]
-    if ignored:
-        say(f"{path}: columns that are not read: {', '.join(ignored)}")
 
 
 def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None]) -> WatchedSlide:

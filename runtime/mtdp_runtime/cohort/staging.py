@@ -20,6 +20,7 @@ from types import FrameType
 from typing import IO, Any, Final, Self
 
 from mtdp_runtime.errors import SlideError, UsageError
+from mtdp_runtime.slide import mirax, zarr_folder
 from mtdp_runtime.slide.identity import parts_of
 
 PREFIX: Final = "mtdp-stage-"
@@ -124,7 +125,8 @@ class Staging:
 
 def _run(copy: _Copy) -> None:
     try:
-        parts = parts_of(copy.slide)
+        slide = mirax.with_its_folder(copy.slide)
+        parts = parts_of(slide)
         if not parts:
             copy.reason = "its format names files that are not known here"
             return
@@ -138,7 +140,8 @@ def _run(copy: _Copy) -> None:
             return
         for one in files:
             _copy_file(copy, one, copy.folder / one.relative_to(root))
-        copy.path = copy.folder if copy.slide.is_dir() else copy.folder / copy.slide.name
+        of_a_series = slide.is_dir() and not zarr_folder.is_zarr(slide)
+        copy.path = copy.folder if of_a_series else copy.folder / slide.name
     except _Stopped:
         pass
     except (OSError, SlideError) as error:

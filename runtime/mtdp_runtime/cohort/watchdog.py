@@ -68,6 +68,28 @@ class Worker:
             os.write(self._pipe, json.dumps(what).encode() + b"\n")
 
 
+class Unwatched(Worker):
+    """A run in its caller's own process: nobody waits to hear how far it is."""
+
+    def __init__(self) -> None:
+        super().__init__({}, -1)
+
+    def begin(self, slide: str, line: dict[str, Any], claim: str) -> None:
+        """Tell nobody."""
+
+    def start(self) -> None:
+        """Tell nobody."""
+
+    def beat(self) -> None:
+        """Tell nobody."""
+
+    def end(self, slide: str, result: dict[str, Any] | None = None) -> None:
+        """Tell nobody."""
+
+
+UNWATCHED: Final = Unwatched()
+
+
 @dataclass(slots=True)
 class _State:
     """The parent's side."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mtdp_runtime.commands import options
 from mtdp_runtime.commands.console import printable, run_app
-from mtdp_runtime.commands.options import count_or_auto
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.machine import usable_cores
 
@@ -47,20 +47,13 @@ def bench(
         What, typer.Argument(help="read: tiles from the slide; infer: the model; extract: all, and both alone.")
     ],
     slide: Annotated[Path | None, typer.Argument(metavar="SLIDE", help="A slide; a synthetic one if left out.")] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model bundle; the packaged one if left out.", metavar="BUNDLE")
-    ] = None,
-    backend: Annotated[str, typer.Option(help="auto, or one of mtdp-doctor's list.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, or one that the backend runs.")] = "auto",
-    batch: Annotated[
-        str, typer.Option(help="Tiles in a batch. auto: 64 on a GPU, 4 to 16 on a CPU, by its cores.", metavar="N|auto")
-    ] = "auto",
-    threads: Annotated[
-        str, typer.Option(help="CPU threads. auto: the cores that this process may use.", metavar="N|auto")
-    ] = "auto",
-    slide_mpp: Annotated[
-        float | None, typer.Option(help="µm per level-0 pixel, where the slide does not say it.")
-    ] = None,
+    *,
+    model: options.Model = None,
+    backend: options.EngineName = "auto",
+    precision: options.Precision = "auto",
+    batch: options.BatchSize = "auto",
+    threads: options.Threads = "auto",
+    slide_mpp: options.SlideMpp = None,
     repeats: Annotated[int, typer.Option(help="Each figure is the median of so many runs.", min=1)] = 3,
     cold: Annotated[
         bool, typer.Option("--cold", help="Ask the system to forget the slide's pages before each run (Linux).")
@@ -75,8 +68,8 @@ def bench(
 
     bundle = load_bundle(model if model is not None else default_bundle_path())
     settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)
-    batch_size = count_or_auto("--batch", batch)
-    cores = count_or_auto("--threads", threads) or usable_cores()
+    batch_size = options.count_or_auto("--batch", batch)
+    cores = options.count_or_auto("--threads", threads) or usable_cores()
     with tempfile.TemporaryDirectory(prefix="mtdp-bench-") as folder:
         path = slide
         if path is None:
@@ -84,7 +77,17 @@ def bench(
             write_demo_slide(path)
         with open_slide(path, slide_mpp, "--slide-mpp") as opened:
             rates = measure(
-                opened, bundle, settings, what, backend, precision, batch_size, cores, repeats, Path(folder), cold
+                opened,
+                bundle,
+                settings,
+                what,
+                backend=backend,
+                precision=precision,
+                batch=batch_size,
+                threads=cores,
+                repeats=repeats,
+                folder=Path(folder),
+                cold=cold,
             )
     print(json.dumps(rates, indent=1)) if as_json else _print(rates)
 
@@ -94,6 +97,7 @@ def measure(
     bundle: Bundle,
     settings: ExtractSettings,
     what: What,
+    *,
     backend: str,
     precision: str,
     batch: int | None,
@@ -138,10 +142,10 @@ def measure(
             stages["extract"] = lambda: _extract_rate(slide, plan, bundle, engine, settings, threads, folder, last)
         result |= _medians(stages, repeats, prepare)
     if what is What.EXTRACT:
-        ceiling = _ceiling(result["read_tiles_per_s"], result["infer_tiles_per_s"], result["engine"])
+        ceiling = _ceiling(result["read_tiles_per_s"], result["infer_tiles_per_s"], engine.on_cores)
         result |= {
             "ceiling_tiles_per_s": ceiling,
-            "ceiling_from": _FROM_SHARED if _on_cores(result["engine"]) else _FROM_APART,
+            "ceiling_from": _FROM_SHARED if engine.on_cores else _FROM_APART,
             "extract_of_ceiling": result["extract_tiles_per_s"] / ceiling,
             "extract_of_infer": result["extract_tiles_per_s"] / result["infer_tiles_per_s"],
             **last,
@@ -149,18 +153,13 @@ def measure(
     return result
 
 
-def _on_cores(engine: str) -> bool:
-    """Say whether an engine computes on the cores that read, too."""
-    return engine.startswith(("openvino ", "onnxruntime "))  # the GPU ones are called onnxruntime-cuda and so on
+def _ceiling(read_per_s: float, infer_per_s: float, on_cores: bool) -> float:
+    """Return the tiles/s that no overlap of the two stages can exceed; `on_cores`: both share the cores.
 
-
-def _ceiling(read_per_s: float, infer_per_s: float, engine: str) -> float:
-    """Return the tiles/s that no overlap of the two stages can exceed.
-
-    >>> _ceiling(300.0, 100.0, "openvino 2025.0"), _ceiling(300.0, 100.0, "tensorrt 10.9 (H100)")
+    >>> _ceiling(300.0, 100.0, on_cores=True), _ceiling(300.0, 100.0, on_cores=False)
     (75.0, 100.0)
     """
-    if _on_cores(engine):  # a tile costs what reading and inferring cost together
+    if on_cores:  # a tile costs what reading and inferring cost together
         return 1 / (1 / read_per_s + 1 / infer_per_s)
     return min(read_per_s, infer_per_s)
 
@@ -197,7 +196,7 @@ def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
         def work(thread: int) -> None:
             for begin in range(thread * RUN_TILES, len(coords), threads * RUN_TILES):
                 for x0, y0 in coords[begin : begin + RUN_TILES].tolist():
-                    read_tile(fresh, buffers[thread], x0, y0, plan.grid.scale)
+                    read_tile(fresh, buffers[thread], x0, y0, plan.grid.scale, plan.source)
 
         start = time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:
@@ -222,7 +221,7 @@ def _extract_rate(
     path = folder / "bench.h5"
     path.unlink(missing_ok=True)  # a file that is there would be left alone
     with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:
-        outcome, _ = extract_slide(fresh, path, bundle, engine, settings, threads)
+        outcome, _ = extract_slide(fresh, path, bundle, engine, settings, readers=threads)
     assert outcome.times is not None
     last.update(bottleneck=outcome.times.bottleneck, device_idle=round(outcome.times.device_idle, 3))
     return outcome.times.tiles_per_s

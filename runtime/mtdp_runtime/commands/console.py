@@ -8,20 +8,25 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
+
+import typer
 
 from mtdp_runtime.errors import RuntimeFailure, UsageError
 
+# What Typer raises for a wrong command line: UsageError of the click that it carries or depends on.
+_WRONG_OPTION: Final[type[Exception]] = typer.BadParameter.__bases__[0]
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
 def printable(text: object) -> str:
-    """Return text for one line of a terminal: what would command the terminal, or reorder the line, is escaped.
+    r"""Return text for one line of a terminal: what would command the terminal, or reorder the line, is escaped.
 
-    >>> printable("a\\x1b[2J\\n.svs")
-    'a\\\\x1b[2J\\\\n.svs'
+    >>> printable("a\x1b[2J\n.svs")
+    'a\\x1b[2J\\n.svs'
     """
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in str(text))
 
@@ -39,6 +44,7 @@ def note(text: str) -> None:
 
 
 def exit_code(error: RuntimeFailure) -> int:
+    """Return what a command that ended with this error exits with."""
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
@@ -55,13 +61,16 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def run_app(app: Callable[..., Any]) -> None:
-    """Run a Typer app; an error of ours becomes a line, a hint and an exit code; so does a signal."""
+    """Run a Typer app; a wrong option, an error of ours and a signal become a line, a hint and an exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no UTF-8
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except _WRONG_OPTION as error:
+        print_error(_in_our_words(error))
+        sys.exit(EXIT_USAGE)
     except RuntimeFailure as error:
         print_error(error)
         sys.exit(exit_code(error))
@@ -70,6 +79,16 @@ def run_app(app: Callable[..., Any]) -> None:
         sys.exit(128 + stop.signum)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)
+
+
+def _in_our_words(error: Any) -> UsageError:
+    """Return what the command-line library found wrong, as an error of ours.
+
+    >>> str(_in_our_words(typer.BadParameter("'x' is not one of 'a', 'b'.", param_hint="'--c'")))
+    "invalid value for '--c': 'x' is not one of 'a', 'b'"
+    """
+    text = error.format_message().replace("Value error, ", "").rstrip(".")
+    return UsageError(f"{text[:1].lower()}{text[1:]}", hint=f"{Path(sys.argv[0]).name} --help explains each option.")
 
 
 @contextmanager

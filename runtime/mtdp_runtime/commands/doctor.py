@@ -107,7 +107,9 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
         for name in (probe.name for probe in probe_all() if probe.usable):
             try:
                 with backend_class(name).load(bundle, "auto", 8, cores) as engine, open_slide(slide_path) as slide:
-                    outcome, _ = extract_slide(slide, Path(folder) / f"{name}.h5", bundle, engine, settings, cores)
+                    outcome, _ = extract_slide(
+                        slide, Path(folder) / f"{name}.h5", bundle, engine, settings, readers=cores
+                    )
             except (BackendError, UsageError) as error:
                 problems.append(f"self-test of {name}: {error}")
                 continue

@@ -1,12 +1,167 @@
-"""Options that several commands have, read from their text."""
+"""The options of the commands: one name, one meaning, one text of help, whichever command has them."""
 
 from __future__ import annotations
 
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
 
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.settings import BackendName, FeaturesDtype, FormatName, OnBadTile, PrecisionName
 
 AUTO: Final = "auto"
+
+# What is worked on
+Slides = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="SLIDE...",
+        help="Slides, folders of slides, or CSV manifests with the columns "
+        "slide[,mpp][,mask][,name]; name is what the output is called.",
+    ),
+]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for <slide>.h5, report/<slide>.html and run.jsonl.")]
+Model = Annotated[
+    Path | None, typer.Option(help="Model bundle; the packaged one if left out.", metavar="BUNDLE", show_default=False)
+]
+Models = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Model bundle; the packaged one if left out. Repeat it, and each tile is read once for all models; "
+        "the files go to OUT/<model name>. They must agree in tile size and scale.",
+        metavar="BUNDLE",
+    ),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the tissue is, instead of finding it: QuPath's GeoJSON in level-0 pixels, or an image of the "
+        "whole slide whose non-zero pixels are tissue. For many slides: the column mask of a manifest.",
+        metavar="GEOJSON|PNG",
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Only part I (1 to N) of the slides, for N machines; a slide's part depends on its name alone. "
+        "Runs without it may share a folder, too: each takes slides that no other is at.",
+    ),
+]
+Demo = Annotated[bool, typer.Option("--demo", help="Make a synthetic slide in the output folder and run on it.")]
+
+# Which numbers come out
+Mpp = Annotated[
+    float | None, typer.Option(metavar="UM", help="Scale of the tiles in µm per pixel; the model's own if left out.")
+]
+Magnification = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N", help="Another way to say --mpp: 10 / magnification, so 20 is 0.5 µm per pixel and 40 is 0.25."
+    ),
+]
+StridePx = Annotated[
+    int | None, typer.Option(metavar="PX", help="Pixels between tiles, at that scale; the tile size if left out.")
+]
+MinTissue = Annotated[
+    float,
+    typer.Option(
+        metavar="PART", help="Part of a tile's area that must be tissue, 0 to 1. 0 takes every tile, glass too."
+    ),
+]
+SlideMpp = Annotated[
+    float | None,
+    typer.Option(metavar="UM", help="µm per level-0 pixel, for slides that do not say it or say it wrongly."),
+]
+BadTile = Annotated[
+    OnBadTile,
+    typer.Option(help="A tile that cannot be read: nan (stored as NaN, with its status), drop, or fail the slide."),
+]
+Heads = Annotated[bool, typer.Option("--heads", help="Also store the model's task probabilities.")]
+Dtype = Annotated[FeaturesDtype, typer.Option(help="Store features as float32, or as float16 in half the space.")]
+
+# What computes them
+EngineName = Annotated[
+    BackendName, typer.Option(help="The inference engine. auto takes the best that runs here; mtdp-doctor lists them.")
+]
+Precision = Annotated[PrecisionName, typer.Option(help="What the engine computes in. auto never takes int8.")]
+TrustEngines = Annotated[
+    bool,
+    typer.Option(
+        "--trust-engines", help="Load TensorRT engines that the bundle brings. They are code: know who made them."
+    ),
+]
+BatchSize = Annotated[
+    str, typer.Option(help="Tiles in a batch. auto: 64 on a GPU, 4 to 16 on a CPU, by its cores.", metavar="N|auto")
+]
+Threads = Annotated[str, typer.Option(help="CPU threads. auto: the cores that this process may use.", metavar="N|auto")]
+Check = Annotated[
+    int,
+    typer.Option(
+        help="Recompute this many random tiles of each slide with OpenSlide and ONNX Runtime in fp32, of finished "
+        "files, too; print and record the smallest cosine, and warn where the precision promises more.",
+        metavar="N",
+        min=0,
+    ),
+]
+
+# What is written, and when
+Formats = Annotated[
+    list[FormatName] | None,
+    typer.Option(
+        "--format",
+        metavar="|".join(FormatName),
+        help="Also write pt (CLAM), npy, csv or geojson (WSInfer, QuPath), or zarr (SpatialData), made from the "
+        "HDF5 file, which is always there; repeat for several.",
+    ),
+]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace files of other settings and incomplete ones, and try slides again that failed before. What "
+        "is already as it would be made now is left alone: delete it to have it computed again.",
+    ),
+]
+RetryFailed = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="Try slides again that failed in an earlier run. Without it a slide that is unchanged, with unchanged "
+        "settings, is reported as failed and not tried.",
+    ),
+]
+StallLimit = Annotated[
+    float,
+    typer.Option(
+        help="Seconds without anything read or computed after which a slide counts as hung and fails. "
+        "0: wait for ever.",
+        metavar="SECONDS",
+        min=0,
+    ),
+]
+Stage = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Copy each slide to this folder on a local disk while the one before runs: for slow storage. "
+        "Copies are removed.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Find tissue, count tiles, estimate bytes and time; write nothing.")
+]
+Verify = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OUT",
+        help="Extract nothing: read every finished file of this folder whole, compare it with the checksums that "
+        "it holds, and what is derived from it with what it was made from. Exit code 1 where one does not hold.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per slide on stdout.")]
 
 
 def count_or_auto(option: str, text: str) -> int | None:
@@ -18,5 +173,47 @@ def count_or_auto(option: str, text: str) -> int | None:
     if text == AUTO:
         return None
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise UsageError(f"{option} {text!r}: not a number", hint=f"A whole number from 1 on, or {AUTO}.")
+        raise UsageError(
+            f"{option} {text!r}: must be a whole number from 1 on, or {AUTO}",
+            hint=f"For example {option} 8; {AUTO} chooses by this machine.",
+        )
     return int(text)
+
+
+def part_of(shard: str | None) -> tuple[int, int]:
+    """Return I and N of `--shard I/N`; 1 and 1 where it is not given.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    if shard is None:
+        return 1, 1
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UsageError(
+            f"--shard {shard!r}: must be I/N, part I of N parts, with I from 1 to N",
+            hint="For example --shard 1/4, 2/4, 3/4 and 4/4 on four machines.",
+        )
+    return int(part), int(parts)
+
+
+def target_mpp(mpp: float | None, magnification: float | None) -> float | None:
+    """Return the scale that was asked for, in µm per pixel; None where none was.
+
+    Raises:
+        UsageError: both were given, or one is no scale.
+    """
+    from mtdp_runtime.slide.scale import LEAST_MPP, MOST_MPP, is_scale
+
+    if magnification is not None:
+        if mpp is not None:
+            raise UsageError("--mpp and --magnification say the same twice", hint="Leave out --magnification.")
+        if not (magnification > 0 and is_scale(10 / magnification)):
+            raise UsageError(
+                f"--magnification {magnification}: must be from {10 / MOST_MPP:g} to {10 / LEAST_MPP:g}",
+                hint="For example 20, which is --mpp 0.5, or 40, which is --mpp 0.25.",
+            )
+        return 10 / magnification
+    if mpp is not None and not is_scale(mpp):
+        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
+    return mpp

@@ -12,8 +12,8 @@ from typing import Any
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort import estimate
-from mtdp_runtime.cohort.attempt import Listeners
 from mtdp_runtime.commands.console import printable, tile_progress
+from mtdp_runtime.extraction.extract import Listeners
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.store import run_log
 from mtdp_runtime.tiling.plan import Plan
@@ -28,6 +28,10 @@ def say_model(bundle: Bundle, engine: Backend, reason: str) -> None:
         f"engine: {engine.name}, {engine.precision}, batches of {engine.batch}; "
         + "; ".join(filter(None, (engine.note, reason)))
     )
+
+
+def quiet_model(bundle: Bundle, engine: Backend, reason: str) -> None:
+    """Say nothing of a model: stdout is for machines."""
 
 
 def bars_of(bars: ExitStack, shown: bool) -> Listeners:

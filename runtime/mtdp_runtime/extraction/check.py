@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import h5py
 import numpy as np
 
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.proof import run_backend
 from mtdp_runtime.bundle.golden import FEATURES, shown
 from mtdp_runtime.bundle.tolerance import cosines
-from mtdp_runtime.errors import BackendError
+from mtdp_runtime.errors import BackendError, SlideUnreadable
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
-from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.slide.source import grid_source
+from mtdp_runtime.store.reader import open_features
 
 _SEED: Final = 2020  # the same tiles each time
 
@@ -57,20 +57,20 @@ def check_rows(
         SlideError: a tile cannot be read now.
         BackendError: the reference engine fails.
     """
-    with h5py.File(features, "r", locking=False) as file:
-        good = np.flatnonzero(file["status"][:] == TileStatus.GOOD)
+    with open_features(features) as file:
+        good = np.flatnonzero(file.good)
         if not len(good):
             return None
         chosen = np.sort(np.random.default_rng(_SEED).choice(good, min(check.tiles, len(good)), replace=False))
-        stored = np.stack([file[FEATURES][int(row)] for row in chosen]).astype(np.float32)
-        coords = np.stack([file["coords"][int(row)] for row in chosen])
-    smallest = 1.0
+        stored = np.stack([file.features[int(row)] for row in chosen]).astype(np.float32)
+        coords = file.coords[chosen]
+    smallest, source = 1.0, grid_source(info, scale, tile_px)  # the run's, also where this reader has another choice
     with _reference(info) as slide:
         for start in range(0, len(chosen), check.reference.batch):
             rows = slice(start, start + check.reference.batch)
             tiles = np.zeros((len(coords[rows]), tile_px, tile_px, 3), np.uint8)
             for tile, (x0, y0) in zip(tiles, coords[rows].tolist(), strict=True):
-                slide.read_into(tile, x0, y0, scale)
+                slide.read_into(tile, x0, y0, scale, source)
             again = run_backend(check.reference, tiles)[FEATURES]
             if again.shape != stored[rows].shape or not np.isfinite(again).all():
                 raise BackendError(
@@ -88,6 +88,7 @@ def check_rows(
 def _reference(info: SlideInfo) -> Slide:
     """Open the slide with OpenSlide where that reads it; else with a fresh reader of its own."""
     path = info.read_from or info.path
-    if "openslide" in info.reader:
+    try:
         return OpenSlideReader(path, info.mpp, info.mpp_source)
-    return open_slide(path, info.mpp, info.mpp_source)
+    except SlideUnreadable:
+        return open_slide(path, info.mpp, info.mpp_source)

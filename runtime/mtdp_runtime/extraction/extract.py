@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,18 +21,30 @@ from mtdp_runtime.extraction.provenance import layout_of, made_of, run_attrs
 from mtdp_runtime.extraction.unchanged import what_changed
 from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.pipeline.run import run_pipeline
+from mtdp_runtime.pipeline.timing import BadTiles
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.slide import Slide, SlideInfo, reduction_for
+from mtdp_runtime.slide import Slide, SlideInfo
+from mtdp_runtime.slide.source import grid_source
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.writer import FeatureStore, differences, remove_leftovers
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.grid import known_mpp
 from mtdp_runtime.tiling.plan import Plan, make_plan, why_empty
 
-OnPlan = Callable[[Plan, int], None]  # what will be computed, and how many of its tiles an earlier run did
-
 # A decoder that reduces gives other pixels than the reference's averaging: 0.9997 was measured (benchmarks/RESULTS.md).
 _MIN_COSINE_REDUCED: Final = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who wants to hear of a slide while it is worked on."""
+
+    on_plan: Callable[[Plan, int], None] = lambda plan, done: None  # with how many tiles an earlier run did
+    on_progress: Callable[[int], None] = lambda tiles: None  # from a thread of the run, after each batch
+    before_commit: Callable[[], None] = lambda: None  # and at the end; raises where the slide is another process's
+
+
+SILENT: Final = Listeners()
 
 
 def extract_slide(
@@ -41,37 +53,36 @@ def extract_slide(
     bundle: Bundle,
     backend: Backend,
     settings: ExtractSettings,
+    *,
     readers: int,
     overwrite: bool = False,
-    on_plan: OnPlan | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    before_finish: Callable[[], None] | None = None,
     mask: GivenMask | None = None,
+    listeners: Listeners = SILENT,
 ) -> tuple[Outcome, Plan | None]:
     """Write the features of a slide to a file; a file that is already complete and the same is left alone.
 
     `overwrite` replaces a file that is incomplete, or of other settings.
-    `before_finish` is called before rows are committed and at the end, and raises where the slide is another process's.
 
     Raises:
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
     """
     target = Target(path, Model(bundle, backend))
-    return extract_targets(slide, [target], settings, readers, overwrite, on_plan, on_progress, before_finish, mask)
+    return extract_targets(
+        slide, [target], settings, readers=readers, overwrite=overwrite, mask=mask, listeners=listeners
+    )
 
 
 def extract_targets(
     slide: Slide,
     targets: Sequence[Target],
     settings: ExtractSettings,
+    *,
     readers: int,
     overwrite: bool = False,
-    on_plan: OnPlan | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    before_finish: Callable[[], None] | None = None,
     mask: GivenMask | None = None,
+    listeners: Listeners = SILENT,
 ) -> tuple[Outcome, Plan | None]:
-    """`extract_slide` for models of one tile size: each tile is read once; files that are complete are left alone.
+    """Do what `extract_slide` does for models of one tile size: each tile is read once for all of them.
 
     Raises:
         SlideError, BackendError, StoreError, OutputUnwritable: as `extract_slide`.
@@ -84,7 +95,7 @@ def extract_targets(
     read_by = Outcome(
         info.path, "skipped", paths[0], outputs=paths, reader=info.reader, reader_reason=info.reader_reason
     )
-    found = [_checked(target.path, info, target.model, settings, on_progress) for target in done]
+    found = [_check(target.path, info, target.model, settings, listeners) for target in done]
     if not todo:
         seconds = time.perf_counter() - start if any(one for one, _ in found) else 0.0
         return _with_checks(replace(read_by, message="already done", seconds=seconds), found), None
@@ -93,12 +104,13 @@ def extract_targets(
     plan = make_plan(slide, tile_px, settings, mask)
     with ExitStack() as open_stores:
         stores = [
-            open_stores.enter_context(FeatureStore(t.path, layout_of(plan, t, settings, made[t.path]), before_finish))
+            open_stores.enter_context(
+                FeatureStore(t.path, layout_of(plan, t, settings, made[t.path]), listeners.before_commit)
+            )
             for t in todo
         ]
         resumed = [store.rows_done for store in stores]
-        if on_plan is not None:
-            on_plan(plan, min(resumed))
+        listeners.on_plan(plan, min(resumed))
         engines = [CheckedEngine(target.model.backend, target.model.bundle.manifest) for target in todo]
         times, bad = run_pipeline(
             slide,
@@ -107,20 +119,17 @@ def extract_targets(
             tile_px,
             engines[0] if len(todo) == 1 else JoinedEngines(engines),
             stores[0] if len(todo) == 1 else JoinedStores(stores),
-            readers,
-            on_progress,
-            settings.on_bad_tile == "fail",
+            readers=readers,
+            on_progress=listeners.on_progress,
+            fail_on_bad_tile=settings.on_bad_tile == "fail",
+            source=plan.source,
         )
         bad_tiles = [int((store.statuses() != TileStatus.GOOD).sum()) for store in stores]  # an earlier run's included
         for target, store, rows, count in zip(todo, stores, resumed, bad_tiles, strict=True):
             if count == len(plan.kept) > 0:
                 store.discard()
-                raise SlideUnreadable(
-                    f"{info.path}: none of its {count} tiles has features; "
-                    f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
-                    hint="The file is damaged: compare its checksum with the original and copy it again.",
-                )
-            agreement, warning = _checked(store.partial, info, target.model, settings, on_progress)
+                raise _nothing_good(info, count, bad)
+            agreement, warning = _check(store.partial, info, target.model, settings, listeners)
             found.append((agreement, warning))
             attrs = run_attrs(times, bad, plan, rows) | {"bad_tiles": count}
             if agreement is not None:
@@ -140,20 +149,28 @@ def extract_targets(
     return _with_checks(outcome, found), plan
 
 
-def _checked(
+def _nothing_good(info: SlideInfo, tiles: int, bad: BadTiles) -> SlideUnreadable:
+    return SlideUnreadable(
+        f"{info.path}: none of its {tiles} tiles has features; "
+        f"the first: {bad.reasons[0] if bad.reasons else 'the model gives no finite numbers'}",
+        hint="The file is damaged: compare its checksum with the original and copy it again.",
+    )
+
+
+def _check(
     features: Path,
     info: SlideInfo,
     model: Model,
     settings: ExtractSettings,
-    on_progress: Callable[[int], None] | None,
+    listeners: Listeners,
 ) -> tuple[Agreement | None, str]:
     """Recompute some rows of a file, where that is asked for; return also what is wrong with them, if anything."""
     if model.check is None:
         return None, ""
     precision, scale = model.backend.precision, settings.mpp / known_mpp(info)
-    agreement = check_rows(features, info, scale, model.bundle.manifest.tile_px, model.check, on_progress)
+    agreement = check_rows(features, info, scale, model.bundle.manifest.tile_px, model.check, listeners.on_progress)
     least = MIN_COSINE[precision]
-    if reduction_for(info, scale) > 1:
+    if grid_source(info, scale, model.bundle.manifest.tile_px).reduction > 1:
         least = min(least, _MIN_COSINE_REDUCED)
     if agreement is None or agreement.min_cosine >= least:
         return agreement, ""

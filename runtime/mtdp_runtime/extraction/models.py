@@ -76,7 +76,7 @@ def load_models(
 
 
 @contextmanager
-def checked(models: Sequence[Model], tiles: int, threads: int) -> Iterator[list[Model]]:
+def with_references(models: Sequence[Model], tiles: int, threads: int) -> Iterator[list[Model]]:
     """Give each model a reference of its own, ONNX Runtime in fp32, that recomputes so many tiles of a slide.
 
     Raises:

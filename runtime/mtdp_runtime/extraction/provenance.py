@@ -12,9 +12,10 @@ from mtdp_runtime.extraction.models import Target
 from mtdp_runtime.extraction.unchanged import HINT, SAMPLE
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.slide import SlideInfo, resampling_of
+from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.identity import hint_of, sample_of
-from mtdp_runtime.slide.resample import IDENTITY_TOLERANCE
+from mtdp_runtime.slide.resample import is_still
+from mtdp_runtime.slide.source import resampling_of
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.plan import Plan
@@ -32,7 +33,7 @@ def made_of(
         "model": bundle.digest,
         "precision": precision,
         "tile_px": bundle.manifest.tile_px,
-        "resampling": resampling_of(info, settings.mpp / info.mpp) if info.mpp else "unknown",
+        "resampling": resampling_of(info, settings.mpp / info.mpp, bundle.manifest.tile_px) if info.mpp else "unknown",
         **{key: value for key, value in asdict(settings).items() if (key, value) != ("features_dtype", "float32")},
         **({"tiles": "all"} if settings.min_tissue == 0 else {}),
         **({"tissue": json.dumps(asdict(settings.tissue))} if mask is None else {"mask": mask.digest}),
@@ -40,6 +41,7 @@ def made_of(
 
 
 def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[str, Any]) -> Layout:
+    """Return what a feature file will hold; `facts` are those of `made_of`."""
     path, bundle, backend = target.path, target.model.bundle, target.model.backend
     info, grid, manifest = plan.info, plan.grid, bundle.manifest
     level = info.levels[plan.level]
@@ -61,7 +63,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "scale": grid.scale,
         "level": plan.level,
         "level_downsample": level.downsample,
-        "resampling": resampling_of(info, grid.scale),
+        "resampling": resampling_of(info, grid.scale, grid.tile_px),
         "reader": info.reader,
         "reader_reason": info.reader_reason,
         "grid": asdict(grid),
@@ -69,6 +71,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "tissue": asdict(settings.tissue),
         "tissue_source": plan.tissue.source,
         "tissue_threshold": plan.tissue.threshold,
+        "tissue_glass": "not told" if plan.tissue.glass is None else plan.tissue.glass,
         "tissue_mm2": plan.tissue.area_mm2,
     }
     coords: dict[str, Any] = {
@@ -83,7 +86,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "level0_width": info.width,
         "level0_height": info.height,
     }
-    if abs(grid.scale / level.downsample - 1) < IDENTITY_TOLERANCE:  # patch_size is what CLAM means by it, too
+    if is_still(grid.scale / level.downsample, grid.tile_px):  # patch_size is what CLAM means by it, too
         coords["patch_level"] = plan.level
     outputs = {"features": manifest.features_dim}
     heads = manifest.heads if settings.heads else ()
@@ -101,12 +104,14 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
 
 
 def run_attrs(times: RunTimes, bad: BadTiles, plan: Plan, resumed: int) -> dict[str, Any]:
+    """Return the attributes that only the end of a run knows; `resumed` rows are of an earlier run."""
     return {
         "timing": {
             "wall_s": times.wall_s,
             "plan_s": plan.seconds,
             "device_idle": times.device_idle,
-            "readers": times.readers,
+            "readers": times.readers,  # that kept the engine fed, of
+            "read_threads": times.read.threads,
             **{
                 f"{stage.name}_{what}": getattr(stage, what)
                 for stage in (times.read, times.infer, times.store)

@@ -12,16 +12,17 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-import h5py
 import numpy as np
+
+from mtdp_runtime.store.reader import open_features
 
 _ROWS: Final = 4096
 
 
 def write_pt(h5: Path, target: Path) -> None:
     """Write the good rows' features as one tensor, float32[N, D]."""
-    with h5py.File(h5, "r", locking=False) as file, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        features, good = file["features"], file["status"][:] == 0
+    with open_features(h5) as file, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        features, good = file.features, file.good
         rows, columns = int(good.sum()), features.shape[1]
         root = h5.stem.strip(".") or "archive"
         # A ZipInfo has no time of its own: the same features make the same bytes.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import h5py
 import numpy as np
 
-from mtdp_runtime.store.layout import MASK
-from mtdp_runtime.tiling.outlines import PlacedMask, piece_of_tiles, pieces
+from mtdp_runtime.store.reader import PlacedMask, open_features
+from mtdp_runtime.tiling.outlines import piece_of_tiles, pieces
 
 _ROWS: Final = 4096
 
@@ -33,13 +33,10 @@ def write_zarr(h5: Path, target: Path) -> None:
         from shapely.geometry import box
         from spatialdata.models import ShapesModel, TableModel
 
-        with h5py.File(h5, "r", locking=False) as file:
-            coords, status, fraction = file["coords"][:], file["status"][:], file["tissue_fraction"][:]
-            attrs = {key: _plain(value) for key, value in file.attrs.items()}
-            tile = {key: _plain(value) for key, value in file["coords"].attrs.items()}
-            side = int(tile["patch_size_level0"])
+        with open_features(h5) as file:
+            coords, attrs, side = file.coords, dict(file.attrs), file.tile_side
             number = np.arange(len(coords))
-            tissue = _tissue(file)
+            tissue = file.tissue or PlacedMask(np.zeros((1, 1), np.bool_), 1.0, 0, 0)
             labels, outlines = pieces(tissue)
             shapes, tables = {}, {}
             if len(coords):
@@ -49,7 +46,7 @@ def write_zarr(h5: Path, target: Path) -> None:
                         "x": coords[:, 0],
                         "y": coords[:, 1],
                         "tissue_id": piece_of_tiles(labels, tissue, coords, side),
-                        "tissue_fraction": fraction,
+                        "tissue_fraction": file.tissue_fraction,
                     },
                     geometry=[box(x, y, x + side, y + side) for x, y in coords.tolist()],
                 )
@@ -58,13 +55,13 @@ def write_zarr(h5: Path, target: Path) -> None:
                     {
                         "tile_id": number,
                         "library_id": pandas.Categorical(["tiles"] * len(coords)),
-                        "status": status,
+                        "status": file.status,
                     },
                     index=[str(i) for i in number],
                 )
                 # Read while it is written, a part at a time: the features of a large slide have a gigabyte.
                 features = from_array(  # type: ignore[no-untyped-call]
-                    file["features"], chunks=(_ROWS, -1), lock=True
+                    file.features, chunks=(_ROWS, -1), lock=True
                 ).astype(np.float32)
                 tables[table_name(attrs["model"])] = TableModel.parse(
                     AnnData(X=features, obs=observed), region="tiles", region_key="library_id", instance_key="tile_id"
@@ -72,7 +69,7 @@ def write_zarr(h5: Path, target: Path) -> None:
             if outlines:
                 found = geopandas.GeoDataFrame({"tissue_id": np.arange(len(outlines))}, geometry=outlines)
                 shapes["tissues"] = ShapesModel.parse(found)
-            data = spatialdata.SpatialData(shapes=shapes, tables=tables, attrs=_attrs(attrs, tile))
+            data = spatialdata.SpatialData(shapes=shapes, tables=tables, attrs=_attrs(attrs, file.tile_attrs))
             with dask.config.set(num_workers=1):  # two parts share a chunk of the store, which has no lock
                 data.write(target)
 
@@ -87,15 +84,7 @@ def table_name(model: str) -> str:
     return f"{name.lstrip('_') if name.startswith('__') else name}_tiles"
 
 
-def _tissue(file: h5py.File) -> PlacedMask:
-    """Return the mask that the tiles were chosen by; files of earlier versions, and empty slides, have none."""
-    if MASK not in file:
-        return PlacedMask(np.zeros((1, 1), np.bool_), 1.0, 0, 0)
-    at = file[MASK].attrs
-    return PlacedMask(file[MASK][:].astype(np.bool_), float(at["scale"]), float(at["x0"]), float(at["y0"]))
-
-
-def _attrs(attrs: dict[str, Any], tile: dict[str, Any]) -> dict[str, Any]:
+def _attrs(attrs: dict[str, Any], tile: Mapping[str, Any]) -> dict[str, Any]:
     grid = json.loads(attrs["grid"])
     stride = round(grid["step0"] / grid["scale"])
     width, height = int(tile["level0_width"]), int(tile["level0_height"])
@@ -121,7 +110,3 @@ def _attrs(attrs: dict[str, Any], tile: dict[str, Any]) -> dict[str, Any]:
         "bounds": [0, 0, width, height],
     }
     return {"tile_spec": {"tiles": spec}, "slide_properties": slide, "mtdp": attrs}
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

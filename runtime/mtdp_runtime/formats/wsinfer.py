@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.store.reader import FeatureFile, open_features
 
 _ROWS: Final = 2048
 # Tiles have the same identity each time the file is made.
@@ -31,13 +32,13 @@ _NAMESPACE: Final = uuid.UUID("6f9a2f1e-3d5b-4c7e-9a41-1f0c2b7d8e55")
 
 def write_csv(h5: Path, target: Path) -> None:
     """Write one line a tile."""
-    with h5py.File(h5, "r", locking=False) as file, target.open("w", newline="", encoding="utf-8") as stream:
+    with open_features(h5) as file, target.open("w", newline="", encoding="utf-8") as stream:
         names, datasets = _columns(file)
         if not datasets:
-            names, datasets = [f"feature_{i}" for i in range(file["features"].shape[1])], [file["features"]]
+            names, datasets = [f"feature_{i}" for i in range(file.features.shape[1])], [file.features]
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["minx", "miny", "width", "height", *names])
-        side = int(file["coords"].attrs["patch_size_level0"])
+        side = file.tile_side
         for coords, values, _, _ in _rows(file, datasets):
             for (x, y), row in zip(coords.tolist(), values.tolist(), strict=True):
                 writer.writerow([x, y, side, side, *("" if value != value else f"{value:.8g}" for value in row)])
@@ -48,10 +49,10 @@ def write_geojson(h5: Path, target: Path) -> None:
 
     Coordinates are level-0 pixels from the corner of what was scanned, where the grid begins.
     """
-    with h5py.File(h5, "r", locking=False) as file, target.open("w", encoding="utf-8") as stream:
+    with open_features(h5) as file, target.open("w", encoding="utf-8") as stream:
         names, datasets = _columns(file)
-        side = int(file["coords"].attrs["patch_size_level0"])
-        grid = json.loads(file.attrs["grid"])
+        side = file.tile_side
+        grid = file.fact("grid")
         corner = np.array([grid["x0"], grid["y0"]], np.int64)
         stream.write('{"type": "FeatureCollection", "features": [')
         comma = ""
@@ -78,23 +79,21 @@ def _tile(slide: str, x: int, y: int, side: int, measurements: dict[str, float])
     }
 
 
-def _columns(file: h5py.File) -> tuple[list[str], list[h5py.Dataset]]:
+def _columns(file: FeatureFile) -> tuple[list[str], list[h5py.Dataset]]:
     """Return the columns of probabilities; of several heads, each class carries its head's name."""
-    found = sorted(name for name in file if name.startswith("probabilities_"))
-    names = []
-    for name in found:
-        task = name.removeprefix("probabilities_")
-        classes = json.loads(file[name].attrs["class_names"])
-        names += [f"prob_{label}" if len(found) == 1 else f"prob_{task}/{label}" for label in classes]
-    return names, [file[name] for name in found]
+    alone = len(file.heads) == 1
+    names = [
+        f"prob_{label}" if alone else f"prob_{head.task}/{label}" for head in file.heads for label in head.class_names
+    ]
+    return names, [head.probabilities for head in file.heads]
 
 
 def _rows(
-    file: h5py.File, datasets: list[h5py.Dataset]
+    file: FeatureFile, datasets: list[h5py.Dataset]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]]:
-    count = len(file["coords"])
+    count = len(file)
     for start in range(0, count, _ROWS):
         part = slice(start, min(start + _ROWS, count))
         empty = np.empty((part.stop - start, 0), np.float32)
         values = np.concatenate([empty, *(dataset[part] for dataset in datasets)], axis=1)
-        yield file["coords"][part], values, file["status"][part], file["tissue_fraction"][part]
+        yield file.coords[part], values, file.status[part], file.tissue_fraction[part]

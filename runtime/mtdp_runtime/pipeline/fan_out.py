@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.pipeline.run import Engine, RowStore
+from mtdp_runtime.pipeline.run import BatchEngine, RowStore
 
 
 class JoinedEngines:
@@ -16,7 +16,7 @@ class JoinedEngines:
     What `run_pipeline` needs of a backend, and no more: the engines belong to whoever loaded them.
     """
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[BatchEngine]) -> None:
         batches = {engine.batch for engine in engines}
         assert len(batches) == 1, batches
         self.batch = batches.pop()

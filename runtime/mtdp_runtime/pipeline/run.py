@@ -23,14 +23,14 @@ from mtdp_runtime.errors import BackendError, TileUnreadable
 from mtdp_runtime.pipeline.buffers import Batch, Buffers, Stopped
 from mtdp_runtime.pipeline.read import read_tile
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes, StageTime
-from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide import Slide, Source
 from mtdp_runtime.store.layout import TileStatus
 
 Progress = Callable[[int], None]
 T = TypeVar("T")
 
 
-class Engine(Protocol):
+class BatchEngine(Protocol):
     """What of a backend the pipeline uses; see `backends.Backend`."""
 
     batch: int
@@ -55,117 +55,181 @@ def run_pipeline(
     coords: NDArray[np.int64],
     scale: float,
     tile_px: int,
-    backend: Engine,
+    engine: BatchEngine,
     store: RowStore,
+    *,
     readers: int,
     on_progress: Progress | None = None,
     fail_on_bad_tile: bool = False,
+    source: Source | None = None,
 ) -> tuple[RunTimes, BadTiles]:
     """Extract the features of all tiles that the store does not hold yet.
 
     Args:
         slide: any number of threads reads it.
         coords: int64[N, 2], level-0 origins of all tiles, in the order of the rows.
-        scale: level-0 pixels an output pixel.
+        scale: level-0 pixels per output pixel.
         tile_px: side of a tile.
-        backend: loaded; its batch size decides how rows are grouped, from row 0 of the slide on.
+        engine: loaded; its batch size decides how rows are grouped, from row 0 of the slide on.
         store: open; rows before `store.rows_done` are kept as they are.
         readers: reading threads, at most; as few of them read at a time as keep the engine fed.
         on_progress: called from a thread with the number of rows just stored.
         fail_on_bad_tile: raise at the first tile that cannot be read.
+        source: what all tiles are resampled from; each by itself what the law allows where None.
 
     Raises:
         TileUnreadable: only with fail_on_bad_tile.
         BackendError, OutputUnwritable: as the stages raise them; all threads are joined before.
     """
-    # Batches are cut from the grid alone, so a resumed run computes each row in the same company.
-    first = store.rows_done - store.rows_done % backend.batch
-    skip = store.rows_done - first
-    todo = coords[first:]
-    times = RunTimes(tiles=len(coords) - store.rows_done)
-    times.read.threads = readers
-    buffers = Buffers(todo, backend.batch, tile_px, backend.depth + 2, readers)
-    batches = -(-len(todo) // backend.batch)
-    in_flight: queue.Queue[tuple[int, Batch, float] | None] = queue.Queue()  # `slots` bounds it
-    done: queue.Queue[tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint8]] | None] = queue.Queue(8)
-    slots = threading.Semaphore(backend.depth)
+    run = _Run(
+        slide,
+        coords,
+        scale,
+        tile_px,
+        engine,
+        store,
+        readers=readers,
+        on_progress=on_progress or (lambda rows: None),
+        fail_on_bad_tile=fail_on_bad_tile,
+        source=source,
+    )
+    start = time.perf_counter()
+    with run.threads():
+        run.submit()
+    run.times.readers = run.buffers.turns
+    run.times.wall_s = time.perf_counter() - start
+    return run.times, run.buffers.bad
 
-    def read() -> None:
-        own = StageTime("read", 1)
+
+class _Run:
+    """One slide on its way: what the stages share, and each stage as a method."""
+
+    def __init__(
+        self,
+        slide: Slide,
+        coords: NDArray[np.int64],
+        scale: float,
+        tile_px: int,
+        engine: BatchEngine,
+        store: RowStore,
+        *,
+        readers: int,
+        on_progress: Progress,
+        fail_on_bad_tile: bool,
+        source: Source | None,
+    ) -> None:
+        # Batches are cut from the grid alone, so a resumed run computes each row in the same company.
+        first = store.rows_done - store.rows_done % engine.batch
+        self.skip = store.rows_done - first  # rows of the first batch that the store holds
+        self.todo = coords[first:]
+        self.slide, self.scale, self.source = slide, scale, source
+        self.engine, self.store = engine, store
+        self.on_progress = on_progress
+        self.fail_on_bad_tile = fail_on_bad_tile
+        self.times = RunTimes(tiles=len(coords) - store.rows_done)
+        self.times.read.threads = readers
+        self.buffers = Buffers(self.todo, engine.batch, tile_px, engine.depth + 2, readers)
+        self.slots = threading.Semaphore(engine.depth)
+        self.in_flight: queue.Queue[tuple[int, Batch, float] | None] = queue.Queue()  # `slots` bounds it
+        self.done: queue.Queue[tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint8]] | None] = queue.Queue(8)
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Start the threads; on the way out wait for all of them, and raise the first error after `drain`."""
+        threads = [_thread(self.buffers, self.read, f"read-{i}") for i in range(self.buffers.readers)]
+        threads += [_thread(self.buffers, self.collect, "collect"), _thread(self.buffers, self.write, "store")]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        except Stopped:
+            pass
+        except BaseException as error:  # an interrupt, too: the threads must end before the store closes
+            self.buffers.fail(error)
+        for thread in threads:
+            thread.join()
+        if self.buffers.error is not None:
+            self.drain()
+            raise self.buffers.error
+
+    def read(self) -> None:
+        """Fill buffers with tiles, in the order of the grid; any number of threads does."""
+        buffers, own = self.buffers, StageTime("read", 1)
         while (claimed := buffers.claim(own)) is not None:
             tiles, batch = claimed
             start = time.perf_counter()
             for index in tiles:
                 row = index % buffers.batch
-                x0, y0 = int(todo[index, 0]), int(todo[index, 1])
-                status, reason = read_tile(slide, batch.tiles[row], x0, y0, scale)
+                x0, y0 = int(self.todo[index, 0]), int(self.todo[index, 1])
+                status, reason = read_tile(self.slide, batch.tiles[row], x0, y0, self.scale, self.source)
                 batch.status[row] = status
                 if status != TileStatus.GOOD:
-                    _note_bad(buffers, reason, fail_on_bad_tile)
+                    _note_bad(buffers, reason, self.fail_on_bad_tile)
             own.busy_s += time.perf_counter() - start
             own.items += len(tiles)
             buffers.filled(batch, len(tiles))
         with buffers.condition:
-            times.read.items += own.items
-            times.read.busy_s += own.busy_s
-            times.read.blocked_s += own.blocked_s
+            times = self.times.read
+            times.items += own.items
+            times.busy_s += own.busy_s
+            times.blocked_s += own.blocked_s
 
-    def collect() -> None:
-        idle_since = time.perf_counter()
-        while (entry := _get(buffers, in_flight)) is not None:
-            ticket, batch, submitted_s = entry
-            times.infer.starved_s += max(0.0, submitted_s - idle_since)
-            outputs = backend.result(ticket)
-            slots.release()
-            now = time.perf_counter()
-            times.infer.busy_s += now - max(submitted_s, idle_since)
-            times.infer.items += batch.rows
-            idle_since = now
-            rows = {name: values[: batch.rows] for name, values in outputs.items()}
-            status = batch.status[: batch.rows].copy()
-            buffers.give_back(batch)
-            times.infer.blocked_s += _put(buffers, done, (rows, status))
-        _put(buffers, done, None)
-
-    def write() -> None:
-        left_out = skip
-        while (entry := _get(buffers, done)) is not None:
-            outputs, status = entry
-            start = time.perf_counter()
-            store.append({name: values[left_out:] for name, values in outputs.items()}, status[left_out:])
-            times.store.busy_s += time.perf_counter() - start
-            times.store.items += len(status) - left_out
-            if on_progress is not None:
-                on_progress(len(status) - left_out)
-            left_out = 0
-
-    start = time.perf_counter()
-    threads = [_thread(buffers, read, f"read-{i}") for i in range(readers)]
-    threads += [_thread(buffers, collect, "collect"), _thread(buffers, write, "store")]
-
-    def drain() -> None:
-        # A slide may fail after its last batch was submitted and before anybody waits for it; the engine that the next
-        # slide gets must have nothing in flight. An engine that failed itself is not asked again.
-        while not isinstance(buffers.error, BackendError) and not in_flight.empty():
-            entry = in_flight.get_nowait()
-            if entry is not None:
-                with suppress(Exception):
-                    backend.result(entry[0])
-
-    with _joined(buffers, threads, drain):
-        for number in range(batches):
-            while not slots.acquire(timeout=0.1):
+    def submit(self) -> None:
+        """Give full batches to the engine, as many as it takes; runs in the calling thread."""
+        buffers = self.buffers
+        for number in range(-(-len(self.todo) // self.engine.batch)):
+            while not self.slots.acquire(timeout=0.1):
                 if buffers.error is not None:
                     raise Stopped
             batch = buffers.take(number)
             submitted_s = time.perf_counter()
-            _put(buffers, in_flight, (backend.submit(batch.tiles), batch, submitted_s))
-            if number + 1 == backend.depth:
+            _put(buffers, self.in_flight, (self.engine.submit(batch.tiles), batch, submitted_s))
+            if number + 1 == self.engine.depth:
                 buffers.engine_is_fed()
-        _put(buffers, in_flight, None)
-    times.readers = buffers.turns
-    times.wall_s = time.perf_counter() - start
-    return times, buffers.bad
+        _put(buffers, self.in_flight, None)
+
+    def collect(self) -> None:
+        """Take the engine's results, and give the buffers back."""
+        buffers, times = self.buffers, self.times.infer
+        idle_since = time.perf_counter()
+        while (entry := _get(buffers, self.in_flight)) is not None:
+            ticket, batch, submitted_s = entry
+            times.starved_s += max(0.0, submitted_s - idle_since)
+            outputs = self.engine.result(ticket)
+            self.slots.release()
+            now = time.perf_counter()
+            times.busy_s += now - max(submitted_s, idle_since)
+            times.items += batch.rows
+            idle_since = now
+            rows = {name: values[: batch.rows] for name, values in outputs.items()}
+            status = batch.status[: batch.rows].copy()
+            buffers.give_back(batch)
+            times.blocked_s += _put(buffers, self.done, (rows, status))
+        _put(buffers, self.done, None)
+
+    def write(self) -> None:
+        """Store the rows, without those that an earlier run stored."""
+        times, left_out = self.times.store, self.skip
+        while (entry := _get(self.buffers, self.done)) is not None:
+            outputs, status = entry
+            start = time.perf_counter()
+            self.store.append({name: values[left_out:] for name, values in outputs.items()}, status[left_out:])
+            times.busy_s += time.perf_counter() - start
+            times.items += len(status) - left_out
+            self.on_progress(len(status) - left_out)
+            left_out = 0
+
+    def drain(self) -> None:
+        """Take what is still in flight out of the engine, after a failure.
+
+        A slide may fail after its last batch was submitted and before anybody waits for it; the engine that the next
+        slide gets must have nothing in flight. An engine that failed itself is not asked again.
+        """
+        while not isinstance(self.buffers.error, BackendError) and not self.in_flight.empty():
+            entry = self.in_flight.get_nowait()
+            if entry is not None:
+                with suppress(Exception):
+                    self.engine.result(entry[0])
 
 
 def _note_bad(buffers: Buffers, reason: str, fail: bool) -> None:
@@ -187,24 +251,6 @@ def _thread(buffers: Buffers, work: Callable[[], None], name: str) -> threading.
             buffers.fail(error)
 
     return threading.Thread(target=guarded, name=f"mtdp-{name}", daemon=True)
-
-
-@contextmanager
-def _joined(buffers: Buffers, threads: list[threading.Thread], drain: Callable[[], None]) -> Iterator[None]:
-    """Start the threads; on the way out wait for all of them, and raise the first error after `drain`."""
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    except Stopped:
-        pass
-    except BaseException as error:  # an interrupt, too: the threads must end before the store closes
-        buffers.fail(error)
-    for thread in threads:
-        thread.join()
-    if buffers.error is not None:
-        drain()
-        raise buffers.error
 
 
 def _get(buffers: Buffers, items: queue.Queue[T]) -> T:

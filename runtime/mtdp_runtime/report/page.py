@@ -26,6 +26,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 
 
 def figure(image: NDArray[np.uint8], caption: str) -> str:
+    """Return an image, uint8[H, W, 3] RGB, and what it shows, inside the page."""
     _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     data = base64.b64encode(encoded.tobytes()).decode()
     image_tag = f'<img alt="" src="data:image/jpeg;base64,{data}">'

@@ -1,10 +1,13 @@
-"""The report of a slide: one HTML file without links to anything else."""
+"""The report of a slide: one HTML file without links to anything else.
+
+It is drawn from the finished feature file and a thumbnail of the slide, so it can be made at any time after the run.
+"""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,19 +16,31 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.report.page import STYLE, figure, readable
 from mtdp_runtime.store import derived
 from mtdp_runtime.store.layout import TileStatus
-from mtdp_runtime.tiling.plan import Plan
+from mtdp_runtime.store.reader import FeatureFile, open_features
 
 _SIDE_PX: Final = 1100
 _PCA_ROWS: Final = 20_000
 _OUTLINE: Final = (0, 140, 70)
 _TILE: Final = (40, 90, 200)
 _BAD: Final = (220, 30, 30)
+_STAGES: Final = ("read", "infer", "store")
+
+
 KIND: Final = "report"  # among what is derived from a feature file
 _END: Final = "</html>\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A slide, small: a pixel covers scale x scale level-0 pixels, the first at (x0, y0)."""
+
+    image: NDArray[np.uint8]  # [H, W, 3] RGB
+    scale: float
+    x0: int
+    y0: int
 
 
 def report_is_current(path: Path, features: Path) -> bool:
@@ -39,85 +54,85 @@ def report_is_current(path: Path, features: Path) -> bool:
         return False
 
 
-def write_report(path: Path, features: Path, plan: Plan, outcome: Outcome) -> None:
+def write_report(path: Path, features: Path, thumbnail: Thumbnail) -> None:
     """Write the report of a finished feature file.
 
     Raises:
+        StoreError: the file cannot be read.
         OutputUnwritable: the folder cannot be written. The features are not touched.
     """
-    derived.make(features, KIND, [(path, lambda target: _write(target, features, plan, outcome))])
+    derived.make(features, KIND, [(path, lambda target: _write(target, features, thumbnail))])
 
 
-def _write(target: Path, features: Path, plan: Plan, outcome: Outcome) -> None:
-    with h5py.File(features, "r", locking=False) as file:
-        attrs = dict(file.attrs)
-        status = file["status"][:]
-        coords = file["coords"][:]
-        colours = _pca_colours(file["features"], status)
-    bad = int(attrs.get("bad_tiles", 0))
-    left_out = bad if len(status) < len(plan.kept) else 0
-    outcome = replace(outcome, tiles=len(status), bad_tiles=bad, left_out=left_out)  # of a file of an earlier run, too
-    title = html.escape(plan.info.path.name)
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
-        f"<h1>{title}</h1><p>{html.escape(_summary(plan, outcome))}</p>",
-        figure(
-            _with_grid(plan, coords, status),
-            f"Tissue (green outline; {plan.tissue.source}) and the tiles that were computed (blue; red: bad).",
-        ),
-    ]
-    if len(coords):
-        parts.append(
+def _write(target: Path, features: Path, thumbnail: Thumbnail) -> None:
+    with open_features(features) as file:
+        title = html.escape(str(file.attrs["slide"]))
+        parts = [
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
+            f"<h1>{title}</h1><p>{html.escape(_summary(file))}</p>",
             figure(
-                _with_colours(plan, coords, colours),
-                "Features as colours: the first three principal components as red, green and blue. "
-                "Tiles of one colour look alike to the model.",
+                _with_grid(file, thumbnail),
+                f"Tissue (green outline; {file.attrs['tissue_source']}) and the tiles that were computed "
+                "(blue; red: bad).",
+            ),
+        ]
+        if len(file):
+            parts.append(
+                figure(
+                    _with_colours(file, thumbnail),
+                    "Features as colours: the first three principal components as red, green and blue. "
+                    "Tiles of one colour look alike to the model.",
+                )
             )
-        )
-    parts += [_timing(outcome), _bad_tiles(attrs, outcome), _facts(attrs), _END]
+        parts += [_timing(file), _bad_tiles(file), _facts(file.attrs), _END]
     target.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
 
 
-def _summary(plan: Plan, outcome: Outcome) -> str:
+def _summary(file: FeatureFile) -> str:
+    attrs = file.attrs
     text = (
-        f"{outcome.tiles} tiles of {plan.grid.tile_px} px at a scale of {plan.grid.scale:.4f} from level {plan.level}"
+        f"{len(file)} tiles of {file.tile_attrs['patch_size']} px at a scale of {attrs['scale']:.4f} from level "
+        f"{attrs['level']}; {attrs['tissue_mm2']:.2f} mm² of tissue."
     )
-    text += f"; {plan.tissue.area_mm2:.2f} mm² of tissue."
-    if outcome.times is not None and outcome.tiles:
-        times = outcome.times
-        text += f" {outcome.seconds:.1f} s, {times.tiles_per_s:.1f} tiles/s, bottleneck: {times.bottleneck}."
-    return f"{text} {outcome.message}"
+    if not len(file):
+        return f"{text} No tile has enough tissue."
+    wall_s = file.fact("timing")["wall_s"]
+    return f"{text} {wall_s:.1f} s, {attrs['tiles_per_s']:.1f} tiles/s, bottleneck: {attrs['bottleneck']}."
 
 
-def _thumbnail(plan: Plan) -> tuple[NDArray[np.uint8], float]:
-    """Return uint8[H, W, 3] RGB, and thumbnail pixels a level-0 pixel."""
-    image = plan.tissue.image
+def _enlarged(thumbnail: Thumbnail) -> tuple[NDArray[np.uint8], float]:
+    """Return uint8[H, W, 3] RGB at the report's size, and its pixels per level-0 pixel."""
+    image = thumbnail.image
     zoom = min(4.0, _SIDE_PX / max(image.shape[:2]))
     method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
     resized: NDArray[np.uint8] = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=method)
-    return resized, zoom / plan.tissue.scale
+    return resized, zoom / thumbnail.scale
 
 
-def _rectangle(plan: Plan, origin: NDArray[np.int64], zoom: float) -> tuple[tuple[int, int], tuple[int, int]]:
-    x, y = float(origin[0]) - plan.tissue.x0, float(origin[1]) - plan.tissue.y0
-    tile0 = plan.grid.tile0
-    return (round(x * zoom), round(y * zoom)), (round((x + tile0) * zoom), round((y + tile0) * zoom))
+def _rectangles(file: FeatureFile, thumbnail: Thumbnail, zoom: float) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Return two corners of each tile, in pixels of the picture."""
+    tile_side = file.tile_attrs["patch_size"] * file.attrs["scale"]
+    near = file.coords - np.array([thumbnail.x0, thumbnail.y0], np.float64)
+    corners = np.rint(np.concatenate([near * zoom, (near + tile_side) * zoom], axis=1)).astype(np.int64)
+    return [((left, top), (right, bottom)) for left, top, right, bottom in corners.tolist()]
 
 
-def _with_grid(plan: Plan, coords: NDArray[np.int64], status: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    image, zoom = _thumbnail(plan)
-    mask = cv2.resize(plan.tissue.mask.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    for origin, state in zip(coords, status, strict=True):
-        cv2.rectangle(image, *_rectangle(plan, origin, zoom), _TILE if state == TileStatus.GOOD else _BAD, 1)
-    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(image, contours, -1, _OUTLINE, 2)
+def _with_grid(file: FeatureFile, thumbnail: Thumbnail) -> NDArray[np.uint8]:
+    image, zoom = _enlarged(thumbnail)
+    for corners, good in zip(_rectangles(file, thumbnail, zoom), file.good, strict=True):
+        cv2.rectangle(image, *corners, _TILE if good else _BAD, 1)
+    if file.tissue is not None:
+        mask = cv2.resize(file.tissue.mask.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(image, contours, -1, _OUTLINE, 2)
     return image
 
 
-def _with_colours(plan: Plan, coords: NDArray[np.int64], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    image, zoom = _thumbnail(plan)
-    for origin, colour in zip(coords, colours, strict=True):
-        cv2.rectangle(image, *_rectangle(plan, origin, zoom), [int(c) for c in colour], -1)
+def _with_colours(file: FeatureFile, thumbnail: Thumbnail) -> NDArray[np.uint8]:
+    image, zoom = _enlarged(thumbnail)
+    colours = _pca_colours(file.features, file.status)
+    for corners, colour in zip(_rectangles(file, thumbnail, zoom), colours, strict=True):
+        cv2.rectangle(image, *corners, [int(c) for c in colour], -1)
     return image
 
 
@@ -143,33 +158,38 @@ def _pca_colours(features: h5py.Dataset, status: NDArray[np.uint8]) -> NDArray[n
     return colours
 
 
-def _timing(outcome: Outcome) -> str:
-    times = outcome.times
-    if times is None or not outcome.tiles:
+def _timing(file: FeatureFile) -> str:
+    timing = file.fact("timing")
+    if not len(file) or timing["wall_s"] <= 0:
         return ""
-    rows = "".join(
-        f"<tr><td>{stage.name}<td class=number>{stage.threads}<td class=number>{stage.busy_s:.2f}"
-        f"<td class=number>{stage.starved_s:.2f}<td class=number>{stage.blocked_s:.2f}"
-        f'<td><span class=bar style="width:{200 * min(1.0, stage.busy_s / stage.threads / times.wall_s):.0f}px"></span>'
-        for stage in (times.read, times.infer, times.store)
-    )
+    # Files of earlier versions do not say how many threads read.
+    threads = {"read": timing.get("read_threads", timing["readers"]), "infer": 1, "store": 1}
+    rows = ""
+    for stage in _STAGES:
+        busy_s, starved_s, blocked_s = (timing[f"{stage}_{what}"] for what in ("busy_s", "starved_s", "blocked_s"))
+        share = min(1.0, busy_s / threads[stage] / timing["wall_s"])
+        rows += (
+            f"<tr><td>{stage}<td class=number>{threads[stage]}<td class=number>{busy_s:.2f}"
+            f"<td class=number>{starved_s:.2f}<td class=number>{blocked_s:.2f}"
+            f'<td><span class=bar style="width:{200 * share:.0f}px"></span>'
+        )
     return (
-        "<h2>Time</h2><table><tr><th>stage<th>threads<th>busy s<th>waited for input s<th>waited for room s"
+        "<h2>Time</h2><table><tr><th>stage<th>threads<th>busy s<th>waited for input s<th>blocked by the next stage s"
         f"<th>share of the run</tr>{rows}</table>"
-        f"<p>The engine had nothing to do for {times.device_idle:.0%} of the run.</p>"
+        f"<p>The engine had nothing to do for {timing['device_idle']:.0%} of the run.</p>"
     )
 
 
-def _bad_tiles(attrs: Mapping[str, Any], outcome: Outcome) -> str:
-    if not outcome.bad_tiles:
+def _bad_tiles(file: FeatureFile) -> str:
+    bad = file.attrs["bad_tiles"]
+    if not bad:
         return ""
-    where = (
-        "They are left out of the file." if outcome.left_out else "Their features are NaN and their status is not 0."
-    )
+    left_out = file.fact("made_of")["on_bad_tile"] == "drop"
+    where = "They are left out of the file." if left_out else "Their features are NaN and their status is not 0."
     return (
-        f"<h2 class=bad>{outcome.bad_tiles} tiles could not be read</h2>"
+        f"<h2 class=bad>{bad} tiles could not be read</h2>"
         f"<p>{where}</p>"
-        f"<pre>{html.escape(str(attrs['bad_tile_reasons']))}</pre>"
+        f"<pre>{html.escape(str(file.attrs['bad_tile_reasons']))}</pre>"
     )
 
 

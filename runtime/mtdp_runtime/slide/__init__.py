@@ -17,6 +17,19 @@ class Level:
     width: int
     height: int
     downsample: float  # level-0 pixels a pixel of this level covers
+    whole: bool = True  # the reader gives its pixels as they are, wherever they lie; False where neighbours are blended
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a rectangle is resampled from: whole pixels of one level, or of a level that the decoder reduces.
+
+    `slide.source` chooses it: `grid_source` for tiles, `overview_source` for pictures of a whole slide.
+    """
+
+    level: int
+    reduction: int = 1  # by the JPEG decoder: 1, 2, 4 or 8
+    rough: bool = False  # for an overview: neighbouring pixels may be blended before the resampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,7 @@ class SlideInfo:
     reader: str  # which reader, with its version
     reader_reason: str  # why this one
     reductions: tuple[int, ...] = ()  # factors by which the reader's decoder may itself reduce a level; () where never
+    tile_reductions: tuple[int, ...] = ()  # those of them whose pixels are near enough to averages for a tile
     read_from: Path | None = None  # the file that is read, where `path` is not it: a copy, or one of a DICOM folder
 
     @property
@@ -54,11 +68,20 @@ class Slide(Protocol):
     @property
     def info(self) -> SlideInfo: ...
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         """Fill out, uint8[H, W, 3] RGB, from the level-0 rectangle at (x0, y0) of W * scale by H * scale pixels.
 
-        The pixels come from the level that `level_for` names and are area-averaged from there. What lies outside the
-        slide, or was never scanned, is the background colour.
+        Each pixel is the exact area average of whole pixels of one source, fractions of them at its borders included;
+        below a scale of 1 it is interpolated. What lies outside the slide, or was never scanned, is the background
+        colour.
+
+        Args:
+            out: where the pixels go.
+            x0: level-0 pixel.
+            y0: level-0 pixel.
+            scale: level-0 pixels an output pixel.
+            source: what to resample from, the same for all tiles of a grid: `grid_source`. Where None, what the law
+                allows at this place (`source_at`).
 
         Raises:
             TileUnreadable: the rectangle cannot be decoded. Nothing is ever invented in its place.
@@ -70,34 +93,3 @@ class Slide(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
-
-
-# A level counts as fine enough when it is coarser than the target by less than this: a pyramid of 2220 pixels halved
-# has a downsample of 2.0009, and nobody wants level 0 decoded for that.
-LEVEL_TOLERANCE = 0.01
-
-
-def level_for(levels: tuple[Level, ...], scale: float) -> int:
-    """Return the coarsest level that is at least as fine as `scale` (level-0 pixels an output pixel).
-
-    >>> level_for((Level(4000, 4000, 1.0), Level(2000, 2000, 2.0), Level(500, 500, 8.0)), 4.0)
-    1
-    """
-    fine = [i for i, level in enumerate(levels) if level.downsample <= scale * (1 + LEVEL_TOLERANCE)]
-    return max(fine, key=lambda i: levels[i].downsample, default=0)
-
-
-def reduction_for(info: SlideInfo, scale: float) -> int:
-    """Return the factor by which the decoder reduces the level that `level_for` names; 1 for none.
-
-    It never reduces beyond the target, so what is left is averaging, by a scale of at least 1.
-    """
-    left = scale / info.levels[level_for(info.levels, scale)].downsample
-    return max((factor for factor in info.reductions if factor <= left + 1e-9), default=1)
-
-
-def resampling_of(info: SlideInfo, scale: float) -> str:
-    """Name what is done to the pixels of the level that `level_for` names: a part of what makes the features."""
-    left = scale / info.levels[level_for(info.levels, scale)].downsample
-    reduction = reduction_for(info, scale)
-    return ("area" if left >= 1 else "linear") if reduction == 1 else f"jpeg 1/{reduction}, area"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from mtdp_runtime.errors import SlideError
-from mtdp_runtime.slide import dicom
+from mtdp_runtime.slide import dicom, mirax, zarr_folder
 
 _PIECES: Final = 64
 _PIECE_BYTES: Final = 1 << 14
@@ -21,15 +21,22 @@ _BY_OTHER_NAMES: Final = frozenset({".vms", ".vmu"})  # name their other files i
 
 
 def parts_of(slide: Path) -> list[Path]:
-    """Return all files and folders that a slide is made of; empty where that is not known."""
+    """Return all files and folders that a slide is made of; empty where that is not known.
+
+    Raises:
+        SlideError: a part that it must have is not there.
+    """
     kind = slide.suffix.lower()
+    if zarr_folder.is_zarr(slide):
+        return [slide]
     if slide.is_dir():
         slide, kind = dicom.the_series(slide), dicom.SUFFIX
     if kind == dicom.SUFFIX or dicom.is_dicom(slide):
         series = dicom.series_of(slide)
         return dicom.series_in(slide.parent).get(series, [slide])
-    if kind == ".mrxs":
-        return [slide, slide.with_suffix("")]
+    if kind == mirax.SUFFIX:
+        beside = mirax.with_its_folder(slide)
+        return [beside, beside.with_suffix("")]
     return [] if kind in _BY_OTHER_NAMES else [slide]
 
 

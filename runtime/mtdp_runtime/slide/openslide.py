@@ -5,23 +5,30 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
 import cv2
 import numpy as np
 import openslide
+import tifffile
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
-from mtdp_runtime.slide import Level, SlideInfo
-from mtdp_runtime.slide.resample import resample_into
-from mtdp_runtime.slide.scale import scale_of
-from mtdp_runtime.slide.window import window_of
+from mtdp_runtime.slide import Level, SlideInfo, Source
+from mtdp_runtime.slide.lattice import lattices_of
+from mtdp_runtime.slide.pyramid import Candidate, judge, left_out
+from mtdp_runtime.slide.same_picture import other_pictures
+from mtdp_runtime.slide.scale import resolution_of, scale_of
+from mtdp_runtime.slide.source import source_at
+from mtdp_runtime.slide.window import Window, read_averaged
 
 _CACHE_BYTES: Final = 128 << 20  # decoded codec tiles, shared by all handles of a slide
-_MOST_PX: Final = 1 << 29  # in one read: 2 GiB as OpenSlide gives it; a sixteenth of it is what the tissue search takes
 _WHITE: Final = (255, 255, 255)
+REFERENCE: Final = "the reference reader"
+_COMPUTED: Final = frozenset({"generic-tiff", "aperio", "dicom"})  # vendors whose downsamples follow from the sizes
+_SIDES: Final = ("width", "height")
 
 
 class OpenSlideReader:
@@ -39,35 +46,68 @@ class OpenSlideReader:
         self._lock = threading.Lock()
         handle = self._open()
         try:
-            self.info = _info(path, handle, slide_mpp, given_by)
+            # Where an image is no level, or its factor is not what OpenSlide says, OpenSlide must still be asked in its
+            # own terms: level i of `info` is its level `_own_levels[i]`, of downsample `_own_downsamples[i]`.
+            self.info, self._own_levels = _info(path, handle, slide_mpp, given_by)
+            self._own_downsamples = tuple(float(handle.level_downsamples[i]) for i in self._own_levels)
         except SlideError:
             self.close()
             raise
         self._idle.put(handle)
+        if self.info.vendor == "generic-tiff":  # anybody's: what is flagged as reduced may be a macro
+            self._leave_out_other_pictures()
+        self._lattices = lattices_of(self.info.levels, self._own_levels, self._own_downsamples)
+        levels = zip(self.info.levels, self._lattices, strict=True)
+        self.info = replace(self.info, levels=tuple(replace(level, whole=lattice.whole) for level, lattice in levels))
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
-        window = window_of(self.info.levels, x0, y0, out.shape[1], out.shape[0], scale)
-        downsample = self.info.levels[window.level].downsample
-        location = (round(window.lx * downsample), round(window.ly * downsample))
-        size = (window.width, window.height)
-        if size[0] * size[1] > _MOST_PX:
-            raise TileUnreadable(
-                f"{self._path}: {size[0]} x {size[1]} px of level {window.level} at once: too many",
-                hint="The slide has no coarser level for this scale, or states a wrong size: check the file.",
-            )
+    def _leave_out_other_pictures(self) -> None:
+        """Keep as levels what shows the same as level 0; where a window cannot be read, reading says so later."""
+
+        def read(level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+            downsample = self._own_downsamples[level]
+            return self._read((round(x * downsample), round(y * downsample)), self._own_levels[level], (width, height))
+
+        try:
+            others = other_pictures(self.info.levels, read)
+        except (openslide.OpenSlideError, SlideError):
+            return
+        if others:
+            sizes = (f"{self.info.levels[i].width} x {self.info.levels[i].height} px" for i in others)
+            why = f"; no level of this picture: {', '.join(sizes)} shows something else"
+            kept = [i for i in range(len(self.info.levels)) if i not in others]
+            levels = tuple(self.info.levels[i] for i in kept)
+            self.info = replace(self.info, levels=levels, reader_reason=self.info.reader_reason + why)
+            self._own_levels = tuple(self._own_levels[i] for i in kept)
+            self._own_downsamples = tuple(self._own_downsamples[i] for i in kept)
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
+        chosen = source or source_at(self.info, x0, y0, scale, max(out.shape[:2]))
+        # What another reader reduces or reads as it is, is averaged from whole pixels here, and if need be of level 0.
+        level = chosen.level if chosen.rough or self.info.levels[chosen.level].whole else 0
+        read_averaged(out, self.info, replace(chosen, level=level, reduction=1), x0, y0, scale, self._fill)
+
+    def _fill(self, target: NDArray[np.uint8], window: Window) -> None:
+        """Fill target, uint8[height, width, 3], with the window's pixels; beyond the level lies the background."""
+        left, top = max(window.lx, 0), max(window.ly, 0)
+        width, height = window.lx + window.width - left, window.ly + window.height - top
+        if width < window.width or height < window.height:
+            target[...] = self.info.background
+            if width <= 0 or height <= 0:
+                return
+        lattice = self._lattices[window.source.level]
+        (x0, skip_x), (y0, skip_y) = lattice.place(left), lattice.place(top)
+        size = (width + skip_x, height + skip_y)
         try:
             try:
-                source = self._read(location, window.level, size)
+                pixels = self._read((x0, y0), lattice.index, size)
             except openslide.OpenSlideError:
-                source = self._read(location, window.level, size)
+                pixels = self._read((x0, y0), lattice.index, size)
         except openslide.OpenSlideError as error:
             raise TileUnreadable(
-                f"{self._path}: cannot decode {size[0]} x {size[1]} px at ({x0}, {y0}), level {window.level}: {error}",
+                f"{self._path}: cannot decode {size[0]} x {size[1]} px at ({x0}, {y0}), level {lattice.index}: {error}",
                 hint="The file is damaged there: compare its checksum with the original and copy it again.",
             ) from error
-        if window.repeat_x or window.repeat_y:
-            source = cv2.copyMakeBorder(source, 0, window.repeat_y, 0, window.repeat_x, cv2.BORDER_REPLICATE)
-        resample_into(out, source, window.scale)
+        target[window.height - height :, window.width - width :] = pixels[skip_y:, skip_x:]
 
     def close(self) -> None:
         with self._lock:
@@ -128,18 +168,19 @@ def _on_background(rgba: NDArray[np.uint8], background: tuple[int, int, int]) ->
     return rgb
 
 
-def _info(path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, given_by: str) -> SlideInfo:
+def _info(
+    path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, given_by: str
+) -> tuple[SlideInfo, tuple[int, ...]]:
+    """Return the facts, and which of OpenSlide's levels are levels of one picture."""
     properties = handle.properties
     vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+    levels, own_levels, missing = _levels(handle, vendor)
     if slide_mpp is None:
-        mpp, mpp_source = scale_of(path, properties, vendor)
+        size = (levels[0].width, levels[0].height)
+        mpp, mpp_source = scale_of(path, _of_level_0(path, properties, vendor, size), vendor, size)
     else:
         mpp, mpp_source = slide_mpp, given_by
-    levels = tuple(
-        Level(width, height, float(downsample))
-        for (width, height), downsample in zip(handle.level_dimensions, handle.level_downsamples, strict=True)
-    )
-    return SlideInfo(
+    info = SlideInfo(
         path=path,
         size_bytes=path.stat().st_size,
         vendor=vendor,
@@ -150,8 +191,39 @@ def _info(path: Path, handle: openslide.OpenSlide, slide_mpp: float | None, give
         background=_background(properties),
         quickhash=properties.get(openslide.PROPERTY_NAME_QUICKHASH1, ""),
         reader=f"openslide {openslide.__library_version__}",
-        reader_reason="the reference reader",
+        reader_reason=REFERENCE + missing,
     )
+    return info, own_levels
+
+
+def _of_level_0(path: Path, properties: Mapping[str, str], vendor: str, size: tuple[int, int]) -> Mapping[str, str]:
+    """Return the properties with the resolution of level 0: of a plain TIFF, OpenSlide gives the first directory's."""
+    if vendor != "generic-tiff":
+        return properties
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = next(p for p in map(tifffile.TiffPage.aspage, tiff.pages) if (p.imagewidth, p.imagelength) == size)
+            x, y, unit = resolution_of(page)
+    except Exception:  # OpenSlide reads a structure that tifffile stumbles over: then its own words stand
+        return properties
+    return {**properties, "tiff.XResolution": x, "tiff.YResolution": y, "tiff.ResolutionUnit": unit}
+
+
+def _levels(handle: openslide.OpenSlide, vendor: str) -> tuple[tuple[Level, ...], tuple[int, ...], str]:
+    """Return the levels, which of OpenSlide's each one is, and what was left out and why."""
+    own = [float(downsample) for downsample in handle.level_downsamples]
+    images = []
+    for number, ((width, height), downsample) in enumerate(zip(handle.level_dimensions, own, strict=True)):
+        # Formats with a grid of their own state whole factors; of a TIFF, OpenSlide computes them from the sizes.
+        stated = vendor not in _COMPUTED and number > 0 and downsample.is_integer()
+        tile = tuple(int(handle.properties.get(f"openslide.level[{number}].tile-{side}", 0)) for side in _SIDES)
+        images.append(
+            Candidate(width, height, (downsample, downsample) if stated else None, tile if all(tile) else None)
+        )
+    verdicts = judge(images)
+    kept = tuple(number for number, verdict in enumerate(verdicts) if verdict.downsample is not None)
+    levels = tuple(Level(images[i].width, images[i].height, verdicts[i].downsample or 1.0) for i in kept)
+    return levels, kept, left_out(verdicts)
 
 
 def _bounds(properties: Mapping[str, str], level0: Level) -> tuple[int, int, int, int]:

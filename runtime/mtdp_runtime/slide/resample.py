@@ -1,95 +1,158 @@
-"""Area-averaged resampling by a float scale."""
+"""Area-averaged resampling by a float scale, from a float place."""
 
 from __future__ import annotations
 
 import math
+import threading
 from functools import lru_cache
+from typing import Final, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# A scale this close to 1 moves no pixel of a tile by a hundredth of a pixel: the pixels are taken as they are.
-IDENTITY_TOLERANCE = 1e-5
+# A scale so close to 1 that no pixel of a tile moves by more than this: the pixels are taken as they are.
+STILL_PX: Final = 0.02
+_NOTHING_PX: Final = 1e-6  # a place this close to a pixel's edge lies on it: the rounding of floats
+_ROWS_BYTES: Final = 512 << 10  # of float32 source rows at once: they stay in a core's own cache
+# Multiplications in one product of matrices: OpenBLAS takes up to as many without starting threads of its own.
+_ALONE: Final = 1 << 18
+
+_own = threading.local()
+Number = TypeVar("Number", np.uint8, np.float32)
 
 
-def source_px(out_px: int, scale: float) -> int:
-    """Return how many source pixels cover `out_px` output pixels of `scale` source pixels each.
+class _Bands(NamedTuple):
+    """Weights of `size` neighbouring outputs in a block; a block sees the same number of source pixels."""
 
-    >>> source_px(224, 2.0), source_px(224, 1.979), source_px(224, 0.998)
-    (448, 444, 224)
+    first: tuple[int, ...]  # the source pixel that each block begins with
+    weights: NDArray[np.float32]  # [blocks, size, seen]; rows of zeros fill the last block
+
+
+def is_still(scale: float, out_px: int) -> bool:
+    """Tell whether a scale moves no pixel of `out_px` in a row.
+
+    >>> is_still(1.00005, 224), is_still(1.0005, 224)
+    (True, False)
     """
-    if abs(scale - 1) < IDENTITY_TOLERANCE:
-        return out_px
-    return max(1, math.ceil(out_px * scale - 1e-6))
+    return abs(scale - 1) * out_px <= STILL_PX
 
 
-def resample_into(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: float) -> None:
-    """Fill out, uint8[H, W, 3], with averages over cells of scale x scale source pixels, the first at the corner.
+def resample_into(
+    out: NDArray[np.uint8], source: NDArray[np.uint8], scale: float, phase_x: float = 0.0, phase_y: float = 0.0
+) -> None:
+    """Fill out, uint8[H, W, 3], with averages over cells of scale x scale source pixels.
 
-    Cells are fractions of pixels where scale is no integer; the scale is never rounded to fit the sizes. Below 1 the
-    result is interpolated linearly.
+    The first cell begins phase_x, phase_y pixels from the source's corner. Cells are fractions of pixels wherever they
+    begin and end; neither the scale nor the place is rounded. Each value is rounded once. Below 1 the result is
+    interpolated linearly between the centres of pixels.
 
     Args:
-        source: uint8[source_px(H, scale), source_px(W, scale), 3], or larger.
+        source: uint8[h, w, 3], as large as the cells reach; where it ends before, its last pixel goes on.
     """
     height, width = out.shape[:2]
-    if abs(scale - 1) < IDENTITY_TOLERANCE:
-        out[...] = source[:height, :width]
-        return
-    if _opencv_would_copy(source.shape[0], scale) and _opencv_would_copy(source.shape[1], scale):
-        _blend_neighbours(out, source, scale)
-        return
-    # OpenCV keeps the factors exactly only when they, and not the size, are given; it then rounds the size, so where
-    # that would be too small, the last row and column of the source are repeated.
-    method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(source, None, dst=out, fx=1 / scale, fy=1 / scale, interpolation=method)
-    if resized is out:
-        return  # it had the size that OpenCV wanted, so it was written in place
-    if resized.shape[0] < height or resized.shape[1] < width:
-        pad = math.ceil(scale)
-        padded = cv2.copyMakeBorder(source, 0, pad, 0, pad, cv2.BORDER_REPLICATE)
-        resized = cv2.resize(padded, None, fx=1 / scale, fy=1 / scale, interpolation=method)
-    out[...] = resized[:height, :width]
+    if not phase_x and not phase_y:
+        if is_still(scale, max(height, width)):
+            out[...] = source[:height, :width]
+            return
+        whole = round(scale)
+        if scale == whole and source.shape[0] >= height * whole and source.shape[1] >= width * whole:
+            cells = source[: height * whole, : width * whole]
+            out[...] = cv2.resize(cells, (width, height), interpolation=cv2.INTER_AREA)
+            return
+    rows = _down(source, _bands(height, source.shape[0], scale, phase_y), height)
+    sums = _across(rows, _bands(width, source.shape[1], scale, phase_x))
+    rounded = cv2.convertScaleAbs(sums, dst=_scratch("rounded", np.uint8, *sums.shape))
+    planes = rounded.reshape(3, height, -1)[:, :, :width]
+    out[...] = cv2.merge([planes[0], planes[1], planes[2]])
 
 
-def _opencv_would_copy(source_side: int, scale: float) -> bool:
-    """Tell whether cv2.resize would round the output to the input's size and then not resample at all."""
-    return abs(source_side / scale - source_side) < 0.51
+def _down(source: NDArray[np.uint8], bands: _Bands, out_px: int) -> NDArray[np.float32]:
+    """Return float32[3, out_px, w]: weighted sums of uint8[h, w, 3] over rows. It is this thread's until its next."""
+    height, width = source.shape[:2]
+    blocks, size, seen = bands.weights.shape
+    lines, across = source.reshape(height, width * 3), width * 3
+    sums = _scratch("sums", np.float32, blocks * size, across)
+    at_once = max(1, _ROWS_BYTES // (seen * across * 4))
+    at_most = max(1, _ALONE // (size * seen))
+    for start in range(0, blocks, at_once):
+        end = min(start + at_once, blocks)
+        top, bottom = bands.first[start], bands.first[end - 1] + seen
+        rows = _scratch("rows", np.float32, bottom - top, across)
+        np.copyto(rows, lines[top:bottom])
+        for block in range(start, end):
+            seen_rows = rows[bands.first[block] - top : bands.first[block] - top + seen]
+            part = sums[block * size : (block + 1) * size]
+            for left in range(0, across, at_most):
+                columns = np.s_[:, left : left + at_most]
+                np.matmul(bands.weights[block], seen_rows[columns], out=part[columns])
+    planes = _scratch("planes", np.float32, 3, out_px, width)
+    cv2.split(sums[:out_px].reshape(out_px, width, 3), [planes[0], planes[1], planes[2]])
+    return planes
 
 
-def _blend_neighbours(out: NDArray[np.uint8], source: NDArray[np.uint8], scale: float) -> None:
-    """Resample where no pixel moves by more than about half a pixel: each is a blend of two neighbours, per axis."""
-    height, width = out.shape[:2]
-    padded = cv2.copyMakeBorder(source, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    first, second, shift = _weights_across(width, padded.shape[0], scale)
-    across = cv2.blendLinear(padded[:, shift : shift + width], padded[:, shift + 1 : shift + 1 + width], first, second)
-    first, second, shift = _weights_down(height, width, scale)
-    cv2.blendLinear(across[shift : shift + height], across[shift + 1 : shift + 1 + height], first, second, dst=out)
+def _across(planes: NDArray[np.float32], bands: _Bands) -> NDArray[np.float32]:
+    """Return float32[3 * h, blocks * size]: weighted sums of float32[3, h, w] over columns; the last may be zeros."""
+    channels, height, width = planes.shape
+    blocks, size, seen = bands.weights.shape
+    lines = planes.reshape(channels * height, width)
+    sums = _scratch("across", np.float32, channels * height, blocks * size)
+    at_most = max(1, _ALONE // (size * seen))
+    for block, first in enumerate(bands.first):
+        for top in range(0, len(lines), at_most):
+            rows = slice(top, top + at_most)
+            part = sums[rows, block * size : (block + 1) * size]
+            np.matmul(lines[rows, first : first + seen], bands.weights[block].T, out=part)
+    return sums
 
 
-Weights = tuple[NDArray[np.float32], NDArray[np.float32], int]  # float32[H, W] twice, and where the first one begins
+def _scratch(name: str, dtype: type[Number], *shape: int) -> NDArray[Number]:
+    """Return memory of this thread: the kernel clears the pages of new memory, which takes as long as the sums do."""
+    needed = math.prod(shape)
+    memory: NDArray[Number] | None = getattr(_own, name, None)
+    if memory is None or memory.size < needed:
+        memory = np.empty(needed, dtype)
+        setattr(_own, name, memory)
+    return memory[:needed].reshape(shape)
 
 
-@lru_cache(maxsize=4)
-def _weights_across(out_px: int, lines: int, scale: float) -> Weights:
-    first, second, shift = _neighbour_weights(out_px, scale)
-    return np.tile(first, (lines, 1)), np.tile(second, (lines, 1)), shift
+@lru_cache(maxsize=256)
+def _bands(out_px: int, source_px: int, scale: float, phase: float) -> _Bands:
+    """Return the weights of `out_px` outputs over `source_px` source pixels: float64 sums, kept as float32."""
+    size = min(8, max(1, int(24 / scale)), out_px)
+    blocks = -(-out_px // size)
+    out = np.arange(blocks * size, dtype=np.float64)
+    if scale >= 1:
+        low, high = phase + out * scale, phase + (out + 1) * scale
+    else:  # linear between two centres: a cell of one pixel, around the centre that is asked for
+        centre = np.clip(phase + (out + 0.5) * scale, 0.5, source_px - 0.5)
+        low, high = centre - 0.5, centre + 0.5
+    low, high = np.clip(low, 0, source_px - _NOTHING_PX), np.clip(high, _NOTHING_PX, source_px)
+    last = np.minimum(np.arange(1, blocks + 1) * size, out_px) - 1
+    first = np.floor(low[::size]).astype(np.int64)
+    seen = int((np.ceil(high[last]).astype(np.int64) - first).max())
+    first = np.minimum(first, source_px - seen)
+    pixel = (first[:, None] + np.arange(seen))[:, None, :]
+    low, high = low.reshape(blocks, size, 1), high.reshape(blocks, size, 1)
+    weights = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
+    weights /= np.maximum(weights.sum(axis=2, keepdims=True), _NOTHING_PX)
+    weights.reshape(blocks * size, seen)[out_px:] = 0
+    return _Bands(tuple(first.tolist()), weights.astype(np.float32))
 
 
-@lru_cache(maxsize=4)
-def _weights_down(out_px: int, columns: int, scale: float) -> Weights:
-    first, second, shift = _neighbour_weights(out_px, scale)
-    return np.tile(first[:, None], (1, columns)), np.tile(second[:, None], (1, columns)), shift
+def span_of(start: float, out_px: int, scale: float) -> tuple[int, int, float]:
+    """Return the first source pixel, the end, and the phase for `out_px` outputs from a float place.
 
-
-def _neighbour_weights(out_px: int, scale: float) -> Weights:
-    """Return float32[out_px] twice, the weights of two neighbours, and where the first one begins in a source
-    that was padded by one pixel."""
-    i = np.arange(out_px, dtype=np.float64)
-    if scale > 1:  # the area of a cell: pixel i from i * scale to i + 1, pixel i + 1 from there to (i + 1) * scale
-        first, second, shift = (i + 1 - i * scale) / scale, (i + 1) * (scale - 1) / scale, 1
-    else:  # linear between centres, which lie at (i + 1/2) * scale - 1/2, at or before pixel i
-        first = (i + 0.5) * (1 - scale)
-        second, shift = 1 - first, 0
-    return first.astype(np.float32), second.astype(np.float32), shift
+    >>> span_of(448.0, 224, 2.0), span_of(100.25, 2, 1.5)
+    ((448, 896, 0.0), (100, 104, 0.25))
+    """
+    if is_still(scale, out_px):
+        first = round(start)
+        if abs(start - first) <= STILL_PX:
+            return first, first + out_px, 0.0
+    if scale < 1:  # the centres of the outermost outputs lie between these pixels
+        first = math.floor(start + 0.5 * scale - 0.5 + _NOTHING_PX)
+        return first, math.floor(start + (out_px - 0.5) * scale - 0.5 - _NOTHING_PX) + 2, start - first
+    first = math.floor(start + _NOTHING_PX)
+    phase = max(0.0, start - first)
+    return first, math.ceil(start + out_px * scale - _NOTHING_PX), phase if phase > _NOTHING_PX else 0.0

@@ -5,24 +5,50 @@ What the user says (--slide-mpp, a manifest) stands above both; it is never gues
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import openslide
 
-from mtdp_runtime.errors import SlideUnreadable
-
 LEAST_MPP: Final = 0.01
 MOST_MPP: Final = 100.0
+# No slide is scanned finer or coarser than this, and numbers ten times too small are a known error of converters: such
+# a scale is not believed, and the user is asked to state it.
+LEAST_USUAL_MPP: Final = 0.05
+MOST_USUAL_MPP: Final = 20.0
 MAX_ANISOTROPY: Final = 0.01
-# 20 µm a pixel is 1270 dpi: no slide scanner is so coarse, and printers' 72, 96, 150, 300, 600 and 1200 dpi all are.
-_MOST_MPP_OF_TAGS: Final = 20.0
+# 10 µm a pixel is 2540 dpi: no slide scanner is so coarse, and printers' 72, 96, 150, 300, 600, 1200, 2400 dpi are.
+_MOST_MPP_OF_TAGS: Final = 10.0
 _UM_PER_UNIT: Final = {"centimeter": 1e4, "inch": 25_400.0}
-# OME-XML 2016-06, Pixels/@PhysicalSizeX: a length whose unit is µm unless PhysicalSizeXUnit says otherwise
-_OME_UNITS: Final = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+_UM_PER_INCH: Final = 25_400.0
+_TIFF_UNITS: Final = {2: "inch", 3: "centimeter"}  # TIFF 6.0, ResolutionUnit
+# OME-XML 2016-06, Pixels/@PhysicalSizeX: a length whose unit is µm unless PhysicalSizeXUnit says otherwise. ImageJ
+# writes words, and others what they like; what is no length ("pixel", "reference frame") is left out here.
+_UM_OF: Final = {
+    **dict.fromkeys(("µm", "um", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
+    **dict.fromkeys(("nm", "nanometer", "nanometers"), 1e-3),
+    **dict.fromkeys(("mm", "millimeter", "millimeters"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimeters"), 1e4),
+    **dict.fromkeys(("m", "meter", "meters"), 1e6),
+    **dict.fromkeys(("in", "inch", "inches", '"'), _UM_PER_INCH),
+    "km": 1e9,
+    "dm": 1e5,
+    "pm": 1e-6,
+    "fm": 1e-9,
+    "å": 1e-4,
+    "angstrom": 1e-4,
+    "thou": _UM_PER_INCH / 1000,
+    "li": _UM_PER_INCH / 12,
+    "pt": _UM_PER_INCH / 72,
+    "ft": 12 * _UM_PER_INCH,
+    "yd": 36 * _UM_PER_INCH,
+}
+_PIXELS: Final = re.compile(r"<(?:\w{1,32}:)?Pixels\s[^<>]{0,4096}>")
+_NUMBER_AND_UNIT: Final = re.compile(r"\s*([-+]?[\d.,]{1,32}(?:[eE][-+]?\d{1,3})?)\s*([^\s;\d]*)[\s;]*")
 
 Scale = tuple[float | None, str]  # micrometres a pixel, None where unknown; and what said so, or why it is unknown
 
@@ -32,36 +58,76 @@ def is_scale(mpp: float) -> bool:
     return LEAST_MPP <= mpp <= MOST_MPP
 
 
-def scale_of(path: Path, properties: Mapping[str, str], vendor: str) -> Scale:
-    """Return a slide's scale from its properties as OpenSlide gives them.
+def um_of(unit: str) -> float | None:
+    """Return how many micrometres a unit of length is, however it is written; None where it is no length.
 
-    Raises:
-        SlideUnreadable: the pixels are not square.
+    >>> um_of("&#181;m"), um_of(r"\\u00B5m"), um_of("Micron"), um_of("in"), um_of("pixel")
+    (1.0, 1.0, 1.0, 25400.0, None)
     """
+    text = re.sub(r"\\\\?u00[bB]5|\\\\?u03[bB][cC]", "µ", html.unescape(html.unescape(unit))).strip()
+    for other in ("\u03bc", "Âµ", "Î¼"):  # Greek letter mu; UTF-8 read as Latin-1
+        text = text.replace(other, "µ")
+    text = text.replace("\u212b", "å").replace("A\u030a", "å").replace("Ã\x85", "å")
+    return _UM_OF.get(text.lower()) if text not in ("Mm", "Pm", "MM") else None  # mega- and peta- are no small lengths
+
+
+def scale_of(path: Path, properties: Mapping[str, str], vendor: str, size: tuple[int, int] | None = None) -> Scale:
+    """Return a slide's scale from its properties as OpenSlide gives them; `size` is level 0's.
+
+    Where the vendor's number cannot be, the resolution tags are asked.
+    """
+    impossible: Scale | None = None
+    if vendor != "generic-tiff":
+        said = _of_vendor(path, properties, vendor)
+        if said is not None and said[0] is not None:
+            return said
+        impossible = said
+    description = properties.get("tiff.ImageDescription", "")
+    x, y = properties.get("tiff.XResolution", ""), properties.get("tiff.YResolution", "")
+    unit = properties.get("tiff.ResolutionUnit", "")
+    described = ome_scale(path, description, size) or imagej_scale(path, description, x, y)
+    if described is not None:
+        return described
+    tags = scale_of_tags(path, x, y, unit)
+    return tags if impossible is None or tags[0] is not None else impossible
+
+
+def _of_vendor(path: Path, properties: Mapping[str, str], vendor: str) -> Scale | None:
+    """Return what the vendor's metadata say; None where they say nothing."""
     texts = (properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y))
-    if vendor != "generic-tiff" and texts[0] is not None and texts[1] is not None:
+    if texts[0] is not None and texts[1] is not None:
         try:
             mpp_x, mpp_y = float(texts[0]), float(texts[1])
         except ValueError:
             return None, f"the slide says {texts[0]!r} x {texts[1]!r}, which are no numbers"
         return checked(path, mpp_x, mpp_y, f"{vendor} metadata (openslide.mpp-x, -y)")
-    ome = ome_scale(path, properties.get("tiff.ImageDescription", ""))
-    if ome is not None:
-        return ome
-    return scale_of_tags(
-        path,
-        properties.get("tiff.XResolution", ""),
-        properties.get("tiff.YResolution", ""),
-        properties.get("tiff.ResolutionUnit", ""),
-    )
+    # OpenSlide takes Aperio's number only where nothing follows it, and by one spelling of its name.
+    written = [text for name, text in properties.items() if name.lower() == "aperio.mpp"] if vendor == "aperio" else []
+    for text in written:
+        found = _NUMBER_AND_UNIT.fullmatch(text)
+        um = um_of(found[2] or "µm") if found else None
+        if found is None or um is None:
+            return None, f"the slide says MPP = {text!r}, which is no number"
+        try:
+            mpp = float(found[1].replace(",", ".")) * um
+        except ValueError:
+            return None, f"the slide says MPP = {text!r}, which is no number"
+        return checked(path, mpp, mpp, "aperio metadata (MPP)")
+    return None
+
+
+def resolution_of(page: Any) -> tuple[str, str, str]:
+    """Return a tifffile page's pixels per unit along x and y, and the unit, as OpenSlide words them."""
+    texts = []
+    for name in ("XResolution", "YResolution"):
+        tag = page.tags.get(name)
+        texts.append(str(tag.value[0] / tag.value[1]) if tag is not None and tag.value[1] else "")
+    unit = page.tags.get("ResolutionUnit")
+    return texts[0], texts[1], _TIFF_UNITS.get(int(unit.value) if unit is not None else 2, "")
 
 
 def scale_of_tags(path: Path, x: str, y: str, unit: str) -> Scale:
-    """Return the scale that resolution tags state, as texts: pixels per centimetre or inch.
-
-    Raises:
-        SlideUnreadable: the pixels are not square.
-    """
+    """Return the scale that resolution tags state, as texts: pixels per centimetre or inch."""
     um = _UM_PER_UNIT.get(unit)
     if um is None or not x or not y:
         return None, "the slide does not say"
@@ -77,40 +143,76 @@ def scale_of_tags(path: Path, x: str, y: str, unit: str) -> Scale:
     return checked(path, mpp_x, mpp_y, "TIFF resolution tags")
 
 
-def ome_scale(path: Path, description: str) -> Scale | None:
+def imagej_scale(path: Path, description: str, x: str, y: str) -> Scale | None:
+    """Return the scale of a TIFF that ImageJ wrote: pixels per the unit that its description names.
+
+    None where it names none, or where that cannot be the unit that the resolution was meant in.
+    """
+    unit = re.search(r"^unit=(.{1,40}?)\s*$", description, re.MULTILINE) if description.startswith("ImageJ=") else None
+    um = um_of(unit[1]) if unit is not None else None
+    if um is None:
+        return None
+    try:
+        mpp_x, mpp_y = um / float(x), um / float(y)
+    except (ValueError, ZeroDivisionError):
+        return None
+    if not (is_scale(mpp_x) and is_scale(mpp_y)):
+        return None
+    return checked(path, mpp_x, mpp_y, "ImageJ description and TIFF resolution tags")
+
+
+def ome_scale(path: Path, description: str, size: tuple[int, int] | None = None) -> Scale | None:
     """Return the scale that an OME-XML states; None where there is no OME-XML, or none in it.
 
-    Raises:
-        SlideUnreadable: the pixels are not square.
+    Args:
+        size: width and height of level 0. A file may describe several images, the macro first; where one is of this
+            size, its scale is taken.
     """
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description) if "<OME" in description else None
-    if pixels is None:
+    found = _PIXELS.findall(description) if "<OME" in description or ":OME" in description else []
+    of_size = [one for one in found if size and (_attribute(one, "SizeX"), _attribute(one, "SizeY")) == _texts(size)]
+    if not of_size and len(found) > 1 and size:
+        return None  # several images, and none of them is this one
+    pixels = (of_size or found or [""])[0]
+    if not pixels or len({_sizes_of(one) for one in of_size}) > 1:
         return None
     sides = []
     for axis in "XY":
-        size = re.search(rf"\bPhysicalSize{axis}\s*=\s*[\"']([^\"']+)[\"']", pixels[0])
-        unit = re.search(rf"\bPhysicalSize{axis}Unit\s*=\s*[\"']([^\"']+)[\"']", pixels[0])
-        um = _OME_UNITS.get(unit[1] if unit else "µm")
-        if size is None or um is None:
+        text = _attribute(pixels, f"PhysicalSize{axis}")
+        um = um_of(_attribute(pixels, f"PhysicalSize{axis}Unit") or "µm")
+        if not text or um is None:
             return None
         try:
-            sides.append(float(size[1]) * um)
+            sides.append(float(text) * um)
         except ValueError:
-            return None, f"the OME-XML says {size[1]!r}, which is no number"
+            return None, f"the OME-XML says {text!r}, which is no number"
     return checked(path, sides[0], sides[1], "OME-XML (PhysicalSizeX, -Y)")
 
 
-def checked(path: Path, mpp_x: float, mpp_y: float, source: str) -> Scale:
-    """Return one scale for both directions.
+def _texts(size: tuple[int, int]) -> tuple[str, str]:
+    return str(size[0]), str(size[1])
 
-    Raises:
-        SlideUnreadable: they differ by more than MAX_ANISOTROPY.
-    """
+
+def _sizes_of(pixels: str) -> tuple[str, ...]:
+    names = ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeXUnit", "PhysicalSizeYUnit")
+    return tuple(_attribute(pixels, name) for name in names)
+
+
+def _attribute(element: str, name: str) -> str:
+    """Return an attribute of an XML element's start tag; nothing where it has none of that name."""
+    found = re.search(rf"\s{name}\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", element)
+    return html.unescape(found[1] or found[2] or "").strip() if found else ""
+
+
+def checked(path: Path, mpp_x: float, mpp_y: float, source: str) -> Scale:
+    """Return one scale for both directions; None where they differ by more than MAX_ANISOTROPY, or cannot be."""
     if not (is_scale(mpp_x) and is_scale(mpp_y)):
         return None, f"{source} say {mpp_x:g} x {mpp_y:g} µm/px, which cannot be"
     if abs(mpp_x / mpp_y - 1) > MAX_ANISOTROPY:
-        raise SlideUnreadable(
-            f"{path}: pixels are not square ({mpp_x} x {mpp_y} µm, {source})",
-            hint="Give the scale with --slide-mpp if you know that this is an error of the file.",
+        return None, f"{source} say {mpp_x:g} x {mpp_y:g} µm/px: the pixels are not square"
+    mpp = math.sqrt(mpp_x * mpp_y)
+    if not LEAST_USUAL_MPP <= mpp <= MOST_USUAL_MPP:
+        return None, (
+            f"{source} say {mpp:.4g} µm/px, and scanners give {LEAST_USUAL_MPP:g} to {MOST_USUAL_MPP:g}: "
+            "most likely an error of the file"
         )
-    return math.sqrt(mpp_x * mpp_y), source
+    return mpp, source

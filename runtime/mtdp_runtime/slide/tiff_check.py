@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -38,7 +39,9 @@ _TYPE_BYTES: Final = {
     18: 8,
 }
 _INTEGERS: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_WIDTH, _LENGTH, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 256, 257, 277, 284, 322, 323, 324
+_WIDTH, _LENGTH, _STRIP_OFFSETS, _SAMPLES, _PLANAR = 256, 257, 273, 277, 284
+_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 322, 323, 324
+_BEYOND_ANY_FILE: Final = 1 << 63  # no file system, and no call, has such a place
 _DEPTH, _NDPI = 32997, 65420
 _SEPARATE_PLANES: Final = 2
 
@@ -80,6 +83,19 @@ def check_tiff(path: Path) -> None:
         return  # cut short, or unreadable: the readers say it
 
 
+def check_offsets(path: Path, offsets: Sequence[int], sizes_bytes: Sequence[int]) -> None:
+    """Refuse a list of tiles or strips that names a place which no file has.
+
+    Raises:
+        SlideUnreadable: it does.
+    """
+    if max(offsets, default=0) + max(sizes_bytes, default=0) < _BEYOND_ANY_FILE:
+        return
+    for number, (offset, size) in enumerate(zip(offsets, sizes_bytes, strict=False)):
+        if offset + size >= _BEYOND_ANY_FILE:
+            raise _impossible(path, f"tile or strip {number} lies at byte {offset}, which no file has")
+
+
 def _layout(magic: bytes) -> _Layout | None:
     if magic in _CLASSIC:
         return _Layout(_CLASSIC[magic], "H", "I", 12, 4)
@@ -92,6 +108,8 @@ def _check_directories(path: Path, file: BinaryIO, layout: _Layout) -> None:
     size_bytes = os.fstat(file.fileno()).st_size
     at, seen = _number(file, layout, layout.first, layout.place), set[int]()
     while at:
+        if at >= _BEYOND_ANY_FILE:
+            raise _impossible(path, f"directory {len(seen)} lies at byte {at}, which no file has")
         if at in seen:
             raise _impossible(path, f"directory {len(seen)} is followed by an earlier one, without end")
         if len(seen) == MOST_DIRECTORIES:
@@ -136,7 +154,10 @@ def _entries(content: bytes, layout: _Layout) -> dict[int, _Entry] | None:
 
 
 def _problem(entries: dict[int, _Entry], size_bytes: int) -> str:
-    """Say what is impossible about a directory of tiles; nothing where it holds none, or does not say enough."""
+    """Say what is impossible about a directory; nothing where it does not say enough."""
+    far = next((tag for tag, entry in entries.items() if entry.end >= _BEYOND_ANY_FILE), None)
+    if far is not None:
+        return f"keeps the values of its tag {far} at a place which no file has"
     sides = [entries[tag].value if tag in entries else None for tag in (_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH)]
     width, length, tile_width, tile_length = sides
     if width is None or length is None or tile_width is None or tile_length is None:
@@ -148,7 +169,7 @@ def _problem(entries: dict[int, _Entry], size_bytes: int) -> str:
     planar, samples = entries.get(_PLANAR), entries.get(_SAMPLES)
     if planar is not None and planar.value == _SEPARATE_PLANES and samples is not None and samples.value is not None:
         tiles *= samples.value
-    offsets = entries.get(_TILE_OFFSETS)
+    offsets = entries.get(_TILE_OFFSETS, entries.get(_STRIP_OFFSETS))  # some writers list tiles where strips belong
     listed = 0 if offsets is None else offsets.values
     flat = _DEPTH not in entries or entries[_DEPTH].value == 1  # Aperio writes a depth of 1; volumes count otherwise
     if listed < tiles and flat:

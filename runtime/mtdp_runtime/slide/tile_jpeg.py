@@ -5,11 +5,15 @@ a quarter to half of the time of a full decode followed by averaging. Its pixels
 level, so the output states where it was used.
 
 libjpeg calls damaged entropy-coded data a warning and fills the rest of the picture with grey. A decoder that ignores
-warnings gives a wrong tile then, and nobody is told; OpenSlide takes them as errors, and so does this one.
+warnings gives a wrong tile then, and nobody is told; this one takes them as errors.
+
+The JPEG's header is read first: a picture of another size or of other components than the tile's is an error, too, and
+what the header says of its colours stands above what the TIFF says (see `colours_of`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -17,12 +21,40 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from mtdp_runtime.slide.probe import UnknownKind
+
 REDUCTIONS: Final = (2, 4, 8)
 _SOI: Final = b"\xff\xd8"
-_APP0, _APP14, _SOS, _EOI = 0xE0, 0xEE, 0xDA, 0xD9
+_APP0, _APP14, _COM, _SOS, _EOI = 0xE0, 0xEE, 0xFE, 0xDA, 0xD9
+_NOT_A_FRAME: Final = frozenset({0xC4, 0xC8, 0xCC})  # DHT, JPG, DAC: the other markers from C0 to CF begin a frame
+# What libjpeg does not decode; it does baseline and progressive, of Huffman or arithmetic coding.
+_KINDS: Final = {
+    **dict.fromkeys((0xC3, 0xC7), "lossless JPEG"),
+    **dict.fromkeys((0xC5, 0xC6), "hierarchical JPEG"),
+    **dict.fromkeys((0xCB, 0xCD, 0xCE, 0xCF), "lossless or hierarchical JPEG"),
+}
 # Adobe's marker (ITU-T T.872, 6.5.3) says how the colours are held: transform 0 is RGB, 1 is YCbCr.
 _ADOBE: Final = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-_COLOUR_SPACE: Final = {"RGB": _ADOBE + b"\x00", "YCBCR": _ADOBE + b"\x01"}
+_COLOUR_SPACE: Final = {"RGB": _ADOBE + b"\x00", "YCBCR": _ADOBE + b"\x01", "GRAY": b""}
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHead:
+    """What a JPEG says of itself before its first scan."""
+
+    kind: int  # the frame's marker, SOF
+    bits: int
+    width: int
+    height: int
+    components: tuple[tuple[int, int], ...]  # identifier, and sampling factors (horizontal << 4 | vertical)
+    jfif: bool
+    adobe: int | None  # the transform that Adobe's marker names
+    segments: bytes  # all that stands between the first and the last marker, without notes
+
+    @property
+    def subsampled(self) -> bool:
+        """Say whether some components have fewer samples than others."""
+        return len({factors for _, factors in self.components}) > 1
 
 
 def decode_tile(data: bytes, tables: bytes | None, colour_space: str, reduction: int, out: NDArray[np.uint8]) -> None:
@@ -30,43 +62,116 @@ def decode_tile(data: bytes, tables: bytes | None, colour_space: str, reduction:
 
     Args:
         data: the tile; abbreviated where `tables` holds its quantisation and Huffman tables (TIFF Technical Note 2).
-        colour_space: "RGB" or "YCBCR", as the TIFF says it; what the tile says of it is left out.
+        colour_space: "RGB", "YCBCR" or "GRAY", as the TIFF says it; `colours_of` tells what is made of it.
         reduction: 1, or one of `REDUCTIONS`.
-        out: uint8[height / reduction, width / reduction, 3], filled with RGB; its content is undefined after an error.
+        out: uint8[height / reduction, width / reduction, 3] (1 for "GRAY"), filled with RGB or grey; its content is
+            undefined after an error.
 
     Raises:
-        ValueError: not such a JPEG, of another size, or damaged.
+        UnknownKind: a JPEG of a kind that is not decoded here.
+        ValueError: no JPEG, of another size or other components, or damaged.
     """
-    parts = (_SOI, _COLOUR_SPACE[colour_space], _segments_of_tables(tables), _segments(data))
+    head = read_head(data)
+    check_kind(head, out.shape[2])
     height, width = out.shape[:2]
+    if (head.width, head.height) != (width * reduction, height * reduction):
+        raise ValueError(
+            f"a JPEG of {head.width} x {head.height} px, {width * reduction} x {height * reduction} px were expected"
+        )
+    colours = colours_of(head, colour_space)
+    parts = (_SOI, _COLOUR_SPACE[colours], _segments_of_tables(tables), head.segments)
     least = {"min_height": height, "min_width": width} if reduction > 1 else {}
-    decoded = simplejpeg.decode_jpeg(b"".join(parts), "RGB", buffer=out, strict=True, **least)
+    wanted = "GRAY" if colours == "GRAY" else "RGB"
+    decoded = simplejpeg.decode_jpeg(b"".join(parts), wanted, buffer=out, strict=True, **least)
     if decoded.shape != out.shape:
         raise ValueError(f"a JPEG of {decoded.shape} at 1/{reduction}, {out.shape} was expected")
+
+
+def check_kind(head: JpegHead, samples: int) -> None:
+    """Raise UnknownKind unless it is decoded here: 8 bits, of so many components."""
+    if head.bits != 8:
+        raise UnknownKind(f"JPEG of {head.bits} bits per sample (8 are read)")
+    if len(head.components) != samples:
+        raise UnknownKind(f"JPEG of {len(head.components)} components where {samples} were expected")
+    if head.kind in _KINDS:
+        raise UnknownKind(f"{_KINDS[head.kind]} (SOF{head.kind - 0xC0})")
+
+
+def colours_of(head: JpegHead, said: str) -> str:
+    """Return how the components hold the colours: "RGB", "YCBCR" or "GRAY".
+
+    Of three components the JPEG's own word counts first, in libjpeg's order: JFIF (ITU-T T.871) is YCbCr, and Adobe's
+    marker names its transform. Where both stand and differ, or neither does, the TIFF decides, unless components are
+    named R, G and B, or those of an "RGB" image are subsampled, which only colour differences are.
+
+    >>> from dataclasses import replace
+    >>> plain = JpegHead(0xC0, 8, 16, 16, ((1, 0x11), (2, 0x11), (3, 0x11)), False, None, b"")
+    >>> colours_of(plain, "RGB"), colours_of(replace(plain, jfif=True), "RGB")
+    ('RGB', 'YCBCR')
+    """
+    if len(head.components) == 1:
+        return "GRAY"
+    if bytes(name for name, _ in head.components) == b"RGB":
+        return "RGB"
+    words = {"YCBCR"} if head.jfif else set()
+    if head.adobe in (0, 1):
+        words.add(("RGB", "YCBCR")[head.adobe])
+    if len(words) == 1:
+        return words.pop()
+    return "YCBCR" if said == "RGB" and head.subsampled else said
 
 
 @lru_cache(maxsize=64)
 def _segments_of_tables(tables: bytes | None) -> bytes:
     """The tables are the same for every tile of a level."""
-    return b"" if tables is None else _segments(tables)
+    return b"" if tables is None else _walk(tables)[0]
 
 
-def _segments(stream: bytes) -> bytes:
-    """Return what stands between a JPEG's first and last marker, without what it says of its colours."""
+def read_head(data: bytes) -> JpegHead:
+    """Read a JPEG's markers up to its first scan.
+
+    Raises:
+        ValueError: it is none, or breaks off.
+    """
+    segments, frame, jfif, adobe = _walk(data)
+    if frame is None:
+        raise ValueError("no JPEG frame")
+    marker, content = frame
+    count = content[5] if len(content) > 5 else 0
+    if not count or len(content) != 6 + 3 * count:
+        raise ValueError("a damaged JPEG frame header")
+    components = tuple((content[i], content[i + 1]) for i in range(6, len(content), 3))
+    height, width = int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")
+    return JpegHead(marker, content[0], width, height, components, jfif, adobe, segments)
+
+
+def _walk(stream: bytes) -> tuple[bytes, tuple[int, bytes] | None, bool, int | None]:
+    """Return what `JpegHead.segments` is, the frame's marker and content, and what the stream says of its colours."""
     if stream[:2] != _SOI:
         raise ValueError("no JPEG")
-    kept, at = [], 2
+    kept: list[bytes] = []
+    at, frame, jfif, adobe = 2, None, False, None
     while at + 4 <= len(stream):
         marker = stream[at + 1]
-        if stream[at] != 0xFF or marker in (0x00, 0xFF):
+        if stream[at] != 0xFF or marker == 0x00:
             raise ValueError("no JPEG marker where one was expected")
+        if marker == 0xFF:  # a fill byte (ITU-T T.81, B.1.1.2)
+            at += 1
+            continue
         if marker == _SOS:
             kept.append(stream[at:])
             break
         if marker == _EOI:
             break
         end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-        if marker not in (_APP0, _APP14):
+        content = stream[at + 4 : end]
+        if marker == _APP0:
+            jfif = jfif or content[:5] == b"JFIF\0"
+        elif marker == _APP14:
+            adobe = content[11] if content[:5] == b"Adobe" and len(content) >= 12 else adobe
+        elif not 0xE0 <= marker <= 0xEF and marker != _COM:  # notes of applications, which say nothing of the pixels
             kept.append(stream[at:end])
+        if 0xC0 <= marker <= 0xCF and marker not in _NOT_A_FRAME:
+            frame = (marker, content)
         at = end
-    return b"".join(kept)
+    return b"".join(kept), frame, jfif, adobe

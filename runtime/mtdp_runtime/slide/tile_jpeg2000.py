@@ -1,4 +1,4 @@
-"""One JPEG 2000 tile out of an Aperio slide (TIFF compressions 33003 and 33005); damage that can be seen is an error.
+"""One JPEG 2000 tile out of a TIFF (Aperio's compressions, or 34712); damage that can be seen is an error.
 
 OpenJPEG decodes a codestream that breaks off, or whose packets were overwritten, as far as it goes, and OpenSlide takes
 what comes. So the codestream's frame is checked first (ITU-T T.800, Annex A): the main header, the chain of tile-part
@@ -17,10 +17,17 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from mtdp_runtime.slide.probe import UnknownKind
+
 _SOC, _SIZ, _COD, _SOT, _SOD, _EOC = 0xFF4F, 0xFF51, 0xFF52, 0xFF90, 0xFF93, 0xFFD9
-# A whole sector of zeros is a hole that a broken copy left. Packets without data are zeros, too, but single bytes, and
-# a tile has fewer of them: one a component, resolution and layer.
-_HOLE: Final = bytes(512)
+_HOLE_BYTES: Final = 512  # a whole sector of zeros is a hole that a broken copy left
+_MOST_PADDING_BYTES: Final = 64  # zeros behind the end marker: writers fill up to 2, 4, 16 or 64 bytes
+_JP2: Final = b"\0\0\0\x0cjP  \r\n\x87\n"  # ITU-T T.800, Annex I: boxes around a codestream
+_SYCC: Final = 18  # EnumCS of a colour specification box
+
+
+class Subsampled(UnknownKind):
+    """Components of different sizes: OpenSlide repeats the samples, imagecodecs does not decode them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,8 @@ class Codestream:
     height: int
     components: tuple[tuple[int, int, int], ...]  # bits less 1 (T.800's Ssiz), horizontal, vertical subsampling
     packet_markers: bool  # SOP or EPH markers may stand among the packets
+    transformed: bool  # the coder transformed the components (MCT), so the decoder gives RGB
+    packets: int  # how many there are at least: one of each component, resolution and layer
     tile_parts_at: int
 
 
@@ -42,7 +51,7 @@ def read_header(data: bytes) -> Codestream:
     """
     if _word(data, 0) != _SOC or _word(data, 2) != _SIZ:
         raise ValueError("no JPEG 2000 codestream")
-    at, width, height, style = 2, 0, 0, 0
+    at, width, height, style, transformed, layers, resolutions = 2, 0, 0, 0, False, 1, 1
     components: tuple[tuple[int, int, int], ...] = ()
     while (marker := _word(data, at)) != _SOT:
         length = _word(data, at + 2)
@@ -55,23 +64,28 @@ def read_header(data: bytes) -> Codestream:
             sizes = data[at + 40 : end]
             components = tuple((sizes[i], sizes[i + 1], sizes[i + 2]) for i in range(0, len(sizes) - 2, 3))
         elif marker == _COD:
-            style = data[at + 4]
+            style, layers, resolutions = data[at + 4], int.from_bytes(data[at + 6 : at + 8], "big"), data[at + 9] + 1
+            transformed = data[at + 8] == 1
         at = end
-    return Codestream(width, height, components, bool(style & 0b110), at)
+    packets = len(components) * layers * resolutions
+    return Codestream(width, height, components, bool(style & 0b110), transformed, packets, at)
 
 
 def decode_tile(data: bytes, ycbcr: bool, out: NDArray[np.uint8]) -> None:
-    """Decode a tile whose header is as `read_header` found the level's.
+    """Decode a tile.
 
     Args:
-        data: the codestream.
-        ycbcr: the components are Y, Cb, Cr (compression 33003).
-        out: uint8[height, width, 3], filled with RGB; its content is undefined after an error.
+        data: the codestream, or a JP2 file around one.
+        ycbcr: the components are Y, Cb, Cr (Aperio's compression 33003), unless the codestream transforms them itself.
+        out: uint8[height, width, 3] for RGB, or uint8[height, width, 1]; its content is undefined after an error.
 
     Raises:
+        UnknownKind: the components are not of 8 bits, or not all of the same size, or not so many.
         ValueError: damaged, or of another size.
     """
+    data, ycbcr = _codestream(data, ycbcr)
     header = read_header(data)
+    check_kind(header, out.shape[2])
     if (header.height, header.width) != out.shape[:2]:
         raise ValueError(f"a tile of {header.width} x {header.height} px, {out.shape[1]} x {out.shape[0]} was expected")
     _check_frame(data, header)
@@ -79,23 +93,60 @@ def decode_tile(data: bytes, ycbcr: bool, out: NDArray[np.uint8]) -> None:
         decoded = imagecodecs.jpeg2k_decode(data, numthreads=1)
     except imagecodecs.Jpeg2kError as error:
         raise ValueError(str(error)) from error
+    if decoded.ndim == 2:
+        decoded = decoded[..., None]
     if decoded.shape != out.shape or decoded.dtype != np.uint8:
         raise ValueError(f"decoded to {decoded.dtype}{list(decoded.shape)}")
-    if ycbcr:
+    if ycbcr and not header.transformed and out.shape[2] == 3:
         _to_rgb(decoded, out)
     else:
         out[...] = decoded
 
 
+def check_kind(header: Codestream, samples: int) -> None:
+    """Raise UnknownKind unless the components are so many, of 8 bits and all of the full size."""
+    if header.components == ((7, 1, 1),) * samples:
+        return
+    if [bits for bits, _, _ in header.components] == [7] * samples:
+        raise Subsampled(f"JPEG 2000 components (bits - 1, subsampling) {header.components}")
+    bits = ", ".join(str((less_one & 0x7F) + 1) for less_one, _, _ in header.components)
+    raise UnknownKind(
+        f"JPEG 2000 of {len(header.components)} components ({bits} bits) where {samples} of 8 were expected"
+    )
+
+
+def _codestream(data: bytes, ycbcr: bool) -> tuple[bytes, bool]:
+    """Return what lies in a JP2 file's boxes, and whether its components are Y, Cb, Cr; other data as it is."""
+    if data[: len(_JP2)] != _JP2:
+        return data, ycbcr
+    at, colours = 0, data.find(b"colr\x01")
+    if colours >= 0 and len(data) >= colours + 11:
+        ycbcr = int.from_bytes(data[colours + 7 : colours + 11], "big") == _SYCC
+    while at + 8 <= len(data):
+        length, kind, head = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
+        if length == 1:
+            length, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        end = at + length if length else len(data)
+        if end > len(data) or end < at + head:
+            raise ValueError("a JP2 file that breaks off")
+        if kind == b"jp2c":
+            return data[at + head : end], ycbcr
+        at = end
+    raise ValueError("a JP2 file without a codestream")
+
+
 def _check_frame(data: bytes, header: Codestream) -> None:
     """Raise ValueError unless tile-part follows tile-part up to the end marker, with nothing but packets in them."""
-    if _HOLE in data:
-        raise ValueError(f"{len(_HOLE)} zero bytes in a row")
+    # A packet without data is a zero byte, too: as many of them as there are may follow each other.
+    hole = bytes(max(_HOLE_BYTES, header.packets + _MOST_PADDING_BYTES))
+    if hole in data:
+        raise ValueError(f"{len(hole)} zero bytes in a row")
     at = header.tile_parts_at
     foreign = rb"\xff[\x90\x93-\xff]" if header.packet_markers else rb"\xff[\x90-\xff]"
+    whole = data.rstrip(b"\0")
     while (marker := _word(data, at)) == _SOT:
         length = int.from_bytes(data[at + 6 : at + 10], "big")
-        end = at + length if length else len(data) - 2  # 0: up to the end marker
+        end = at + length if length else len(whole) - 2  # 0: up to the end marker
         if end > len(data) or end < at + 14:
             raise ValueError("it breaks off")
         packets = at + 12
@@ -107,7 +158,9 @@ def _check_frame(data: bytes, header: Codestream) -> None:
         if re.compile(foreign).search(data, packets + 2, end):
             raise ValueError("a marker among its packets")
         at = end
-    if marker != _EOC or len(data) - at > 3:  # writers may fill up to an even length
+    behind = data[at + 2 :]
+    padded = len(behind) <= 1 or (len(behind) <= _MOST_PADDING_BYTES and not behind.strip(b"\0"))
+    if marker != _EOC or not padded:
         raise ValueError("no end marker where one was expected")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.slide import Slide, SlideInfo
+from mtdp_runtime.slide import Slide, SlideInfo, Source
 
 
 def _named(info: SlideInfo, path: Path) -> SlideInfo:
@@ -30,8 +30,8 @@ class WatchedSlide:
     def info(self) -> SlideInfo:
         return self._info
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
-        self._slide.read_into(out, x0, y0, scale)
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
+        self._slide.read_into(out, x0, y0, scale, source)
         self._beat()
 
     def close(self) -> None:
@@ -55,9 +55,9 @@ class StagedSlide:
     def info(self) -> SlideInfo:
         return self._slide.info
 
-    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         try:
-            self._slide.read_into(out, x0, y0, scale)
+            self._slide.read_into(out, x0, y0, scale, source)
         except TileUnreadable as error:
             raise TileUnreadable(str(error).replace(self._copy, self._path), error.hint) from error
 

@@ -21,6 +21,7 @@ _BLOCK_BYTES: Final = 1 << 20
 
 
 def new_digest() -> hashlib.blake2b:
+    """Return the start of a checksum."""
     return hashlib.blake2b(digest_size=16)
 
 
@@ -91,6 +92,7 @@ def kept(file: h5py.File) -> dict[str, str]:
 
 
 def encoded(sums: dict[str, str]) -> str:
+    """Return checksums by name as the file keeps them."""
     return json.dumps({ALGORITHM: sums})
 
 

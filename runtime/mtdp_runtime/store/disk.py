@@ -92,6 +92,7 @@ def read_at(file: int, length: int, offset: int) -> bytes:
 
 
 def write_rows(file: int, place: Place, start: int, data: bytes) -> None:
+    """Write whole rows to their places in an open file, from row `start` on."""
     done = 0
     for offset, length in place.pieces(start, len(data) // place.row_bytes):
         write_at(file, memoryview(data)[done : done + length], offset)
@@ -99,6 +100,7 @@ def write_rows(file: int, place: Place, start: int, data: bytes) -> None:
 
 
 def read_rows(file: int, place: Place, start: int, count: int) -> bytes:
+    """Return the bytes of rows of an open file, from row `start` on."""
     return b"".join(read_at(file, length, offset) for offset, length in place.pieces(start, count))
 
 

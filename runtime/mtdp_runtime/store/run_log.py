@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -28,17 +30,26 @@ def append(out: Path, line: Mapping[str, Any]) -> None:
     data = text.encode("utf-8", errors="backslashreplace")
     path = out / NAME
     try:
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        # Not through a link that somebody put there, and without waiting for the reader of a pipe.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(path, flags, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
             with contextlib.suppress(OSError):
                 fcntl.lockf(file, fcntl.LOCK_EX)
+            size_bytes = os.fstat(file).st_size
+            if size_bytes and os.pread(file, 1, size_bytes - 1) != b"\n":
+                data = b"\n" + data  # a full disk tore the last line: it must not swallow this one
             while data:
                 data = data[os.write(file, data) :]
         finally:
             os.close(file)  # which unlocks
     except OSError as error:
+        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
         raise OutputUnwritable(
-            f"{path}: cannot be written: {error.strerror}", hint="Free space or choose another --out."
+            f"{path}: cannot be written: {what}",
+            hint="Free space, move what lies under this name away, or choose another --out.",
         ) from error
 
 
@@ -51,7 +62,9 @@ def failures(out: Path) -> dict[str, dict[str, Any]]:
     """Return the lines of slides whose last attempt failed, by attempt; lines that are not ours are skipped."""
     last: dict[str, dict[str, dict[str, Any]]] = {}  # slide -> attempt -> line
     try:
-        lines = (out / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+        if not (out / NAME).is_file():
+            return {}
+        lines = (out / NAME).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return {}
     for text in lines:

@@ -45,6 +45,7 @@ _NOT_OURS: Final = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 
 def partial_path(path: Path) -> Path:
+    """Return where a feature file lies until it is finished."""
     return path.with_name(f".{path.name}.partial")
 
 

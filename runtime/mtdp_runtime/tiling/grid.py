@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, SlideTooLarge, UsageError
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.scale import is_scale
+from mtdp_runtime.slide.source import whole_scale
 
 # Slides sold as "20x" scan at 0.46 to 0.55 µm a pixel. Inventing this much detail at most is what a lab expects when
 # it asks for 0.5; more must be asked for by naming a coarser --mpp.
@@ -36,6 +37,7 @@ class Grid:
     rows: int
     x0: int = 0  # level-0 pixel at which the first tile begins
     y0: int = 0
+    multiple: int = 1  # the origins are multiples of it: the scale where that is a whole number
 
     def __post_init__(self) -> None:
         assert self.tile_px > 0, self.tile_px
@@ -43,6 +45,7 @@ class Grid:
         assert self.step0 > 0, self.step0
         assert self.columns >= 0, self.columns
         assert self.rows >= 0, self.rows
+        assert self.x0 % self.multiple == 0 == self.y0 % self.multiple, (self.x0, self.y0, self.multiple)
 
     @property
     def tile0(self) -> float:
@@ -55,12 +58,14 @@ class Grid:
     def origin(self, index: int) -> tuple[int, int]:
         """Return the level-0 x, y of a tile's top left pixel."""
         row, column = divmod(index, self.columns)
-        return self.x0 + round(column * self.step0), self.y0 + round(row * self.step0)
+        return self.x0 + _offset(column, self.step0, self.multiple), self.y0 + _offset(row, self.step0, self.multiple)
 
     def origins(self) -> NDArray[np.int64]:
         """Return int64[len(self), 2]: `origin` of every tile."""
-        xs = self.x0 + np.rint(np.arange(self.columns) * self.step0).astype(np.int64)
-        ys = self.y0 + np.rint(np.arange(self.rows) * self.step0).astype(np.int64)
+        xs, ys = (
+            first + np.rint(np.arange(count) * (self.step0 / self.multiple)).astype(np.int64) * self.multiple
+            for first, count in ((self.x0, self.columns), (self.y0, self.rows))
+        )
         return np.stack([np.tile(xs, self.rows), np.repeat(ys, self.columns)], axis=1)
 
 
@@ -81,6 +86,9 @@ def known_mpp(info: SlideInfo) -> float:
 
 def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None = None) -> Grid:
     """Lay a grid over what was scanned; only tiles that lie wholly inside it are part of it.
+
+    Where the scale is a whole number, all origins are multiples of it: so a tile lies on the pixels of a level that is
+    coarser by that number, which need not be resampled then.
 
     Args:
         info: the slide.
@@ -119,20 +127,28 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
             f"more than {MOST_TILES:,} tiles",
             hint="Ask for fewer (--stride-px, --mpp). If the slide cannot be that large, its file is damaged.",
         )
+    multiple = whole_scale(scale, tile_px)
+    left, top = -(-x0 // multiple) * multiple, -(-y0 // multiple) * multiple
     return Grid(
         tile_px=tile_px,
         scale=scale,
         step0=step0,
-        columns=_count(width, tile_px * scale, step0),
-        rows=_count(height, tile_px * scale, step0),
-        x0=x0,
-        y0=y0,
+        columns=_count(x0 + width - left, tile_px * scale, step0, multiple),
+        rows=_count(y0 + height - top, tile_px * scale, step0, multiple),
+        x0=left,
+        y0=top,
+        multiple=multiple,
     )
 
 
-def _count(extent0: int, tile0: float, step0: float) -> int:
+def _offset(number: int, step0: float, multiple: int) -> int:
+    """Return the level-0 pixels from the first tile to another in its row or column."""
+    return round(number * (step0 / multiple)) * multiple
+
+
+def _count(extent0: int, tile0: float, step0: float, multiple: int) -> int:
     """Return how many tiles fit, the rounding of their origins included."""
     count = max(0, math.floor((extent0 - tile0) / step0 + 1e-9) + 1) if tile0 <= extent0 + 1e-6 else 0
-    while count and round((count - 1) * step0) + tile0 > extent0 + 1e-6:
+    while count and _offset(count - 1, step0, multiple) + tile0 > extent0 + 1e-6:
         count -= 1
     return count

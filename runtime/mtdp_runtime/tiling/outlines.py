@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True)
-class PlacedMask:
-    """bool[H, W]; a pixel covers scale x scale level-0 pixels, the first at (x0, y0)."""
-
-    mask: NDArray[np.bool_]
-    scale: float
-    x0: float
-    y0: float
+from mtdp_runtime.store.reader import PlacedMask
 
 
 def pieces(tissue: PlacedMask) -> tuple[NDArray[np.int32], list[Any]]:

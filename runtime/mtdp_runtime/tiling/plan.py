@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.settings import ExtractSettings
-from mtdp_runtime.slide import Slide, SlideInfo, level_for
+from mtdp_runtime.slide import Slide, SlideInfo, Source
+from mtdp_runtime.slide.source import grid_source
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.grid import Grid, make_grid
 from mtdp_runtime.tiling.tissue import TissueMask, find_tissue, tissue_fractions
@@ -32,8 +33,13 @@ class Plan:
         return self.grid.origins()[self.kept]
 
     @property
+    def source(self) -> Source:
+        """What every tile is resampled from."""
+        return grid_source(self.info, self.grid.scale, self.grid.tile_px)
+
+    @property
     def level(self) -> int:
-        return level_for(self.info.levels, self.grid.scale)
+        return self.source.level
 
 
 def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, mask: GivenMask | None = None) -> Plan:
@@ -51,7 +57,12 @@ def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, mask: Given
 
 
 def why_empty(plan: Plan) -> str:
+    """Say why a slide has no tile to compute."""
     if not len(plan.grid):
         info = plan.info
         return f"the slide ({info.width} x {info.height} px) is smaller than one tile ({plan.grid.tile0:.0f} px)"
+    tissue = plan.tissue
+    if tissue.areas is not None:
+        marks = "marks nothing" if not tissue.areas.any() else f"marks {tissue.area_mm2:.3g} mm² in all"
+        return f"no tile has enough of what the mask marks: it was {tissue.source}, which {marks}"
     return f"no tile has enough tissue ({plan.tissue.area_mm2:.3g} mm² found in the whole slide)"

@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide.source import overview_source
 from mtdp_runtime.tiling.given_mask import GivenMask, coverage
+from mtdp_runtime.tiling.glass import OD, WHITE, Glass, absorbed, find_glass, levelled
 from mtdp_runtime.tiling.grid import Grid
+from mtdp_runtime.tiling.pen import marks_of, odd
 
 _LEAST_BLOCK_PX: Final = 32
 _MOST_SPLITS: Final = 128  # a damaged place takes about four; a slide damaged all over is not searched for ever
+_LINE_PX: Final = 5  # the finest line is this wide after blurring and closing
 _BLOCK_PX: Final = 512  # the mask image is read in blocks, so that a slide without a pyramid costs bounded memory
 
 
@@ -26,8 +30,10 @@ class TissueMask:
     """Tissue of the scanned area.
 
     `mask` is bool[H, W]; a pixel covers scale x scale level-0 pixels, the first at (x0, y0). `image` is
-    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the saturation used, of 255; 0 where the mask
-    is the user's. `areas` is float32[H, W], the part of each pixel that is tissue, where that is known finer.
+    uint8[H, W, 3] RGB, what the mask was made from. `threshold` is the optical density over the glass (natural
+    logarithm) from which on there is tissue; 0 where the mask is the user's. `areas` is float32[H, W], the part of each
+    pixel that is tissue, where that is known finer. `glass` is its RGB colour, None where none could be told from
+    tissue, or none was looked for.
     """
 
     mask: NDArray[np.bool_]
@@ -39,7 +45,8 @@ class TissueMask:
     threshold: float
     unreadable_blocks: int
     areas: NDArray[np.float32] | None = None
-    source: str = "found by saturation"
+    source: str = "found by what it absorbs"
+    glass: tuple[int, int, int] | None = None
 
     @property
     def area_mm2(self) -> float:
@@ -47,7 +54,7 @@ class TissueMask:
 
 
 def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None = None) -> TissueMask:
-    """Segment the tissue of a slide: saturation, Otsu, morphology, small pieces and holes removed by area.
+    """Segment the tissue of a slide: density over its glass, morphology, small pieces and holes removed by area.
 
     A mask that is given replaces all of it, and the image is only read to be shown.
 
@@ -68,13 +75,19 @@ def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None 
         areas = coverage(given, info, scale, image.shape[1], image.shape[0])
         source = f"given by {given.path.name}"
         return TissueMask(areas >= 0.5, image, scale, x0, y0, mpp, 0.0, unreadable_blocks, areas, source)
-    mask, threshold = tissue_of(image, mpp, settings)
+    mask, threshold, glass = _segment(image, mpp, settings)
     mask |= unreadable
-    return TissueMask(mask, image, scale, x0, y0, mpp, threshold, unreadable_blocks)
+    red, green, blue = (int(value) for value in glass.colour)
+    colour, source = (red, green, blue), "found by what it absorbs over the slide's glass"
+    if not glass.told:
+        source = f"found by what it absorbs; no glass could be told from tissue, {colour} was assumed"
+    return TissueMask(
+        mask, image, scale, x0, y0, mpp, threshold, unreadable_blocks, None, source, colour if glass.told else None
+    )
 
 
 def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float]:
-    """Segment an image.
+    """Segment an image: what absorbs light where the slide's glass does not.
 
     Args:
         image: uint8[H, W, 3] RGB.
@@ -82,60 +95,104 @@ def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) ->
         settings: see TissueSettings.
 
     Returns:
-        bool[H, W] and the saturation threshold that was used.
+        bool[H, W] and the optical density over the glass that was used as threshold.
     """
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    blur_px = _odd(settings.blur_um / mpp)
-    saturation = cv2.GaussianBlur(hsv[..., 1], (blur_px, blur_px), 0)
-    marks = pen_marks(image, mpp, settings)
-    dark = (hsv[..., 2] < settings.darkest) | marks
-    del hsv  # of a huge slide it is 200 MB, and more follows
-    saturation[dark] = 0
-    otsu, _ = (
-        cv2.threshold(saturation[~dark].reshape(-1, 1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-        if not dark.all()
-        else (0.0, None)
-    )
-    threshold = min(max(float(otsu), settings.saturation_floor), settings.saturation_ceiling)
-    raw = ((saturation > threshold) & ~dark).astype(np.uint8)
-    close_px = _odd(settings.close_um / mpp)
+    mask, threshold, _ = _segment(image, mpp, settings)
+    return mask, threshold
+
+
+def _segment(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> tuple[NDArray[np.bool_], float, Glass]:
+    glass = find_glass(image, mpp)
+    level = _levelled(image, glass)
+    marks = marks_of(level, mpp, settings, glass)
+    dark = (cv2.max(cv2.max(level[..., 0], level[..., 1]), level[..., 2]) < settings.darkest).astype(np.uint8)
+    out = (cv2.dilate(dark, np.ones((3, 3), np.uint8)) > 0) | marks
+    level[out] = WHITE
+    threshold = _threshold(glass, settings, out)
+    raw = _absorbing(level, glass, threshold, odd(settings.blur_um / mpp))
+    del level
+    raw[out] = 0
+    raw = cv2.erode(raw, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))  # as far as blurring has spread it
+    raw &= ~_lines(raw, mpp, settings)
+    close_px = odd(settings.close_um / mpp)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (close_px, close_px))
     padded = cv2.copyMakeBorder(raw, close_px, close_px, close_px, close_px, cv2.BORDER_REPLICATE)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[close_px:-close_px, close_px:-close_px]
     pieces = _without_small(closed, settings.min_piece_um2 / mpp**2)
+    pieces = _without_thin(pieces, max(odd(settings.min_width_um / mpp), _LINE_PX))
     holes = _without_small(1 - pieces, settings.min_hole_um2 / mpp**2)
-    return (holes == 0) & ~marks, threshold
+    return (holes == 0) & ~marks, threshold, glass
+
+
+def _threshold(glass: Glass, settings: TissueSettings, out: NDArray[np.bool_]) -> float:
+    """Return the optical density over the glass from which on there is tissue: a part of what this slide's has."""
+    high, wide = glass.flat.shape
+    centres = out[glass.cell_px // 2 :: glass.cell_px, glass.cell_px // 2 :: glass.cell_px][:high, :wide]
+    densities = absorbed(glass.cells, glass.field)[~centres]
+    floor = max(settings.density_floor, glass.noise_od)
+    found = np.sort(densities[densities > floor * OD])
+    if not len(found):
+        return floor
+    # Half of all that absorbs is in denser cells: haze may be large, but it has little of it.
+    mass = np.cumsum(found, dtype=np.int64)
+    usual = float(found[np.searchsorted(2 * mass, mass[-1])]) / OD
+    return max(floor, min(settings.density_part * usual, settings.density_ceiling))
+
+
+def _absorbing(level: NDArray[np.uint8], glass: Glass, threshold: float, blur_px: int) -> NDArray[np.uint8]:
+    """Return uint8[H, W]: 1 where in some channel less light comes through than through the glass."""
+    high, wide = level.shape[:2]
+    blurred = cv2.GaussianBlur(level, (blur_px, blur_px), 0)
+    lut = levelled(glass)
+    raw = np.zeros((high, wide), np.uint8)
+    for channel in range(3):
+        least = np.rint((lut[channel][glass.field[..., channel]] + 1.0) * math.exp(-threshold) - 1)
+        fine = _at_pixels(least.astype(np.uint8), glass.cell_px, wide, high)
+        raw |= (blurred[..., channel] < fine).view(np.uint8)
+    return raw
+
+
+def _at_pixels(cells: NDArray[np.uint8], cell_px: int, wide: int, high: int) -> NDArray[np.uint8]:
+    """Return uint8[high, wide]: values of cells, interpolated between them by a rule that is exact on every CPU."""
+    size = (cells.shape[1] * cell_px, cells.shape[0] * cell_px)
+    fine = cv2.resize(cells, size, interpolation=cv2.INTER_LINEAR_EXACT)
+    return np.asarray(
+        cv2.copyMakeBorder(fine, 0, high - fine.shape[0], 0, wide - fine.shape[1], cv2.BORDER_REPLICATE), np.uint8
+    )
+
+
+def _lines(mask: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDArray[np.uint8]:
+    """Return uint8[H, W]: 1 on thin long lines along the axes: the edges of coverslips and of stitched images."""
+    width_px = max(odd(settings.min_width_um / mpp), _LINE_PX)
+    thick = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((width_px, width_px), np.uint8))
+    thin = mask & ~thick
+    lines = np.zeros_like(mask)
+    if thin.any():
+        long_px = max(odd(settings.line_um / mpp), 3 * width_px)
+        for shape in ((1, long_px), (long_px, 1)):
+            lines |= cv2.morphologyEx(thin, cv2.MORPH_OPEN, np.ones(shape, np.uint8))
+    return lines
+
+
+def _without_thin(mask: NDArray[np.uint8], width_px: int) -> NDArray[np.uint8]:
+    """Return uint8[H, W]: the mask without the pieces that are nowhere this wide: a hair, the edge of a coverslip."""
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width_px, width_px))
+    count, labels = cv2.connectedComponents(mask, connectivity=8)
+    keep = np.zeros(count, np.uint8)
+    keep[labels[cv2.erode(mask, disk) > 0]] = 1
+    keep[0] = 0
+    return np.asarray(keep[labels], np.uint8)
 
 
 def pen_marks(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
-    """Find what a pen has drawn on the glass, in green, blue, red or black, and black borders that are not all black.
+    """Find what a pen has drawn on the glass, and frames; for uint8[H, W, 3] RGB at `mpp` it is bool[H, W]."""
+    glass = find_glass(image, mpp)
+    return marks_of(_levelled(image, glass), mpp, settings, glass)
 
-    Stains are purple, pink, brown or a dull blue. Ink is green, which none of them is, or a blue or a red that is purer
-    than haematoxylin and blood are at this scale, or dark without a colour. It also comes in lines and areas of a
-    pen's width, which single nuclei and grains of pigment do not.
 
-    Args:
-        image: uint8[H, W, 3] RGB.
-        mpp: micrometres a pixel of it.
-        settings: see TissueSettings.
-
-    Returns:
-        bool[H, W].
-    """
-    hsv = cv2.cvtColor(cv2.GaussianBlur(image, (3, 3), 0), cv2.COLOR_RGB2HSV)  # hue in 0..179
-    hue, saturation, value = (hsv[..., i].astype(np.int16) for i in range(3))
-    green = (hue >= 40) & (hue <= 92) & (saturation > 60)
-    blue = (hue > 92) & (hue <= 124) & (saturation > 135)
-    red = ((hue <= 5) | (hue >= 176)) & (saturation > 185) & (value > 90)
-    black = (value < 85) & (saturation * value < 30 * 255)  # max - min below 30 of 255
-    ink = (green | blue | red | black).astype(np.uint8)
-    width_px, margin_px = _odd(settings.mark_um / mpp), _odd(2 * settings.mark_margin_um / mpp)
-    line = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width_px, width_px))
-    # The border counts as more of the same: a line that leaves the image keeps its width.
-    padded = cv2.copyMakeBorder(ink, width_px, width_px, width_px, width_px, cv2.BORDER_REPLICATE)
-    marks = cv2.morphologyEx(padded, cv2.MORPH_OPEN, line)[width_px:-width_px, width_px:-width_px]
-    around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin_px, margin_px))
-    return np.asarray(cv2.dilate(marks, around) > 0)
+def _levelled(image: NDArray[np.uint8], glass: Glass) -> NDArray[np.uint8]:
+    table = np.ascontiguousarray(levelled(glass).T).reshape(256, 1, 3)
+    return np.asarray(cv2.LUT(image, table), np.uint8)
 
 
 def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
@@ -176,6 +233,7 @@ def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray
     unreadable = np.zeros((height, width), np.bool_)
     failure: TileUnreadable | None = None
     side, splits = _BLOCK_PX, 0
+    source = overview_source(slide.info, scale)
     todo = [(top, left, side) for top in range(0, height, side) for left in range(0, width, side)][::-1]
     while todo:
         top, left, side = todo.pop()
@@ -183,7 +241,7 @@ def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray
             continue
         block = np.s_[top : min(top + side, height), left : min(left + side, width)]
         try:
-            slide.read_into(image[block], x0 + round(left * scale), y0 + round(top * scale), scale)
+            slide.read_into(image[block], x0 + round(left * scale), y0 + round(top * scale), scale, source)
         except TileUnreadable as error:
             failure = error
             if side > _LEAST_BLOCK_PX and splits < _MOST_SPLITS:  # around a damaged place the rest is still seen
@@ -206,7 +264,3 @@ def _without_small(mask: NDArray[np.uint8], min_px: float) -> NDArray[np.uint8]:
         return np.zeros_like(mask)
     kept: NDArray[np.uint8] = keep.astype(np.uint8)[labels]
     return kept
-
-
-def _odd(length_px: float) -> int:
-    return max(3, round(length_px) | 1)

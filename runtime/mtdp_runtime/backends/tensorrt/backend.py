@@ -32,6 +32,7 @@ class TensorRT:
     """The model on the GPUs, two batches in flight on each."""
 
     library: ClassVar[str] = TENSORRT
+    on_cores: ClassVar[bool] = False
 
     def __init__(self, slots: Slots, name: str, precision: str, batch: int) -> None:
         self.name = name
@@ -134,7 +135,9 @@ class TensorRT:
             wanted,
             folder,
             lambda: build_engine(cls.library, bundle.checked(variant.file), tile_px, options, gpu.index),
-            lambda plan: CudaDevice(cls.library, gpu, plan, batch, tile_px, kernels, cudart, trt),
+            lambda plan: CudaDevice(
+                cls.library, gpu, plan, batch=batch, tile_px=tile_px, kernels=kernels, cudart=cudart, trt=trt
+            ),
         )
         notes += [*said, *device.notes]
         return device

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends.gpus import Gpu, call
 from mtdp_runtime.backends.tensorrt.build import INPUT, started
-from mtdp_runtime.backends.tensorrt.engine_source import Plan
+from mtdp_runtime.backends.tensorrt.engine_source import SerializedEngine
 from mtdp_runtime.backends.tensorrt.library import Log, says_out_of_memory
 from mtdp_runtime.bundle.engine_key import TENSORRT_RTX
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory, EngineRejected
@@ -49,7 +49,8 @@ class CudaDevice:
         self,
         library: str,
         gpu: Gpu,
-        plan: Plan,
+        plan: SerializedEngine,
+        *,
         batch: int,
         tile_px: int,
         kernels: Path | None,
@@ -136,7 +137,7 @@ class CudaDevice:
         self._engine = None
         self._runtime = None
 
-    def _open(self, plan: Plan, batch: int, tile_px: int) -> None:
+    def _open(self, plan: SerializedEngine, batch: int, tile_px: int) -> None:
         trt, cudart = self._trt, self._cudart
         self._call(cudart.cudaSetDevice(self._gpu.index))
         self._runtime = started(

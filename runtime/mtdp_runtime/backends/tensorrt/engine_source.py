@@ -18,13 +18,13 @@ from mtdp_runtime.backends.tensorrt.build import Built
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.engine_key import EngineKey, Wanted, misfit
 from mtdp_runtime.errors import BundleDigestMismatch, EngineRejected
-from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest
+from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest, write_atomically
 
 D = TypeVar("D")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SerializedEngine:
     """A serialized engine, and where it comes from."""
 
     engine: bytes
@@ -65,8 +65,8 @@ class EngineCache:
                     name.unlink(missing_ok=True)
         log = self._engine(key).with_suffix(".log")
         try:
-            self._key(key).write_text(json.dumps(key.to_json(), indent=1), encoding="utf-8")
-            log.write_text(built.log, encoding="utf-8")
+            write_atomically(self._key(key), json.dumps(key.to_json(), indent=1).encode())
+            write_atomically(log, built.log.encode())
             save_with_digest(self._engine(key), built.engine)
         except OSError:
             for name in (self._key(key), log, self._engine(key)):
@@ -102,7 +102,7 @@ def obtain(
     wanted: Wanted,
     folder: Path,
     build: Callable[[], Built],
-    open_plan: Callable[[Plan], D],
+    open_plan: Callable[[SerializedEngine], D],
     tell: Callable[[str], None] = _tell,
 ) -> tuple[D, list[str]]:
     """Return the first engine that opens, and what a person should know of the choice.
@@ -135,14 +135,14 @@ def obtain(
         notes.append(why)
     if engine:
         try:
-            return open_plan(Plan(engine, "engine from the cache")), notes
+            return open_plan(SerializedEngine(engine, "engine from the cache")), notes
         except EngineRejected as error:
             cache.drop(key)
             notes.append(f"the cached engine was thrown away: {error}")
     tell(f"building an engine for {wanted.gpu}, batch {wanted.batch}, once; this takes minutes")
     built = build()
     notes += [*built.notes, f"engine built now for {wanted.gpu}, batch {wanted.batch}"]
-    opened = open_plan(Plan(built.engine, "engine built now"))
+    opened = open_plan(SerializedEngine(built.engine, "engine built now"))
     try:
         cache.store(key, built)
     except OSError as error:  # it runs all the same, and is built again next time
@@ -150,7 +150,7 @@ def obtain(
     return opened, notes
 
 
-def _of_the_bundle(bundle: Bundle, wanted: Wanted, notes: list[str]) -> Iterator[Plan]:
+def _of_the_bundle(bundle: Bundle, wanted: Wanted, notes: list[str]) -> Iterator[SerializedEngine]:
     for engine in bundle.manifest.engines:
         key = engine.key
         if (key.library, key.precision) != (wanted.library, wanted.precision):
@@ -168,4 +168,4 @@ def _of_the_bundle(bundle: Bundle, wanted: Wanted, notes: list[str]) -> Iterator
         if why:
             notes.append(f"{name} is not used: {why}")
         else:
-            yield Plan(content, name, key.version_compatible)
+            yield SerializedEngine(content, name, key.version_compatible)

@@ -25,7 +25,7 @@ class Device(Protocol):
     slots: int
 
     def input(self, slot: int) -> NDArray[np.uint8]:
-        """The slot's page-locked input, uint8[batch, tile_px, tile_px, 3]."""
+        """Return the slot's page-locked input, uint8[batch, tile_px, tile_px, 3]."""
         ...
 
     def enqueue(self, slot: int) -> None:
@@ -33,7 +33,7 @@ class Device(Protocol):
         ...
 
     def outputs(self, slot: int) -> Mapping[str, NDArray[np.float32]]:
-        """Wait for the slot; its page-locked outputs, good until it is enqueued again."""
+        """Wait for the slot; return its page-locked outputs, good until it is enqueued again."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,122 @@
+"""All that decides a run, as plain values: what the command or the caller asked for, checked before any work.
+
+A job can be compared, pickled, and carried out elsewhere: it holds neither an engine nor an open file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast, get_args
+
+from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
+from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.errors import UsageError
+from mtdp_runtime.extraction.models import folders
+from mtdp_runtime.formats import check_formats, check_slide_names
+from mtdp_runtime.machine import usable_cores
+from mtdp_runtime.settings import ExtractSettings, FeaturesDtype, OnBadTile
+from mtdp_runtime.slide.scale import is_scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Slides, models and settings of a run.
+
+    Raises:
+        UsageError: two models have one name, a format is unknown, or two slides' files of it would have one name.
+    """
+
+    slides: tuple[SlideRequest, ...]
+    out: Path
+    bundles: tuple[Bundle, ...]  # of one tile size: each tile is read once for all
+    settings: ExtractSettings
+    threads: int = field(default_factory=usable_cores)  # that read and compute
+    backend: str = "auto"
+    precision: str = "auto"
+    batch: int | None = None  # tiles in a batch; the engine's own number where None
+    check: int = 0  # tiles of each slide to recompute
+    formats: tuple[str, ...] = ()  # to derive from each file
+    report: bool = True
+    overwrite: bool = False  # replace what differs or is incomplete
+    retry_failed: bool = False
+    stage: Path | None = None  # a folder on a local disk, for copies
+
+    def __post_init__(self) -> None:
+        folders(self.bundles, self.out)
+        object.__setattr__(self, "formats", check_formats(self.formats))
+        check_slide_names([request.name for request in self.slides], self.formats)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where each model's files go, in the order of the bundles."""
+        return folders(self.bundles, self.out)
+
+
+def load_bundles(paths: Sequence[Path | str], trust_engines: bool = False) -> tuple[Bundle, ...]:
+    """Return the bundles of a job; the packaged one where none is named.
+
+    Raises:
+        BundleError: one cannot be trusted or understood.
+    """
+    return tuple(load_bundle(Path(path), trust_engines) for path in paths or [default_bundle_path()])
+
+
+def shared_settings(
+    bundles: Sequence[Bundle],
+    *,
+    mpp: float | None = None,
+    stride_px: int | None = None,
+    min_tissue: float = 0.25,
+    on_bad_tile: str = "nan",
+    heads: bool = False,
+    features_dtype: str = "float32",
+) -> ExtractSettings:
+    """Return the settings for models that share one reading.
+
+    Raises:
+        UsageError: they would see different tiles, one has no heads to store, or a value is unknown.
+    """
+    _check_numbers(mpp, stride_px, min_tissue)
+    tiles = {}
+    for bundle in bundles:
+        manifest = bundle.manifest
+        if heads and not manifest.heads:
+            raise UsageError(
+                f"--heads: {manifest.name} has none", hint="Export the model without --no-heads, or leave it out."
+            )
+        tiles[manifest.name] = (manifest.tile_px, mpp if mpp is not None else manifest.mpp)
+    if len(set(tiles.values())) > 1:
+        wants = "; ".join(f"{name} {tile_px} px at {scale:g} µm/px" for name, (tile_px, scale) in tiles.items())
+        raise UsageError(
+            f"models that share one reading must see the same tiles: {wants}",
+            hint="Run one command for each model, or give --mpp where only the scale differs.",
+        )
+    tile_px, scale = next(iter(tiles.values()))
+    return ExtractSettings(
+        mpp=scale,
+        stride_px=stride_px if stride_px is not None else tile_px,
+        min_tissue=min_tissue,
+        on_bad_tile=cast(OnBadTile, _one_of("--on-bad-tile", on_bad_tile, get_args(OnBadTile))),
+        heads=heads,
+        features_dtype=cast(FeaturesDtype, _one_of("--features-dtype", features_dtype, get_args(FeaturesDtype))),
+    )
+
+
+def _check_numbers(mpp: float | None, stride_px: int | None, min_tissue: float) -> None:
+    if mpp is not None and not is_scale(mpp):
+        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
+    if stride_px is not None and stride_px < 1:
+        raise UsageError(f"--stride-px {stride_px}: must be at least 1", hint="Leave it out to lay tiles side by side.")
+    if not 0 <= min_tissue <= 1:
+        raise UsageError(
+            f"--min-tissue {min_tissue}: must be from 0 to 1",
+            hint="It is the part of a tile's area that must be tissue: 0 takes every tile, 1 only tiles full of it.",
+        )
+
+
+def _one_of(option: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise UsageError(f"{option} {value!r}: unknown", hint=f"One of {', '.join(known)}.")
+    return value

@@ -1,0 +1,81 @@
+"""Carries out a job in this process: looks first, loads the models once, then goes from slide to slide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+
+from mtdp_runtime.backends import Backend, load
+from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.cohort.attempt import Run
+from mtdp_runtime.cohort.job import Job
+from mtdp_runtime.cohort.local import extract_slides
+from mtdp_runtime.cohort.preflight import check_masks
+from mtdp_runtime.cohort.staging import Staging
+from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
+from mtdp_runtime.extraction.extract import SILENT, Listeners
+from mtdp_runtime.extraction.models import load_models, with_references
+from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.files import writable_folder
+from mtdp_runtime.store import run_log
+
+OnModel = Callable[[Bundle, Backend, str], None]  # a model was loaded, on this engine, for this reason
+
+
+def look_first(job: Job, worker: Worker = UNWATCHED, writes: bool = True) -> None:
+    """Look at what a run needs before any work: every mask that was given, once; and the folder, where it is written.
+
+    Raises:
+        UsageError: a mask cannot be read or is another slide's, or the folder cannot be written.
+    """
+    if not worker.started:
+        check_masks(job.slides, worker)
+        worker.start()
+    if writes:
+        writable_folder(job.out)
+
+
+def load_engine(job: Job, bundle: Bundle, batch: int | None, on_model: OnModel) -> Backend:
+    """Load a model of a job, and say on which engine.
+
+    Raises:
+        UsageError, BackendError: it cannot be had here.
+    """
+    engine, reason = load(job.backend, bundle, job.precision, batch, job.threads)
+    on_model(bundle, engine, reason)
+    return engine
+
+
+def run_job(
+    job: Job,
+    *,
+    listeners: Listeners = SILENT,
+    worker: Worker = UNWATCHED,
+    on_model: OnModel = lambda bundle, engine, reason: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Outcome]:
+    """Extract the slides of a job, and yield how each went.
+
+    Args:
+        job: of which `look_first` found nothing wrong.
+        listeners: hear of each slide while it is worked on.
+        worker: is told where the run is.
+        on_model: hears which engine each model got.
+        say: takes what is no error: a slide that cannot be staged.
+
+    Raises:
+        BackendError, OutputUnwritable: what would fail for every slide ends the run.
+    """
+    with ExitStack() as opened:
+        load_one = partial(load_engine, job, on_model=on_model)
+        models = opened.enter_context(load_models(job.bundles, load_one, job.batch))
+        run = Run(
+            job,
+            opened.enter_context(with_references(models, job.check, job.threads)),
+            listeners,
+            worker,
+            None if job.stage is None else opened.enter_context(Staging(job.stage, say)),
+            {} if job.retry_failed or job.overwrite else run_log.failures(job.out),
+        )
+        yield from extract_slides(job.slides, run)

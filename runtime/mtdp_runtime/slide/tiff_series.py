@@ -1,0 +1,36 @@
+"""Which image of a TIFF is the slide, and what the file says of that image's scale."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from mtdp_runtime.slide.scale import Scale, imagej_scale, ome_scale, resolution_of, scale_of_tags
+
+# What scanners' software and Bio-Formats call the images of a slide that are not the slide.
+_ASIDE: Final = re.compile(r"\b(label|macro|overview|thumbnail|barcode)\b", re.IGNORECASE)
+
+
+def the_slide(tiff: Any) -> Any:
+    """Return tifffile's series that is the slide: the largest that is not called label or macro.
+
+    The first may be another one: Bio-Formats puts the macro of Leica's SCN there. A series whose pixels lie in another
+    file, which is not here, is taken only where there is no other.
+    """
+    here = [one for one in tiff.series if all(page is not None for page in one.levels[0].pages)] or list(tiff.series)
+    named = [one for one in here if not _ASIDE.search(one.name or "")] or here
+    return max(named, key=lambda one: _size_px(one.levels[0].pages[0]))
+
+
+def scale_in(path: Path, tiff: Any, page: Any) -> Scale:
+    """Return what the file says of the scale of level 0, which `page` is."""
+    description = tiff.pages[0].description or ""
+    x, y, unit = resolution_of(page)
+    size = (int(page.imagewidth), int(page.imagelength))
+    described = ome_scale(path, description, size) or imagej_scale(path, description, x, y)
+    return described or scale_of_tags(path, x, y, unit)
+
+
+def _size_px(page: Any) -> int:
+    return 0 if page is None else int(page.imagewidth) * int(page.imagelength)
