@@ -24,14 +24,15 @@ def write_pt(h5: Path, target: Path) -> None:
     with open_features(h5) as file, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         features, good = file.features, file.good
         rows, columns = int(good.sum()), features.shape[1]
-        root = target.stem.strip(".") or "archive"
-        archive.writestr(f"{root}/data.pkl", _tensor_pickle(rows, columns))
-        archive.writestr(f"{root}/byteorder", "little")
-        with archive.open(f"{root}/data/0", "w", force_zip64=True) as stream:
+        root = h5.stem.strip(".") or "archive"
+        # A ZipInfo has no time of its own: the same features make the same bytes.
+        archive.writestr(zipfile.ZipInfo(f"{root}/data.pkl"), _tensor_pickle(rows, columns))
+        archive.writestr(zipfile.ZipInfo(f"{root}/byteorder"), "little")
+        with archive.open(zipfile.ZipInfo(f"{root}/data/0"), "w", force_zip64=True) as stream:
             for start in range(0, len(good), _ROWS):
                 part = features[start : start + _ROWS][good[start : start + _ROWS]]
                 stream.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
-        archive.writestr(f"{root}/version", "3\n")
+        archive.writestr(zipfile.ZipInfo(f"{root}/version"), "3\n")
 
 
 def _tensor_pickle(rows: int, columns: int) -> bytes:

@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import ClaimLost, OutputUnwritable, StoreError
 from mtdp_runtime.files import sync_folder
-from mtdp_runtime.store import disk
+from mtdp_runtime.store import disk, resume
 from mtdp_runtime.store.checksums import RowDigests
 from mtdp_runtime.store.image import SparseImage
-from mtdp_runtime.store.layout import COORDS, FEATURES, STATUS, Layout, TileStatus, complete, fingerprint, lay_out
-from mtdp_runtime.store.progress import BYTES, Progress, read_progress
+from mtdp_runtime.store.layout import Layout, TileStatus, complete, lay_out
+from mtdp_runtime.store.progress import BYTES, Progress
 
 _SYNC_EVERY_S: Final = 5.0
 _RERUN: Final = "Free space or choose another --out; a rerun goes on where this one stopped."
@@ -114,7 +114,8 @@ class FeatureStore:
 
     def _begin(self) -> None:
         image, self._places = lay_out(self._layout)
-        key, hint = self._key(), hashlib.sha256(self._layout.slide_hint.encode()).digest()[:8]
+        key = resume.key_of(self._layout, self._places)
+        hint = hashlib.sha256(self._layout.slide_hint.encode()).digest()[:8]
         done = _done_path(self.partial)
         if done.exists() and not self.partial.exists():
             done.replace(self.partial)  # a run was killed right before its end
@@ -127,9 +128,12 @@ class FeatureStore:
         with suppress(FileNotFoundError):
             old = os.open(self.partial, os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                self._take_rows(old, key, hint)
+                taken = resume.take_rows(old, self._file, self._places, key, hint)
             finally:
                 os.close(old)
+            if taken is not None:
+                self._digests, self.rows_done = taken.digests, len(taken.status)
+                self._status[: self.rows_done] = taken.status
         os.fsync(self._file)
         if self.rows_done:
             self._mark()
@@ -137,43 +141,6 @@ class FeatureStore:
         self._fence()
         disk.rename_own(self._file, self._scratch, self.partial)
         sync_folder(self.path.parent)
-
-    def _key(self) -> bytes:
-        """Return 32 bytes: a partial file with another key holds rows of something else, or in other places."""
-        layout = self._layout
-        facts = [fingerprint(layout.made_of), layout.resume_key, layout.features_dtype]
-        facts += [repr(sorted(layout.outputs.items())), repr(sorted(self._places.items()))]
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        digest.update(disk.rows_bytes(layout.coords))
-        return digest.digest()
-
-    def _take_rows(self, old: int, key: bytes, hint: bytes) -> None:
-        """Copy the rows of a partial file whose checksum is right; of a slide that may be another, up to a bad one."""
-        found, its_hint = read_progress(old, key)
-        for committed in found:
-            if not 0 < committed.rows <= len(self._status):
-                continue
-            status = np.frombuffer(disk.read_rows(old, self._places[STATUS], 0, committed.rows), np.uint8)
-            bad = np.flatnonzero(status != TileStatus.GOOD)
-            keep = int(bad[0]) if len(bad) and hint != its_hint else committed.rows
-            digests = RowDigests((*self._layout.outputs, STATUS))
-            self._copy(old, digests, 0, keep)
-            kept = digests.copy()
-            self._copy(old, digests, keep, committed.rows)
-            if digests.joined() == committed.digest:
-                self._digests, self.rows_done = kept, keep
-                self._status[:keep] = status[:keep]
-                return
-
-    def _copy(self, old: int, digests: RowDigests, start: int, stop: int) -> None:
-        for name in (*self._layout.outputs, STATUS):
-            place = self._places[name]
-            step = max(1, _COPY_BYTES // place.row_bytes)
-            for row in range(start, stop, step):
-                data = disk.read_rows(old, place, row, min(step, stop - row))
-                digests.update(name, data)
-                if name != STATUS:
-                    disk.write_rows(self._file, place, row, data)
 
     def append(self, outputs: Mapping[str, NDArray[np.float32]], status: NDArray[np.uint8]) -> None:
         """Write the next rows.
