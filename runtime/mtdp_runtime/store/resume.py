@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.store import disk
 from mtdp_runtime.store.checksums import RowDigests
-from mtdp_runtime.store.layout import Layout, TileStatus, fingerprint
+from mtdp_runtime.store.layout import STATUS, Layout, TileStatus, fingerprint
 from mtdp_runtime.store.progress import read_progress
 
 _COPY_BYTES: Final = 1 << 20
@@ -54,11 +54,11 @@ def take_rows(old: int, new: int, places: Mapping[str, disk.Place], key: bytes, 
         OSError: a disk fails.
     """
     found, its_hint = read_progress(old, key)
-    room = len(places["status"].offsets) * places["status"].rows_per_chunk if places else 0
+    room = len(places[STATUS].offsets) * places[STATUS].rows_per_chunk if places else 0
     for committed in found:
         if not 0 < committed.rows <= room:
             continue
-        status = np.frombuffer(disk.read_rows(old, places["status"], 0, committed.rows), np.uint8)
+        status = np.frombuffer(disk.read_rows(old, places[STATUS], 0, committed.rows), np.uint8)
         bad = np.flatnonzero(status != TileStatus.GOOD)
         keep = int(bad[0]) if len(bad) and hint != its_hint else committed.rows
         digests = RowDigests(tuple(places))
@@ -77,5 +77,5 @@ def _copy(old: int, new: int, places: Mapping[str, disk.Place], digests: RowDige
         for row in range(start, stop, step):
             data = disk.read_rows(old, place, row, min(step, stop - row))
             digests.update(name, data)
-            if name != "status":
+            if name != STATUS:
                 disk.write_rows(new, place, row, data)

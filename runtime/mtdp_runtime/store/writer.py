@@ -34,7 +34,7 @@ from mtdp_runtime.files import sync_folder
 from mtdp_runtime.store import disk, resume
 from mtdp_runtime.store.checksums import RowDigests
 from mtdp_runtime.store.image import SparseImage
-from mtdp_runtime.store.layout import Layout, TileStatus, complete, lay_out
+from mtdp_runtime.store.layout import COORDS, FEATURES, STATUS, Layout, TileStatus, complete, lay_out
 from mtdp_runtime.store.progress import BYTES, Progress
 
 _SYNC_EVERY_S: Final = 5.0
