@@ -110,7 +110,7 @@ def extract(
         retry_failed=retry_failed,
         stage=_path(stage),
     )
-    look_first(job)
+    look_first(job, say=_warn)
     try:
         return list(run_job(job, listeners=_listeners(on_progress), say=_warn))
     except ListenerFailed as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
         first = by_name.setdefault(request.name, request)
         if first is request:
             continue
-        if first.path.resolve() != request.path.resolve():
+        if _real(first.path) != _real(request.path):
             raise DuplicateSlideNames(
                 f"two slides would write {request.name}.h5: {first.path} and {request.path}",
                 hint="Run them into different --out folders, rename one, or give them names: a manifest with the "
@@ -114,9 +115,20 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
     return list(by_name.values())
 
 
+def _is_missing(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # it may not be looked at, or its server is away: that is said at its turn
+        return False
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path) if "\0" not in str(path) else str(path)
+
+
 def _look_for_missing(requests: Sequence[SlideRequest], say: Callable[[str], None]) -> None:
     """Say how many slides are not there. They fail, each for itself: a night's work does not wait for a wrong path."""
-    missing = [request.path for request in requests if not request.path.exists()]
+    missing = [request.path for request in requests if _is_missing(request.path)]
     if not missing:
         return
     what = f"{len(missing)} of {len(requests)} slides do not exist, the first: {missing[0]}"
@@ -205,7 +217,7 @@ def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None])
 
 
 class MaskRefused(RuntimeFailure):
-    """A mask is gone or another one since all were looked at: that fails its slide, and no other."""
+    """A mask cannot be read, or is another slide's: that fails its slide, and no other."""
 
 
 def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
@@ -216,9 +228,33 @@ def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
     """
     if request.mask is None:
         return None
+    mask = read_mask(request.mask)
+    fit_mask(mask, info)
+    return mask
+
+
+def read_mask(path: Path) -> GivenMask:
+    """Read a mask, whatever is in the file.
+
+    Raises:
+        MaskRefused: it cannot be read as a mask.
+    """
     try:
-        mask = load_mask(request.mask)
+        return load_mask(path)
+    except UsageError as error:
+        raise MaskRefused(str(error), error.hint) from error
+    except Exception as error:  # numbers, depths and sizes that nobody thought of
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise MaskRefused(f"{path}: cannot be read as a mask: {what[:200]}", hint="Export the mask again.") from error
+
+
+def fit_mask(mask: GivenMask, info: SlideInfo) -> None:
+    """Make sure that a mask can be this slide's.
+
+    Raises:
+        MaskRefused: it cannot.
+    """
+    try:
         check_fits(mask, info)
     except UsageError as error:
         raise MaskRefused(str(error), error.hint) from error
-    return mask

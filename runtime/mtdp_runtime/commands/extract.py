@@ -139,7 +139,7 @@ def _carry_out(job: Job, worker: Worker, dry_run: bool, demo: bool, as_json: boo
     from mtdp_runtime.cohort.requests import list_slides
     from mtdp_runtime.cohort.run import look_first
 
-    look_first(job, worker, writes=not dry_run)
+    look_first(job, worker, writes=not dry_run, say=note)
     with ExitStack() as opened:
         if demo:
             folder = Path(opened.enter_context(TemporaryDirectory(prefix="mtdp-demo-"))) if dry_run else job.out
