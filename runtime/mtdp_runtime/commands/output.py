@@ -12,6 +12,7 @@ from typing import Any
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort import estimate
+from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.commands.console import printable, tile_progress
 from mtdp_runtime.extraction.extract import Listeners
 from mtdp_runtime.extraction.outcome import Outcome, log_line
@@ -52,7 +53,7 @@ def say_outcomes(
     out: Path,
     as_json: bool,
 ) -> int:
-    """Say how each slide went, and what the run did in all; return how many failed.
+    """Say how each slide went, and what the run did in all; return the exit code.
 
     Args:
         outcomes: as they come; what failed, and warnings, go to stderr.
@@ -75,7 +76,7 @@ def say_outcomes(
             f"{slides - failures - elsewhere} of {slides} slides done, {failures} failed{others}; "
             f"{run_log.totals(lines)}; see {printable(out / run_log.NAME)}"
         )
-    return failures
+    return exit_codes.of_run(failures, elsewhere)
 
 
 def _say_outcome(outcome: Outcome, prefix: str, as_json: bool) -> None:
@@ -135,7 +136,7 @@ def say_plans(
         _say_plan(outcome, plan, costs, mpp, as_json)
     if slides > 1 and not as_json:
         print(estimate.total(lines))
-    return sum(line["status"] == "failed" for line in lines)
+    return exit_codes.of_run(sum(line["status"] == "failed" for line in lines), 0)
 
 
 def _say_plan(outcome: Outcome, plan: Plan | None, costs: dict[str, Any], mpp: float, as_json: bool) -> None:
