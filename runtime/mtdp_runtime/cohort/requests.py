@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mtdp_runtime.cohort.folder_search import PassedOver, search
 from mtdp_runtime.cohort.slide_table import read_slide_table
 from mtdp_runtime.errors import DuplicateSlideNames, RuntimeFailure, UsageError
 from mtdp_runtime.slide import SlideInfo, dicom, zarr_folder
@@ -48,10 +50,12 @@ def list_slides(
     mask: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
     must_exist: bool = True,
+    passed_over: list[PassedOver] | None = None,
 ) -> list[SlideRequest]:
     """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask][,name]`.
 
-    `say` takes what the user should know before the work: columns that are ignored, slides that are not there.
+    `say` takes what the user should know before the work: columns that are ignored, slides that are not there, what
+    was passed over in folders; `passed_over` takes each of these.
 
     Raises:
         UsageError: a manifest cannot be read, nothing was found, or, where they must exist, no slide does.
@@ -62,19 +66,23 @@ def list_slides(
             f"--slide-mpp {slide_mpp}: not a scale", hint="Micrometres per level-0 pixel, for example 0.25."
         )
     requests: list[SlideRequest] = []
+    passed: list[PassedOver] = [] if passed_over is None else passed_over
     seen: set[tuple[Path, str]] = set()
     for path in named:
         if path.is_dir() and not zarr_folder.is_zarr(path):
-            found = _in_folder(path)
+            found = _in_folder(path, passed)
             if not found:
+                over = f"; passed over: {_counted(passed)}" if passed else ""
                 raise UsageError(
-                    f"{path}: no slides in this folder", hint=f"Looked for {' '.join(sorted(SLIDE_SUFFIXES))}."
+                    f"{path}: no slides in this folder{over}", hint=f"Looked for {' '.join(sorted(SLIDE_SUFFIXES))}."
                 )
             requests += found
         elif path.suffix.lower() == ".csv":
             requests += _listed(path, say)
         elif not _is_more_of_a_series(path, seen):
             requests.append(SlideRequest(path))
+    if passed:
+        say(f"{len(passed)} passed over in folders: {_counted(passed)}; the first: {passed[0].path}")
     if slide_mpp is not None:
         requests = [replace(r, mpp=slide_mpp, given_by="--slide-mpp") for r in requests]
     requests = _each_once(requests)
@@ -146,9 +154,24 @@ def shard_of(request: SlideRequest, parts: int) -> int:
     return int.from_bytes(digest[:8], "big") % parts + 1
 
 
-def _in_folder(root: Path) -> list[SlideRequest]:
-    """List the slides below a folder. The files of a DICOM series are one slide, however many they are."""
-    files = sorted(p for p in root.rglob("*") if _looks_like_a_slide(p, root))
+def _counted(passed: Sequence[PassedOver]) -> str:
+    """Return how many were passed over for each reason."""
+    reasons = Counter(one.why for one in passed)
+    return ", ".join(f"{why} ({count})" for why, count in reasons.most_common())
+
+
+def _in_folder(root: Path, passed: list[PassedOver]) -> list[SlideRequest]:
+    """List the slides below a folder. The files of a DICOM series are one slide, however many they are.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    try:
+        met = search(root, lambda name: Path(name).suffix.lower() in SLIDE_SUFFIXES)
+    except OSError as error:
+        raise UsageError(f"{root}: cannot be searched: {error.strerror}", hint="Check the rights of it.") from error
+    passed += met.passed_over
+    files = sorted(p for p in met.paths if _looks_like_a_slide(p, root))
     slides = {p.with_suffix("") for p in files if p.suffix.lower() not in _PICTURES}
     files = [p for p in files if p.suffix.lower() not in _PICTURES or p.with_suffix("") not in slides]  # thumbnails
     of_series = {p for p in files if dicom.is_dicom(p)}

@@ -18,7 +18,7 @@ from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.models import load_models, with_references
-from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.store import run_log
 
@@ -46,10 +46,14 @@ def look_first(
             say(f"will fail, the others are done: {refusal}")
         if len(found) > _SAID:
             say(f"{len(found) - _SAID} more slides will fail for such reasons")
-        worker.start()
     if writes:
         writable_folder(job.out)
         run_log.check(job.out)
+    if writes and not worker.started:
+        for one in job.passed_over:
+            run_log.append(job.out, log_line(Outcome(one.path, "passed-over", message=one.why)))
+    if not worker.started:
+        worker.start()
 
 
 def load_engine(job: Job, bundle: Bundle, batch: int | None, on_model: OnModel) -> Backend:

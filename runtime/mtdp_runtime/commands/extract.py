@@ -21,6 +21,7 @@ from mtdp_runtime.machine import usable_cores
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
+    from mtdp_runtime.cohort.folder_search import PassedOver
     from mtdp_runtime.cohort.job import Job
     from mtdp_runtime.cohort.requests import SlideRequest
     from mtdp_runtime.cohort.watchdog import Worker
@@ -92,8 +93,10 @@ def extract(
         heads=heads,
         features_dtype=features_dtype,
     )
+    passed: list[PassedOver] = []
     job = Job(
-        slides=_requests(named, slide_mpp, mask, part, worker),
+        slides=_requests(named, slide_mpp, mask, part, worker, passed),
+        passed_over=tuple(passed),
         out=out,
         bundles=bundles,
         settings=settings,
@@ -119,14 +122,19 @@ def _verify(out: Path, as_json: bool) -> int:
 
 
 def _requests(
-    named: list[Path], slide_mpp: float | None, mask: Path | None, part: tuple[int, int], worker: Worker
+    named: list[Path],
+    slide_mpp: float | None,
+    mask: Path | None,
+    part: tuple[int, int],
+    worker: Worker,
+    passed: list[PassedOver],
 ) -> tuple[SlideRequest, ...]:
     """Return the slides of one part of all that are named."""
     from mtdp_runtime.cohort.requests import list_slides, shard_of
 
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
     say = note if not (worker.started or worker.settled) else lambda text: None
-    requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started)
+    requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started, passed_over=passed)
     own, parts = part
     chosen = tuple(request for request in requests if parts == 1 or shard_of(request, parts) == own)
     if requests and not chosen:
@@ -175,7 +183,9 @@ def _run(job: Job, worker: Worker, as_json: bool) -> int:
 
     with ExitStack() as bars:
         outcomes = run_job(job, listeners=bars_of(bars, not as_json), worker=worker, on_model=on_model, say=note)
-        return say_outcomes(outcomes, len(job.slides), worker.settled.values(), bars, job.out, as_json)
+        return say_outcomes(
+            outcomes, len(job.slides), worker.settled.values(), bars, job.out, as_json, len(job.passed_over)
+        )
 
 
 def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:

@@ -52,6 +52,7 @@ def say_outcomes(
     bars: ExitStack,
     out: Path,
     as_json: bool,
+    passed_over: int = 0,
 ) -> int:
     """Say how each slide went, and what the run did in all; return the exit code.
 
@@ -62,6 +63,7 @@ def say_outcomes(
         bars: closed before each line.
         out: the folder of run.jsonl.
         as_json: one JSON object a slide, and no more.
+        passed_over: how many files and folders were met in folders and are no work.
     """
     lines = list(settled)
     for outcome in outcomes:
@@ -72,6 +74,7 @@ def say_outcomes(
     failures, elsewhere = statuses.count("failed"), statuses.count("claimed")
     if slides > 1 and not as_json:
         others = f", {elsewhere} left to another run" if elsewhere else ""
+        others += f", {passed_over} passed over" if passed_over else ""
         print(
             f"{slides - failures - elsewhere} of {slides} slides done, {failures} failed{others}; "
             f"{run_log.totals(lines)}; see {printable(out / run_log.NAME)}"
