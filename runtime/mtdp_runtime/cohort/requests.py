@@ -124,6 +124,8 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
 
 
 def _is_missing(path: Path) -> bool:
+    if "\0" in str(path):  # said by `why_refused`
+        return False
     try:
         return not path.exists()
     except OSError:  # it may not be looked at, or its server is away: that is said at its turn
