@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
+from mtdp_runtime.cohort.local.folder_search import PassedOver
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.cohort.run import look_first, run_job
-from mtdp_runtime.errors import ListenerFailed
+from mtdp_runtime.errors import ListenerFailed, UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.machine import usable_cores
@@ -85,10 +86,12 @@ def extract(
         UsageError: the arguments are wrong, or a mask is another slide's; said before any work.
         BundleError, BackendError: the model cannot be trusted, or not be run here.
     """
-    bundles = load_bundles(_listed(model))
+    bundles, passed = load_bundles(_listed(model)), list[PassedOver]()
+    named = [_path_of(path) for path in _listed(slides)]
     job = Job(
-        slides=tuple(list_slides([Path(path) for path in _listed(slides)], slide_mpp, _path(mask), _warn)),
-        out=Path(out),
+        slides=tuple(list_slides(named, slide_mpp, _path(mask), _warn, passed_over=passed)),
+        passed_over=tuple(passed),
+        out=_path_of(out),
         bundles=bundles,
         settings=shared_settings(
             bundles,
@@ -110,7 +113,7 @@ def extract(
         retry_failed=retry_failed,
         stage=_path(stage),
     )
-    look_first(job)
+    look_first(job, say=_warn)
     try:
         return list(run_job(job, listeners=_listeners(on_progress), say=_warn))
     except ListenerFailed as error:
@@ -137,7 +140,13 @@ def _listeners(on_progress: OnProgress | None) -> Listeners:
 
 
 def _path(given: Path | str | None) -> Path | None:
-    return None if given is None else Path(given)
+    return None if given is None else _path_of(given)
+
+
+def _path_of(given: Path | str) -> Path:
+    if given == "":
+        raise UsageError("a path is empty", hint='A dot, ".", names the current folder.')
+    return Path(given)
 
 
 def _warn(text: str) -> None:

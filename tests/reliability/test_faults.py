@@ -401,11 +401,12 @@ def test_a_mask_that_vanishes_fails_its_slide_alone_and_is_tried_again(
     manifest.write_text("slide,mask\na.tiff,own.geojson\nb.tiff,m.geojson\n")
     vanish = f"""
         import mtdp_runtime.cohort.preflight as preflight, pathlib
-        check_masks = preflight.check_masks
+        refused = preflight.refused
         def looked(*arguments):
-            check_masks(*arguments)
+            found = refused(*arguments)
             pathlib.Path({str(own)!r}).unlink()
-        preflight.check_masks = looked
+            return found
+        preflight.refused = looked
     """
     options = (manifest, "--model", tiny_bundle, "--out", out)
     code, _, errors = extract(*options, prepare=vanish)

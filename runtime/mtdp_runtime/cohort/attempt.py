@@ -10,13 +10,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mtdp_runtime.cohort.blame import Evidence, in_words, is_of_one_slide
 from mtdp_runtime.cohort.claims import Claim, Held, claim
 from mtdp_runtime.cohort.job import Job
+from mtdp_runtime.cohort.local.blame import Evidence, in_words, is_of_one_slide
+from mtdp_runtime.cohort.local.refusals import why_refused
 from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, open_requested
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker
-from mtdp_runtime.errors import BackendError, ClaimLost, ListenerFailed, SlideError, StoreError, UsageError
+from mtdp_runtime.errors import (
+    BackendError,
+    ClaimLost,
+    ListenerFailed,
+    OutputUnwritable,
+    RuntimeFailure,
+    SlideError,
+    StoreError,
+    UsageError,
+)
 from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
@@ -61,7 +71,20 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
     if before is not None:
         message = f"{before.get('message', '')} (an earlier run found this; --retry-failed tries it again)"
         return Outcome(request.path, "failed", message=message, hint=str(before.get("hint", "")))
-    mine = claim(run.job.out, request.name)
+    refusal: RuntimeFailure | None
+    mine: Claim | Held | None
+    try:
+        refusal = why_refused(request, run.job)
+        mine = claim(run.job.out, request.name) if refusal is None else None
+    except OutputUnwritable as error:
+        if not is_of_one_slide(error, [run.job.out]):
+            raise
+        refusal, mine = error, None
+    if mine is None:
+        assert refusal is not None
+        outcome = failed(request.path, refusal)
+        run_log.append(run.job.out, log_line(outcome))
+        return outcome
     if isinstance(mine, Held):
         return mine
     with mine:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mtdp_runtime.errors import NothingFinite, OutputUnwritable, SlideError
+from mtdp_runtime.errors import NothingFinite, OutputUnwritable, SlideError, StorageFailed
 from mtdp_runtime.faults import RETRY_AFTER_S, Fault, system_fault
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.slide.identity import parts_of
@@ -47,6 +47,8 @@ class Evidence:
         self.fault = None
         if isinstance(error, NothingFinite):
             return False
+        if isinstance(error, StorageFailed):  # it waited already: once more, with nothing open
+            self.waits_s = self.waits_s[:1]
         self.fault = system_fault(error) or read_fault(self.path)
         if self.fault is None:
             self.contents += 1

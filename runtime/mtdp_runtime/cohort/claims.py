@@ -6,20 +6,27 @@ after `NAME.1`, and that file, too, can be made only once. Who made it looks at 
 
 Assumed of the file system: O_EXCL is atomic (local disks; NFS from version 3 and Linux 2.6.5 on), a rename is atomic,
 and opening a file shows its times as the server has them (close-to-open consistency). Clocks need not agree: ages are
-differences between times that the file server set. Locks are not used.
+differences between times that the file server set.
+
+A claim of another container on this machine (its own process ids) is known to be dead where the kernel is the same, the
+mounted file system is the same, and the lock that its owner held on it is gone: the kernel took it away with the
+process. Locks decide nothing else, and nothing depends on them where there are none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from mtdp_runtime.errors import OutputUnwritable
 
@@ -27,6 +34,8 @@ FOLDER: Final = ".claims"
 BEAT_S: Final = 15.0
 # Beats that nobody saw for this long mean that the owner is gone. An NFS client may cache times for a minute.
 EXPIRES_S: Final = 120.0
+_MOST_BYTES: Final = 1 << 16
+_LOCK_TRIES: Final = 100
 _WRITTEN_S: Final = 3.0  # a claim is written right after it was made
 
 
@@ -35,12 +44,14 @@ class Held:
     """Another process has the slide."""
 
     by: str
+    beat: str = field(default="", compare=False)  # of an owner that cannot be seen from here: changes while it lives
 
 
 class Claim:
     """A slide that is ours; leaving gives it back."""
 
-    def __init__(self, folder: Path, name: str, number: int) -> None:
+    def __init__(self, folder: Path, name: str, number: int, lock: int = -1) -> None:
+        self._lock = lock
         self.path = folder / f"{name}.{number}"
         self._successor = folder / f"{name}.{number + 1}"
         self._earlier = [folder / f"{name}.{i}" for i in range(number - 1, 0, -1)]
@@ -59,6 +70,9 @@ class Claim:
         for path in (*self._earlier, self.path):
             with contextlib.suppress(OSError):
                 path.unlink()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()  # the last one out; it fails while others hold claims
 
@@ -78,29 +92,40 @@ def claim(out: Path, name: str) -> Claim | Held:
     """Claim the slide whose output is called `name`, or say who has it.
 
     Raises:
-        OutputUnwritable: the folder cannot be written.
+        OutputUnwritable: the folder cannot be written, or what has the claim's name is none.
     """
     folder = out / FOLDER
+    try:
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link")
+        return _claim(out, folder, name)
+    except OSError as error:
+        path = Path(error.filename) if isinstance(error.filename, str) else folder / name
+        raise _unwritable(path, error) from error
+
+
+def _claim(out: Path, folder: Path, name: str) -> Claim | Held:
     dead: list[Path] = []
     while True:
-        path = folder / f"{name}.{len(dead) + 1}"
+        path, lock = folder / f"{name}.{len(dead) + 1}", -1
         try:
-            _make(path)
+            lock = _make(path)
             after = _owner_or_gone(folder / f"{name}.{len(dead) + 2}")
             if not after and all(_living_owner(one) is None for one in dead):
                 # What stands after ours was left by a process that died while it gave its claim back.
                 (folder / f"{name}.{len(dead) + 2}").unlink(missing_ok=True)
-                return Claim(folder, name, len(dead) + 1)
+                mine, lock = Claim(folder, name, len(dead) + 1, lock), -1
+                return mine
             path.unlink()
             if after:
-                return Held(after)
+                return after
             dead = []
         except FileExistsError:
             owner = _owner_or_gone(path)
             if owner is None:
                 dead.append(path)
             elif owner:
-                return Held(owner)
+                return owner
             else:
                 dead = []
         except FileNotFoundError:
@@ -108,8 +133,9 @@ def claim(out: Path, name: str) -> Claim | Held:
             path.unlink(missing_ok=True)
             dead = []
             _make_folder(out)
-        except OSError as error:
-            raise _unwritable(out, error) from error
+        finally:
+            if lock >= 0:
+                os.close(lock)
 
 
 def seems_held(out: Path, name: str) -> bool:
@@ -120,7 +146,7 @@ def seems_held(out: Path, name: str) -> bool:
         return False
 
 
-def _owner_or_gone(path: Path) -> str | None:
+def _owner_or_gone(path: Path) -> Held | Literal[""] | None:
     """Return who holds a claim, None where it is dead, and nothing ("") where it was just given back."""
     try:
         return _living_owner(path)
@@ -135,36 +161,88 @@ def _make_folder(out: Path) -> None:
         raise _unwritable(out, error) from error
 
 
-def _make(path: Path) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    with os.fdopen(file, "w", encoding="utf-8") as stream:
-        json.dump(
-            {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born("self")}, stream
-        )
+def _make(path: Path) -> int:
+    """Make and write a claim; return its descriptor, which holds the lock on it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        owner: dict[str, Any] = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
+        owner |= {"born": _born("self")}
+        if _locked(file, fcntl.LOCK_EX):
+            owner["lock"] = _kernel_and_mount(file)
+        text = json.dumps(owner).encode()
+        while text:
+            text = text[os.write(file, text) :]
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
-def _living_owner(path: Path) -> str | None:
+def _locked(file: int, kind: int) -> bool:
+    """Lock an open file; others hold it for a moment when they look."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:  # no locks here
+            return False
+        else:
+            return True
+    return False
+
+
+def _kernel_and_mount(file: int) -> str:
+    """Return what two processes that share a table of locks have in common; empty where that is not known."""
+    boot = _boot()
+    return f"{boot} {os.fstat(file).st_dev}" if boot else ""
+
+
+def _living_owner(path: Path) -> Held | None:
     """Return who holds a claim, or None where it is dead.
 
     Raises:
         FileNotFoundError: it was given back.
+        OSError: what has its name is no claim.
     """
     give_up_s = time.monotonic() + _WRITTEN_S
     while True:
-        with path.open(encoding="utf-8") as stream:
-            beaten_s, text = os.fstat(stream.fileno()).st_mtime, stream.read()
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            owner: dict[str, Any] = json.loads(text)
+            facts = os.fstat(file)
+            if not stat.S_ISREG(facts.st_mode):
+                raise OSError(errno.EINVAL, "it is no file", str(path))
+            owner = _read_owner(file)
+            lock_is_gone = bool(owner.get("lock")) and owner["lock"] == _kernel_and_mount(file) and _is_free(file)
             host, machine, pid, born = owner["host"], owner["machine"], int(owner["pid"]), owner["born"]
             break
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             # Made, and not yet written; or its owner died in between.
             if time.monotonic() > give_up_s:
                 return None
             time.sleep(_WRITTEN_S / 100)
+        finally:
+            os.close(file)
     if machine == _machine():
-        return f"process {pid}" if _born(str(pid)) == born else None
-    return f"process {pid} on {host}" if _now(path) - beaten_s < EXPIRES_S else None
+        return Held(f"process {pid}") if _born(str(pid)) == born else None
+    if lock_is_gone or _now(path) - facts.st_mtime >= EXPIRES_S:
+        return None
+    return Held(f"process {pid} on {host}", f"{facts.st_ino} {facts.st_mtime_ns}")
+
+
+def _read_owner(file: int) -> dict[str, Any]:
+    owner: dict[str, Any] = json.loads(os.read(file, _MOST_BYTES))
+    return owner
+
+
+def _is_free(file: int) -> bool:
+    """Say whether nobody holds the lock that a claim's owner took; where there are no locks, somebody may."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return True
 
 
 def _now(path: Path) -> float:
@@ -176,10 +254,19 @@ def _now(path: Path) -> float:
 def _machine() -> str:
     """Return what tells one set of process ids from another: this boot of this machine, and the pid namespace."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        namespace = Path("/proc/self/ns/pid").readlink()
     except OSError:
-        return socket.gethostname()
+        namespace = None
+    boot = _boot()
+    return f"{boot} {namespace}" if boot and namespace else socket.gethostname()
+
+
+def _boot() -> str:
+    """Return what names this boot of this kernel, for all containers that it runs; empty where that is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _born(pid: str) -> str:
@@ -193,4 +280,6 @@ def _born(pid: str) -> str:
 
 
 def _unwritable(out: Path, error: OSError) -> OutputUnwritable:
-    return OutputUnwritable(f"{out}: cannot be written: {error.strerror}", hint="Choose another folder with --out.")
+    return OutputUnwritable(
+        f"{out}: cannot be written: {error.strerror}", hint="Remove what is there, or choose another folder with --out."
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
+from mtdp_runtime.cohort.local.folder_search import PassedOver
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import folders
@@ -42,6 +43,7 @@ class Job:
     overwrite: bool = False  # replace what differs or is incomplete
     retry_failed: bool = False
     stage: Path | None = None  # a folder on a local disk, for copies
+    passed_over: tuple[PassedOver, ...] = ()  # what lay in the folders and is no work
 
     def __post_init__(self) -> None:
         folders(self.bundles, self.out)

@@ -5,19 +5,24 @@ Several processes may work on one list and one folder: each slide is claimed fir
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from mtdp_runtime.cohort.attempt import Run, all_there, attempt, failed_before
-from mtdp_runtime.cohort.claims import Held, seems_held
+from mtdp_runtime.cohort.claims import BEAT_S, EXPIRES_S, Held, seems_held
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.files import writable_folder
+
+_LOOK_EVERY_S: Final = 2.0
 
 
 def extract_slides(requests: Sequence[SlideRequest], run: Run) -> Iterator[Outcome]:
     """Attempt each slide and yield how it went; what a worker before this one settled is left out.
 
-    A slide that another process works on is tried once more at the end, and then left to it.
+    A slide that another process works on is tried once more at the end, and then left to it. Where nothing shows that
+    the process lives, its claim is waited for.
 
     Raises:
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
@@ -25,19 +30,33 @@ def extract_slides(requests: Sequence[SlideRequest], run: Run) -> Iterator[Outco
     if len(run.models) > 1:
         for folder in run.job.folders:
             writable_folder(folder)
-    held: list[SlideRequest] = []
-    for last_chance, todo in ((False, requests), (True, held)):
-        for number, request in enumerate(todo):
-            if request.name in run.worker.settled:
+    held: dict[SlideRequest, Held] = {}
+    for number, request in enumerate(requests):
+        if request.name in run.worker.settled:
+            continue
+        following = None if run.staging is None else _following(requests[number + 1 :], run)
+        outcome = attempt(request, run, following)
+        if isinstance(outcome, Held):
+            held[request] = outcome
+        else:
+            yield outcome
+    yield from _wait_for(held, run)
+
+
+def _wait_for(held: Mapping[SlideRequest, Held], run: Run) -> Iterator[Outcome]:
+    """Attempt slides that others had; wait for those whose owner gives no sign, until it does or its claim expires."""
+    left, give_up_s = dict(held), time.monotonic() + EXPIRES_S + BEAT_S
+    while left:
+        for request, first in list(left.items()):
+            outcome = attempt(request, run)
+            if isinstance(outcome, Held) and outcome.beat == first.beat != "" and time.monotonic() < give_up_s:
                 continue
-            following = None if run.staging is None else _following(todo[number + 1 :], run)
-            outcome = attempt(request, run, following)
-            if not isinstance(outcome, Held):
-                yield outcome
-            elif last_chance:
-                yield Outcome(request.path, "claimed", message=f"{outcome.by} works on it")
-            else:
-                held.append(request)
+            del left[request]
+            if isinstance(outcome, Held):
+                outcome = Outcome(request.path, "claimed", message=f"{outcome.by} works on it")
+            yield outcome
+        if left:
+            time.sleep(_LOOK_EVERY_S)
 
 
 def _following(rest: Sequence[SlideRequest], run: Run) -> SlideRequest | None:

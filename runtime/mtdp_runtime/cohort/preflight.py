@@ -1,33 +1,47 @@
-"""What is looked at before any work starts: the tissue masks that the user gave."""
+"""What is looked at before any work starts: the names of the slides, and the tissue masks that the user gave."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 
-from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.job import Job
+from mtdp_runtime.cohort.local.refusals import why_refused
+from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, fit_mask, read_mask
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
+from mtdp_runtime.errors import RuntimeFailure
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.tiling.given_mask import check_fits, load_mask
 
 
-def check_masks(requests: Sequence[SlideRequest], worker: Worker = UNWATCHED) -> None:
-    """Read every mask that is given, and look whether it can be its slide's, before any work starts.
+def refused(job: Job, worker: Worker = UNWATCHED) -> list[RuntimeFailure]:
+    """Return what keeps slides from being done, as far as it can be known now: their names, and their masks.
 
-    A slide that cannot be opened is left to its turn.
-
-    Raises:
-        UsageError: a mask cannot be read, or is another slide's.
+    Every mask that is given is read, and it is looked whether it can be its slide's. A slide that cannot be opened is
+    left to its turn.
     """
-    for request in requests:
-        if request.mask is None or request.name in worker.settled:
+    found = []
+    for request in job.slides:
+        if request.name in worker.settled:
             continue
-        begin_look(request, worker)
-        mask, info = load_mask(request.mask), _facts(request)
+        refusal = why_refused(request, job)
+        if refusal is None and request.mask is not None:
+            begin_look(request, worker)
+            refusal = _mask_refused(request, request.mask)
+            worker.end(request.name)
+        if refusal is not None:
+            found.append(refusal)
+    return found
+
+
+def _mask_refused(request: SlideRequest, path: Path) -> RuntimeFailure | None:
+    try:
+        mask, info = read_mask(path), _facts(request)
         if info is not None:
-            check_fits(mask, info)
-        worker.end(request.name)
+            fit_mask(mask, info)
+    except MaskRefused as refusal:
+        return refusal
+    return None
 
 
 def begin_look(request: SlideRequest, worker: Worker) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mtdp_runtime.cohort.local.folder_search import PassedOver, search
 from mtdp_runtime.cohort.slide_table import read_slide_table
 from mtdp_runtime.errors import DuplicateSlideNames, RuntimeFailure, UsageError
 from mtdp_runtime.slide import SlideInfo, dicom, zarr_folder
@@ -47,10 +50,12 @@ def list_slides(
     mask: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
     must_exist: bool = True,
+    passed_over: list[PassedOver] | None = None,
 ) -> list[SlideRequest]:
     """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask][,name]`.
 
-    `say` takes what the user should know before the work: columns that are ignored, slides that are not there.
+    `say` takes what the user should know before the work: columns that are ignored, slides that are not there, what
+    was passed over in folders; `passed_over` takes each of these.
 
     Raises:
         UsageError: a manifest cannot be read, nothing was found, or, where they must exist, no slide does.
@@ -61,19 +66,23 @@ def list_slides(
             f"--slide-mpp {slide_mpp}: not a scale", hint="Micrometres per level-0 pixel, for example 0.25."
         )
     requests: list[SlideRequest] = []
+    passed: list[PassedOver] = [] if passed_over is None else passed_over
     seen: set[tuple[Path, str]] = set()
     for path in named:
         if path.is_dir() and not zarr_folder.is_zarr(path):
-            found = _in_folder(path)
+            found = _in_folder(path, passed)
             if not found:
+                over = f"; passed over: {_counted(passed)}" if passed else ""
                 raise UsageError(
-                    f"{path}: no slides in this folder", hint=f"Looked for {' '.join(sorted(SLIDE_SUFFIXES))}."
+                    f"{path}: no slides in this folder{over}", hint=f"Looked for {' '.join(sorted(SLIDE_SUFFIXES))}."
                 )
             requests += found
         elif path.suffix.lower() == ".csv":
             requests += _listed(path, say)
         elif not _is_more_of_a_series(path, seen):
             requests.append(SlideRequest(path))
+    if passed:
+        say(f"{len(passed)} passed over in folders: {_counted(passed)}; the first: {passed[0].path}")
     if slide_mpp is not None:
         requests = [replace(r, mpp=slide_mpp, given_by="--slide-mpp") for r in requests]
     requests = _each_once(requests)
@@ -100,7 +109,7 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
         first = by_name.setdefault(request.name, request)
         if first is request:
             continue
-        if first.path.resolve() != request.path.resolve():
+        if _real(first.path) != _real(request.path):
             raise DuplicateSlideNames(
                 f"two slides would write {request.name}.h5: {first.path} and {request.path}",
                 hint="Run them into different --out folders, rename one, or give them names: a manifest with the "
@@ -114,9 +123,22 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
     return list(by_name.values())
 
 
+def _is_missing(path: Path) -> bool:
+    if "\0" in str(path):  # said by `why_refused`
+        return False
+    try:
+        return not path.exists()
+    except OSError:  # it may not be looked at, or its server is away: that is said at its turn
+        return False
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path) if "\0" not in str(path) else str(path)
+
+
 def _look_for_missing(requests: Sequence[SlideRequest], say: Callable[[str], None]) -> None:
     """Say how many slides are not there. They fail, each for itself: a night's work does not wait for a wrong path."""
-    missing = [request.path for request in requests if not request.path.exists()]
+    missing = [request.path for request in requests if _is_missing(request.path)]
     if not missing:
         return
     what = f"{len(missing)} of {len(requests)} slides do not exist, the first: {missing[0]}"
@@ -134,9 +156,24 @@ def shard_of(request: SlideRequest, parts: int) -> int:
     return int.from_bytes(digest[:8], "big") % parts + 1
 
 
-def _in_folder(root: Path) -> list[SlideRequest]:
-    """List the slides below a folder. The files of a DICOM series are one slide, however many they are."""
-    files = sorted(p for p in root.rglob("*") if _looks_like_a_slide(p, root))
+def _counted(passed: Sequence[PassedOver]) -> str:
+    """Return how many were passed over for each reason."""
+    reasons = Counter(one.why for one in passed)
+    return ", ".join(f"{why} ({count})" for why, count in reasons.most_common())
+
+
+def _in_folder(root: Path, passed: list[PassedOver]) -> list[SlideRequest]:
+    """List the slides below a folder. The files of a DICOM series are one slide, however many they are.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    try:
+        met = search(root, lambda name: Path(name).suffix.lower() in SLIDE_SUFFIXES)
+    except OSError as error:
+        raise UsageError(f"{root}: cannot be searched: {error.strerror}", hint="Check the rights of it.") from error
+    passed += met.passed_over
+    files = sorted(p for p in met.paths if _looks_like_a_slide(p, root))
     slides = {p.with_suffix("") for p in files if p.suffix.lower() not in _PICTURES}
     files = [p for p in files if p.suffix.lower() not in _PICTURES or p.with_suffix("") not in slides]  # thumbnails
     of_series = {p for p in files if dicom.is_dicom(p)}
@@ -205,7 +242,7 @@ def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None])
 
 
 class MaskRefused(RuntimeFailure):
-    """A mask is gone or another one since all were looked at: that fails its slide, and no other."""
+    """A mask cannot be read, or is another slide's: that fails its slide, and no other."""
 
 
 def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
@@ -216,9 +253,33 @@ def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
     """
     if request.mask is None:
         return None
+    mask = read_mask(request.mask)
+    fit_mask(mask, info)
+    return mask
+
+
+def read_mask(path: Path) -> GivenMask:
+    """Read a mask, whatever is in the file.
+
+    Raises:
+        MaskRefused: it cannot be read as a mask.
+    """
     try:
-        mask = load_mask(request.mask)
+        return load_mask(path)
+    except UsageError as error:
+        raise MaskRefused(str(error), error.hint) from error
+    except Exception as error:  # numbers, depths and sizes that nobody thought of
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise MaskRefused(f"{path}: cannot be read as a mask: {what[:200]}", hint="Export the mask again.") from error
+
+
+def fit_mask(mask: GivenMask, info: SlideInfo) -> None:
+    """Make sure that a mask can be this slide's.
+
+    Raises:
+        MaskRefused: it cannot.
+    """
+    try:
         check_fits(mask, info)
     except UsageError as error:
         raise MaskRefused(str(error), error.hint) from error
-    return mask

@@ -5,35 +5,55 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from typing import Final
 
 from mtdp_runtime.backends import Backend, load
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort.attempt import Run
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.local import extract_slides
-from mtdp_runtime.cohort.preflight import check_masks
+from mtdp_runtime.cohort.preflight import refused
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
+from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.models import load_models, with_references
-from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.store import run_log
 
+_SAID: Final = 10  # of what is wrong with single slides
 OnModel = Callable[[Bundle, Backend, str], None]  # a model was loaded, on this engine, for this reason
 
 
-def look_first(job: Job, worker: Worker = UNWATCHED, writes: bool = True) -> None:
-    """Look at what a run needs before any work: every mask that was given, once; and the folder, where it is written.
+def look_first(
+    job: Job, worker: Worker = UNWATCHED, writes: bool = True, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Look at what a run needs before any work: names, masks, and the folder, where it is written.
+
+    `say` takes what will fail single slides.
 
     Raises:
-        UsageError: a mask cannot be read or is another slide's, or the folder cannot be written.
+        UsageError: no slide can be done, or the folder cannot be written.
     """
     if not worker.started:
-        check_masks(job.slides, worker)
-        worker.start()
+        found = refused(job, worker)
+        if found and len(found) == len(job.slides):
+            first = found[0]
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise UsageError(f"{first}{more}", hint=first.hint)
+        for refusal in found[:_SAID]:
+            say(f"will fail, the others are done: {refusal}")
+        if len(found) > _SAID:
+            say(f"{len(found) - _SAID} more slides will fail for such reasons")
     if writes:
         writable_folder(job.out)
+        run_log.check(job.out)
+    if writes and not worker.started:
+        for one in job.passed_over:
+            run_log.append(job.out, log_line(Outcome(one.path, "passed-over", message=one.why)))
+    if not worker.started:
+        worker.start()
 
 
 def load_engine(job: Job, bundle: Bundle, batch: int | None, on_model: OnModel) -> Backend:

@@ -66,8 +66,9 @@ class Staging:
             raise UsageError(
                 f"--stage {folder}: cannot be used: {error.strerror}", hint="Name a folder on a local disk."
             ) from error
-        # Python gives signals to its main thread; a caller in another one has its own way to end.
+        # Python gives signals to its main thread; a caller in another one, or with a handler, has its own way to end.
         self._in_main = threading.current_thread() is threading.main_thread()
+        self._in_main = self._in_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         self._before = signal.signal(signal.SIGTERM, _leave) if self._in_main else None
 
     def begin(self, slide: Path) -> None:

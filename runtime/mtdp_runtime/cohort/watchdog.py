@@ -28,6 +28,7 @@ _TICK_S: Final = 1.0
 _GRACE_S: Final = 60.0  # from a signal to the end of what hangs
 MOST_LOST_IN_A_ROW: Final = 10  # then it is not the slides
 EXIT_FAILED: Final = 1
+EXIT_REFUSED: Final = 2  # see commands/exit_codes.py
 # How a decoder dies of a file. SIGBUS is a disk that fails under a mapped file, SIGKILL most often the lack of memory.
 _CRASHES: Final = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
@@ -139,7 +140,7 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
         if state.at is None:
             print(f"error: the process {why} while it worked on no slide", file=sys.stderr)
             print("hint: mtdp-doctor tries the engines; --backend names another one.", file=sys.stderr)
-            sys.exit(EXIT_FAILED)
+            sys.exit(EXIT_REFUSED)
         slide, line, claim = state.at["begin"], state.at["line"], state.at["claim"]
         with contextlib.suppress(OSError):
             os.unlink(claim)  # noqa: PTH108  (this process loads nothing that it can do without)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.commands import options
+from mtdp_runtime.commands import exit_codes, options
 from mtdp_runtime.commands.console import printable, run_app
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.machine import usable_cores
@@ -41,7 +41,7 @@ class What(StrEnum):
     EXTRACT = "extract"
 
 
-@app.command()
+@app.command(epilog=exit_codes.HELP)
 def bench(
     what: Annotated[
         What, typer.Argument(help="read: tiles from the slide; infer: the model; extract: all, and both alone.")

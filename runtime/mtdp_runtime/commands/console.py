@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,12 +16,16 @@ from typing import Any, Final
 
 import typer
 
-from mtdp_runtime.errors import RuntimeFailure, UsageError
+from mtdp_runtime.commands import exit_codes
+from mtdp_runtime.commands.entry import STOPPED, prepare
+from mtdp_runtime.errors import RuntimeFailure, SlideError, UsageError
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 # What Typer raises for a wrong command line: UsageError of the click that it carries or depends on.
 _WRONG_OPTION: Final[type[Exception]] = typer.BadParameter.__bases__[0]
-EXIT_FAILED = 1
-EXIT_USAGE = 2
+# What an output that nobody takes says: a pipe whose reader is gone, a full disk, a closed descriptor.
+_UNHEARD: Final = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO)
 
 
 def printable(text: object) -> str:
@@ -45,7 +51,7 @@ def note(text: str) -> None:
 
 def exit_code(error: RuntimeFailure) -> int:
     """Return what a command that ended with this error exits with."""
-    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    return exit_codes.FAILED if isinstance(error, SlideError) else exit_codes.REFUSED
 
 
 class StoppedBySignal(BaseException):
@@ -57,28 +63,71 @@ class StoppedBySignal(BaseException):
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    for one in _SIGNALS:  # a second one must not disturb what the first one puts in order
+        signal.signal(one, signal.SIG_IGN)
     raise StoppedBySignal(signum)
 
 
-def run_app(app: Callable[..., Any]) -> None:
-    """Run a Typer app; a wrong option, an error of ours and a signal become a line, a hint and an exit code."""
+def work_begins() -> None:
+    """From here on a signal is an exception, for something is at stake: rows, claims, copies."""
+    for one in _SIGNALS:
+        signal.signal(one, _stop)
+
+
+def run_app(app: Callable[..., Any], begins_itself: bool = False) -> None:
+    """Run a Typer app; a wrong option, an error of ours and a signal become a line, a hint and an exit code.
+
+    `begins_itself`: it calls `work_begins`; until then a signal ends the process at once.
+    """
+    prepare()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no UTF-8
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
+    if not begins_itself:
+        work_begins()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = _code_of(app)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _UNHEARD or error.filename is not None:
+            raise
+        code = exit_codes.REFUSED
+        if error.errno != errno.EPIPE:
+            print(f"error: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written there has a place to go
+    for one in _SIGNALS:
+        signal.signal(one, signal.SIG_IGN)  # all is settled
+    sys.exit(code)
+
+
+def _code_of(app: Callable[..., Any]) -> int:
+    try:
+        _refuse_empty(sys.argv[1:])
+        return int(app(standalone_mode=False) or 0)
     except _WRONG_OPTION as error:
         print_error(_in_our_words(error))
-        sys.exit(EXIT_USAGE)
+        return exit_codes.REFUSED
     except RuntimeFailure as error:
         print_error(error)
-        sys.exit(exit_code(error))
+        return exit_code(error)
     except StoppedBySignal as stop:
-        print("stopped: what was computed is kept; run the same command again to go on", file=sys.stderr)
-        sys.exit(128 + stop.signum)
-    except BrokenPipeError:
-        sys.exit(EXIT_FAILED)
+        print(STOPPED, file=sys.stderr)
+        return 128 + stop.signum
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an empty argument: for a path it would mean the current folder.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for number, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if argument == "" or (equals and option.startswith("--") and value == ""):
+            before = f" after {arguments[number - 1]}" if number and argument == "" else ""
+            raise UsageError(
+                f"argument {number + 1}{before} is empty" if argument == "" else f"{option} is empty",
+                hint='Is a shell variable unset? A dot, ".", names the current folder.',
+            )
 
 
 def _in_our_words(error: Any) -> UsageError:

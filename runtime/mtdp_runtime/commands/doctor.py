@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.commands.console import printable, run_app
 from mtdp_runtime.machine import usable_cores
 
@@ -26,7 +27,7 @@ _PACKAGES: Final = (
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(epilog=exit_codes.HELP)
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
     """Show what this machine can run, and try it: extract the features of a small synthetic slide."""
     findings = diagnose()

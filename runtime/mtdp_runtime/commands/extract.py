@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mtdp_runtime.commands import options
-from mtdp_runtime.commands.console import note, printable, run_app
+from mtdp_runtime.commands import exit_codes, options
+from mtdp_runtime.commands.console import note, printable, run_app, work_begins
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.machine import usable_cores
 
 if TYPE_CHECKING:
+    from mtdp_runtime.backends import Backend
+    from mtdp_runtime.bundle import Bundle
     from mtdp_runtime.cohort.job import Job
+    from mtdp_runtime.cohort.local.folder_search import PassedOver
     from mtdp_runtime.cohort.requests import SlideRequest
     from mtdp_runtime.cohort.watchdog import Worker
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(epilog=exit_codes.HELP)
 def extract(
     slides: options.Slides = None,
     *,
@@ -61,8 +64,7 @@ def extract(
 ) -> None:
     """Extract features of whole-slide images: find tissue, lay a grid at a physical scale, run the model on each tile.
 
-    A run that was stopped goes on where it was; a file that is complete is left alone. Exit code 0: all done;
-    1: some slide failed, the others are done; 2: wrong usage.
+    A run that was stopped goes on where it was; a file that is complete is left alone.
     """
     from mtdp_runtime.cohort.watchdog import supervise
 
@@ -70,7 +72,7 @@ def extract(
     if verify is not None:
         if named or demo or dry_run:
             raise UsageError("--verify takes a folder and no slides", hint=f"mtdp-extract --verify {verify}")
-        raise typer.Exit(1 if _verify(verify, as_json) else 0)
+        raise typer.Exit(exit_codes.of_run(_verify(verify, as_json), 0))
     if not named and not demo:
         raise UsageError("no slide was named", hint="mtdp-extract SLIDE, or mtdp-extract --demo to try it without one.")
     part = options.part_of(shard)
@@ -91,8 +93,10 @@ def extract(
         heads=heads,
         features_dtype=features_dtype,
     )
+    passed: list[PassedOver] = []
     job = Job(
-        slides=_requests(named, slide_mpp, mask, part, worker),
+        slides=_requests(named, slide_mpp, mask, part, worker, passed),
+        passed_over=tuple(passed),
         out=out,
         bundles=bundles,
         settings=settings,
@@ -107,8 +111,7 @@ def extract(
         retry_failed=retry_failed,
         stage=stage,
     )
-    if _carry_out(job, worker, dry_run, demo, as_json):
-        raise typer.Exit(1)
+    raise typer.Exit(_carry_out(job, worker, dry_run, demo, as_json))
 
 
 def _verify(out: Path, as_json: bool) -> int:
@@ -119,14 +122,19 @@ def _verify(out: Path, as_json: bool) -> int:
 
 
 def _requests(
-    named: list[Path], slide_mpp: float | None, mask: Path | None, part: tuple[int, int], worker: Worker
+    named: list[Path],
+    slide_mpp: float | None,
+    mask: Path | None,
+    part: tuple[int, int],
+    worker: Worker,
+    passed: list[PassedOver],
 ) -> tuple[SlideRequest, ...]:
     """Return the slides of one part of all that are named."""
     from mtdp_runtime.cohort.requests import list_slides, shard_of
 
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
     say = note if not (worker.started or worker.settled) else lambda text: None
-    requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started)
+    requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started, passed_over=passed)
     own, parts = part
     chosen = tuple(request for request in requests if parts == 1 or shard_of(request, parts) == own)
     if requests and not chosen:
@@ -135,13 +143,14 @@ def _requests(
 
 
 def _carry_out(job: Job, worker: Worker, dry_run: bool, demo: bool, as_json: bool) -> int:
-    """Do a job, or plan it; return how many slides failed."""
+    """Do a job, or plan it; return the exit code."""
     from mtdp_runtime.cohort.requests import list_slides
     from mtdp_runtime.cohort.run import look_first
 
-    look_first(job, worker, writes=not dry_run)
+    look_first(job, worker, writes=not dry_run, say=note)
     with ExitStack() as opened:
         if demo:
+            work_begins()
             folder = Path(opened.enter_context(TemporaryDirectory(prefix="mtdp-demo-"))) if dry_run else job.out
             made = list_slides([_demo_slide(folder, kept=not dry_run, quiet=as_json)])
             job = replace(job, slides=(*job.slides, *made))
@@ -164,14 +173,19 @@ def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
 
 
 def _run(job: Job, worker: Worker, as_json: bool) -> int:
-    """Extract all slides; return how many failed."""
+    """Extract all slides; return the exit code."""
     from mtdp_runtime.cohort.run import run_job
     from mtdp_runtime.commands.output import bars_of, quiet_model, say_model, say_outcomes
 
-    on_model = quiet_model if as_json else say_model
+    def on_model(bundle: Bundle, engine: Backend, reason: str) -> None:
+        work_begins()
+        (quiet_model if as_json else say_model)(bundle, engine, reason)
+
     with ExitStack() as bars:
         outcomes = run_job(job, listeners=bars_of(bars, not as_json), worker=worker, on_model=on_model, say=note)
-        return say_outcomes(outcomes, len(job.slides), worker.settled.values(), bars, job.out, as_json)
+        return say_outcomes(
+            outcomes, len(job.slides), worker.settled.values(), bars, job.out, as_json, len(job.passed_over)
+        )
 
 
 def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:
@@ -186,7 +200,7 @@ def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:
 
 
 def _dry_run(job: Job, worker: Worker, as_json: bool) -> int:
-    """Plan all slides; return how many failed."""
+    """Plan all slides; return the exit code."""
     from mtdp_runtime.cohort.dry_run import plan_job
     from mtdp_runtime.commands.output import say_plans
 
@@ -196,4 +210,4 @@ def _dry_run(job: Job, worker: Worker, as_json: bool) -> int:
 
 def main() -> None:
     """Entry point of `mtdp-extract`."""
-    run_app(app)
+    run_app(app, begins_itself=True)

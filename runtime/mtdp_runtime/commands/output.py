@@ -12,6 +12,7 @@ from typing import Any
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort import estimate
+from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.commands.console import printable, tile_progress
 from mtdp_runtime.extraction.extract import Listeners
 from mtdp_runtime.extraction.outcome import Outcome, log_line
@@ -51,8 +52,9 @@ def say_outcomes(
     bars: ExitStack,
     out: Path,
     as_json: bool,
+    passed_over: int = 0,
 ) -> int:
-    """Say how each slide went, and what the run did in all; return how many failed.
+    """Say how each slide went, and what the run did in all; return the exit code.
 
     Args:
         outcomes: as they come; what failed, and warnings, go to stderr.
@@ -61,6 +63,7 @@ def say_outcomes(
         bars: closed before each line.
         out: the folder of run.jsonl.
         as_json: one JSON object a slide, and no more.
+        passed_over: how many files and folders were met in folders and are no work.
     """
     lines = list(settled)
     for outcome in outcomes:
@@ -71,11 +74,12 @@ def say_outcomes(
     failures, elsewhere = statuses.count("failed"), statuses.count("claimed")
     if slides > 1 and not as_json:
         others = f", {elsewhere} left to another run" if elsewhere else ""
+        others += f", {passed_over} passed over" if passed_over else ""
         print(
             f"{slides - failures - elsewhere} of {slides} slides done, {failures} failed{others}; "
             f"{run_log.totals(lines)}; see {printable(out / run_log.NAME)}"
         )
-    return failures
+    return exit_codes.of_run(failures, elsewhere)
 
 
 def _say_outcome(outcome: Outcome, prefix: str, as_json: bool) -> None:
@@ -135,7 +139,7 @@ def say_plans(
         _say_plan(outcome, plan, costs, mpp, as_json)
     if slides > 1 and not as_json:
         print(estimate.total(lines))
-    return sum(line["status"] == "failed" for line in lines)
+    return exit_codes.of_run(sum(line["status"] == "failed" for line in lines), 0)
 
 
 def _say_plan(outcome: Outcome, plan: Plan | None, costs: dict[str, Any], mpp: float, as_json: bool) -> None:

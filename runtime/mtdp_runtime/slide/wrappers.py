@@ -1,7 +1,11 @@
-"""Slides around a slide: one tells of each read, so that a run sees a decoder that hangs; one is read from a copy."""
+"""Slides around a slide: one tells of each read, so that a run sees a decoder that hangs; one is read from a copy.
+
+What the system says of a read (an error of the disk) is no tile's fault: it is tried again for some seconds.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +14,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.errors import StorageFailed, TileUnreadable
+from mtdp_runtime.faults import RETRY_AFTER_S, system_fault
 from mtdp_runtime.slide import Slide, SlideInfo, Source
 
 
@@ -31,7 +36,25 @@ class WatchedSlide:
         return self._info
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
-        self._slide.read_into(out, x0, y0, scale, source)
+        """Read as the other does.
+
+        Raises:
+            StorageFailed: the system gives no bytes, for seconds.
+        """
+        for wait_s in (*RETRY_AFTER_S, None):
+            try:
+                self._slide.read_into(out, x0, y0, scale, source)
+                break
+            except TileUnreadable as error:
+                fault = system_fault(error)
+                if fault is None:
+                    raise
+                if wait_s is None or not fault.passing:
+                    raise StorageFailed(
+                        f"{error} ({fault.reason})", hint="The storage said so. The next run goes on from here."
+                    ) from error
+            self._beat()
+            time.sleep(wait_s)
         self._beat()
 
     def close(self) -> None:

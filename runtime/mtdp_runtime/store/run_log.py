@@ -34,8 +34,7 @@ def append(out: Path, line: Mapping[str, Any]) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         file = os.open(path, flags, 0o666)
         try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise OSError(errno.EINVAL, "it is no file")
+            _must_be_a_file(file)
             with contextlib.suppress(OSError):
                 fcntl.lockf(file, fcntl.LOCK_EX)
             size_bytes = os.fstat(file).st_size
@@ -46,11 +45,40 @@ def append(out: Path, line: Mapping[str, Any]) -> None:
         finally:
             os.close(file)  # which unlocks
     except OSError as error:
-        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise OutputUnwritable(
-            f"{path}: cannot be written: {what}",
-            hint="Free space, move what lies under this name away, or choose another --out.",
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def check(out: Path) -> None:
+    """Make sure, before any work, that lines can be appended; makes nothing.
+
+    Raises:
+        OutputUnwritable: what is there is no file, or may not be written.
+    """
+    try:
+        file = os.open(out / NAME, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(out / NAME, error) from error
+    try:
+        _must_be_a_file(file)
+    except OSError as error:
+        raise _unwritable(out / NAME, error) from error
+    finally:
+        os.close(file)
+
+
+def _must_be_a_file(file: int) -> None:
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
+
+
+def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
+    what = "it is a link" if error.errno == errno.ELOOP else error.strerror
+    return OutputUnwritable(
+        f"{path}: cannot be written: {what}",
+        hint="Free space, move what lies under this name away, or choose another --out.",
+    )
 
 
 def absolute(path: str | Path) -> str:
