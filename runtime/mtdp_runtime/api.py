@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from mtdp_runtime.cohort.folder_search import PassedOver
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
-from mtdp_runtime.cohort.local.folder_search import PassedOver
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.cohort.run import look_first, run_job
 from mtdp_runtime.errors import ListenerFailed, UsageError

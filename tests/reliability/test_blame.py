@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mtdp_runtime.cohort.local.blame import Evidence
-from mtdp_runtime.cohort.local.folder_search import search
 from numpy.typing import NDArray
 
 import mtdp_runtime.cohort.attempt as attempts
 from mtdp_runtime import extract
+from mtdp_runtime.cohort import blame, claims, local
+from mtdp_runtime.cohort.blame import Evidence
 from mtdp_runtime.cohort.claims import Claim, Held, claim
-from mtdp_runtime.cohort.local import blame, claims, local
+from mtdp_runtime.cohort.folder_search import search
 from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.errors import NothingFinite, SlideUnreadable, StorageFailed, TileUnreadable
 from mtdp_runtime.faults import system_fault

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mtdp_runtime.cohort.blame import Evidence, in_words, is_of_one_slide
 from mtdp_runtime.cohort.claims import Claim, Held, claim
 from mtdp_runtime.cohort.job import Job
-from mtdp_runtime.cohort.local.blame import Evidence, in_words, is_of_one_slide
-from mtdp_runtime.cohort.local.refusals import why_refused
+from mtdp_runtime.cohort.refusals import why_refused
 from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, open_requested
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker

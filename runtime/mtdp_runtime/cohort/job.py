@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
-from mtdp_runtime.cohort.local.folder_search import PassedOver
+from mtdp_runtime.cohort.folder_search import PassedOver
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import folders

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtdp_runtime.cohort.job import Job
-from mtdp_runtime.cohort.local.refusals import why_refused
+from mtdp_runtime.cohort.refusals import why_refused
 from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, fit_mask, read_mask
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
 from mtdp_runtime.errors import RuntimeFailure

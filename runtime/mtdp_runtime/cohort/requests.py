@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mtdp_runtime.cohort.local.folder_search import PassedOver, search
+from mtdp_runtime.cohort.folder_search import PassedOver, search
 from mtdp_runtime.cohort.slide_table import read_slide_table
 from mtdp_runtime.errors import DuplicateSlideNames, RuntimeFailure, UsageError
 from mtdp_runtime.slide import SlideInfo, dicom, zarr_folder

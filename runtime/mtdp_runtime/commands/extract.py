@@ -21,8 +21,8 @@ from mtdp_runtime.machine import usable_cores
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
+    from mtdp_runtime.cohort.folder_search import PassedOver
     from mtdp_runtime.cohort.job import Job
-    from mtdp_runtime.cohort.local.folder_search import PassedOver
     from mtdp_runtime.cohort.requests import SlideRequest
     from mtdp_runtime.cohort.watchdog import Worker
 
