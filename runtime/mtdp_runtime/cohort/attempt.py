@@ -64,6 +64,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
         return mine
     with mine:
         key = attempt_key(request, run)
+        run.listeners.on_slide(request.path)
         run.worker.begin(request.name, log_line(Outcome(request.path, "failed", attempt=key)), str(mine.path))
         outcome = _extract(request, run, mine, following, key)
         line = log_line(outcome)
@@ -85,6 +86,7 @@ def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideReque
     local, stored = request.path, False
     try:
         if run.staging is not None:
+            run.listeners.on_phase("copying to the local disk")
             local = _stage(request, following, run, run.staging)
         with open_requested(request, local, run.worker.beat) as slide:
             mask = mask_of(request, slide.info)
@@ -132,17 +134,20 @@ def _listeners(request: SlideRequest, run: Run, mine: Claim) -> Listeners:
         if mine.lost():
             raise ClaimLost(f"{request.path}: another process took it over")
 
-    return Listeners(run.listeners.on_plan, on_progress, before_commit)
+    return replace(run.listeners, on_progress=on_progress, before_commit=before_commit)
 
 
 def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | None, plan: Plan | None) -> None:
     """Make from each finished file what was asked for, where it is missing or was made of another content."""
     for target in _targets(request, run):
         folder = target.path.parent
+        if run.job.formats:
+            run.listeners.on_phase(f"writing {', '.join(run.job.formats)}")
         derive(target.path, folder, run.job.formats)
         report = folder / "report" / f"{request.name}.html"
         if run.job.report and (plan is not None or not report_is_current(report, target.path)):
             # A report that an earlier run could not write costs a plan now, for its thumbnail, and no inference.
+            run.listeners.on_phase("writing the report")
             plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.job.settings, mask)
             tissue = plan.tissue
             write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0))
