@@ -18,7 +18,7 @@ from mtdp_runtime.errors import BackendError, ClaimLost, SlideError, StoreError,
 from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
-from mtdp_runtime.formats import derive
+from mtdp_runtime.formats import derive, without_file
 from mtdp_runtime.report.slide import Thumbnail, report_is_current, write_report
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import run_log
@@ -101,6 +101,10 @@ def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideReque
             )
             stored = True
             _derive(request, run, slide, mask, plan)
+            missing = without_file(run.job.formats) if outcome.status == "no-tissue" else []
+            if missing:
+                what = f"no .{' and no .'.join(missing)} file is written, since it would hold no tiles"
+                outcome = replace(outcome, message=f"{outcome.message}; {what}")
     except ClaimLost:
         return taken
     except MaskRefused as error:

@@ -66,6 +66,7 @@ class Progress:
             self._worked_s.append(self._clock() - self._slide_s)
         self._left += 1
         self._name = ""
+        console.set_status("")
 
     def line(self, columns: int) -> str:
         """Return where the run is, in so many columns of a terminal; empty between two slides."""

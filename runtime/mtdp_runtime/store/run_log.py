@@ -104,7 +104,7 @@ def totals(lines: Sequence[Mapping[str, Any]]) -> str:
     already = sum(line["status"] == "skipped" for line in lines)
     empty = sum(line["status"] == "no-tissue" for line in lines)
     parts = [f"{tiles} tiles in {seconds:.1f} s"]
-    parts += [f"{tiles / seconds:.1f} tiles/s"] if seconds > 0 else []
+    parts += [f"{tiles / seconds:.1f} tiles/s"] if seconds > 0 and tiles else []
     parts += [f"{before} tiles were there already"] if before else []
     parts += [f"{already} slide{'s were' if already > 1 else ' was'} done already"] if already else []
     parts += [f"{empty} without tissue"] if empty else []
