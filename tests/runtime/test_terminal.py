@@ -212,13 +212,17 @@ def _export_options() -> set[str]:
     return named | {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+):", body, re.MULTILINE)}
 
 
-def _hints() -> list[tuple[str, str]]:
-    """Every text of the runtime that tells what to do, with its file: hints, and what else names an option."""
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+
+
+def _hints() -> list[tuple[str, str, str]]:
+    """Every text of the runtime that tells what to do: its file, what is said to have happened, and the text."""
     found = []
     for path in sorted(ROOT.rglob("*.py")):
         place = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text())):
             texts: list[ast.expr] = []
+            message = _text(node.args[0]) if isinstance(node, ast.Call) and node.args else ""
             if isinstance(node, ast.Call):
                 texts += [keyword.value for keyword in node.keywords if keyword.arg == "hint"]
                 name = node.func.id if isinstance(node.func, ast.Name) else ""
@@ -230,7 +234,7 @@ def _hints() -> list[tuple[str, str]]:
                 target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                 if ast.unparse(target).strip("_").lower() in ("hint", "rerun", "needs_driver", "no_driver"):
                     texts.append(node.value)
-            found += [(place, _text(one)) for one in texts]
+            found += [(place, message, _text(one)) for one in texts]
     return found
 
 
@@ -250,15 +254,15 @@ class TestHints:
         options = {"mtdp-extract": _options_of(command.app), "mtdp-bench": _options_of(bench.app)}
         options |= {"mtdp-doctor": _options_of(doctor.app), "mtdp-export": _export_options()}
         seen = 0
-        for place, text in _hints():
+        for place, message, text in _hints():
             running = ["mtdp-extract"]
-            running += [] if place.startswith(_EXTRACT_ONLY) else ["mtdp-bench"]
-            if place.startswith(("tiling/grid.py", "commands/options.py")) and "--mpp" in text:
-                running = ["mtdp-extract"] if "mtdp-" not in text else running  # a scale that only the user can give
+            # What is said of an option is said where it was given.
+            shared = not place.startswith(_EXTRACT_ONLY) and set(_OPTION.findall(message)) <= options["mtdp-bench"]
+            running += ["mtdp-bench"] if shared else []
             owner = ""
-            for word in re.findall(r"mtdp-[a-z]+|(?<![\w-])--[a-z][a-z-]*[a-z]|[;,.](?= )", text):
+            for word in re.findall(rf"mtdp-[a-z]+|{_OPTION.pattern}|[;,.](?= )", text):
                 if word in ";,.":
-                    owner = "" if word in ".;" else owner
+                    owner = ""
                 elif word.startswith("mtdp-"):
                     owner = word
                 else:
