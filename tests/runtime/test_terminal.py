@@ -295,7 +295,7 @@ class TestProgress:
         clock.s = 10
         progress.on_progress(100)
         # 10 tiles/s: 90 s for the rest of this one, and 497 more of 100 s each
-        assert progress.line(200) == ("[3/500] a.svs  100/1000 tiles, 10 tiles/s, 2 min left (all slides: 13 h 50 min)")
+        assert progress.line(200) == ("[3/500] a.svs  100/1000 tiles, 10 tiles/s, 2 min left (all: 13 h 50 min)")
 
     def test_a_rate_counts_only_what_this_run_did(self) -> None:
         progress, clock = self.run(1)
@@ -314,7 +314,7 @@ class TestProgress:
         progress.on_outcome(done())
         progress.on_slide(Path("b.svs"))
         progress.on_phase(TISSUE)
-        assert progress.line(200) == f"[5/103] b.svs  {TISSUE} (all slides: 1 h 38 min)"  # 98 more of 60 s
+        assert progress.line(200) == f"[5/103] b.svs  {TISSUE} (all: 1 h 38 min)"  # 98 more of 60 s
 
     def test_the_phases_have_names_and_a_check_is_no_tile_of_the_run(self) -> None:
         progress, _ = self.run(1)
@@ -337,7 +337,7 @@ class TestProgress:
         assert cells(line) <= columns
         assert line.startswith("[3/500] TCGA")
         if columns > 70:
-            assert "10000/20000 tiles, 100 tiles/s, 2 min left" in line
+            assert "10000/20000 tiles, 100 tiles/s, 2 min left (all: 1 d 4 h)" in line
             assert ".svs  " in line
 
     def test_without_a_terminal_it_is_a_line_a_minute(

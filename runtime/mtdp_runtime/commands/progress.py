@@ -18,7 +18,7 @@ from mtdp_runtime.tiling.plan import Plan
 
 _TICK_S: Final = 0.5
 PLAIN_EVERY_S: Final = 60.0
-_NAME_COLUMNS: Final = 24  # a name gets these before the sum of all slides may take room
+_NAME_COLUMNS: Final = 12  # a name gets these before the sum of all slides may take room
 
 
 class Progress:
@@ -101,7 +101,7 @@ class Progress:
         computed = [*self._worked_s, passed_s + eta_s] if eta_s else self._worked_s
         if not computed:
             return ""
-        return f" (all slides: {duration(eta_s + later * sum(computed) / len(computed))})"
+        return f" (all: {duration(eta_s + later * sum(computed) / len(computed))})"
 
     def __enter__(self) -> Self:
         if self._shown:
