@@ -1,4 +1,4 @@
-"""mtdp-bench: tiles a second of each stage alone and of the whole way, and what the ceiling is."""
+"""mtdp-bench: tiles per second of each stage alone and of the whole way, and what the ceiling is."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def bench(
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
-    """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
+    """Measure tiles per second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.settings import ExtractSettings

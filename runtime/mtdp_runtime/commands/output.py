@@ -1,4 +1,4 @@
-"""What `mtdp-extract` says of its slides: lines for a person, or one JSON object a slide."""
+"""What `mtdp-extract` says of its slides: lines for a person, or one JSON object per slide."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def say_outcomes(
         settled: the counts of those that a process before this one did.
         progress: hears of each.
         out: the folder of run.jsonl.
-        as_json: one JSON object a slide, and no more.
+        as_json: one JSON object per slide, and no more.
     """
     lines = list(settled)
     for outcome in outcomes:
@@ -123,7 +123,7 @@ def say_plans(
     mpp: float,
     as_json: bool,
 ) -> int:
-    """Say what `plan_slides` finds of each slide, for tiles at `mpp` µm a pixel; the rest is as in `say_outcomes`."""
+    """Say what `plan_slides` finds of each slide, for tiles at `mpp` µm per pixel; the rest is as in `say_outcomes`."""
     lines = list(settled)
     for outcome, plan, costs in plans:
         lines.append(run_log.counts(log_line(outcome)) | costs)

@@ -1,4 +1,4 @@
-"""run.jsonl: a line a slide, appended by any number of processes."""
+"""run.jsonl: one line per slide, appended by any number of processes."""
 
 from __future__ import annotations
 
