@@ -77,7 +77,7 @@ def bench(
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
-    """Measure tiles per second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
+    """Measure tiles per second on this machine. Stages are measured in turn, so that drift hits all of them alike."""
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.settings import ExtractSettings
