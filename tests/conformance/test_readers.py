@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from mtdp_runtime.formats import derive
 from mtdp_runtime.formats.spatial import table_name
 from mtdp_runtime.store.layout import Layout
+from mtdp_runtime.store.reader import open_features
 from mtdp_runtime.store.writer import FeatureStore
-from mtdp_runtime.tiling.outlines import PlacedMask, piece_of_tiles, pieces
+from mtdp_runtime.tiling.outlines import PlacedMask, piece_of_tiles, pieces, rings
 from support import extract
 
 READ = """
@@ -77,7 +78,11 @@ def test_geopandas_reads_the_geojson_as_the_tiles(tiny_bundle: Path, slides_dir:
     frame = geopandas.read_file(tmp_path / "model-outputs-geojson" / f"{slide.stem}.geojson")
     frame = frame.set_crs(None, allow_override=True)  # pixels; GeoJSON means degrees
     assert frame.geometry.is_valid.all()
-    assert (frame.objectType == "tile").all(), "what QuPath makes of them"
+    tissue, frame = frame[frame.objectType == "annotation"], frame[frame.objectType == "tile"]
+    with open_features(tmp_path / f"{slide.stem}.h5") as features:
+        assert features.tissue is not None
+        area = features.tissue.mask.sum() * features.tissue.scale**2
+    assert tissue.geometry.area.sum() == pytest.approx(area), "the outlines are the mask that the tiles were chosen by"
     with h5py.File(tmp_path / f"{slide.stem}.h5") as file:
         np.testing.assert_array_equal(frame.geometry.bounds[["minx", "miny"]].to_numpy(), file["coords"][:])
         np.testing.assert_array_equal(frame.geometry.area, file["coords"].attrs["patch_size_level0"] ** 2)
@@ -141,6 +146,51 @@ def test_pieces_are_valid_apart_and_cover_the_mask(mask: NDArray[np.bool_], scal
         centre = Point(x0 + (column + 0.5) * scale, 7 + (row + 0.5) * scale)
         holders = [number for number, polygon in enumerate(polygons) if polygon.contains(centre)]
         assert holders == ([labels[row, column] - 1] if inside else [])
+
+
+@given(masks, st.sampled_from([1.0, 16.0, 31.7]), st.integers(-50, 50))
+def test_rings_without_shapely_are_the_same_pieces(mask: NDArray[np.bool_], scale: float, x0: int) -> None:
+    from shapely import Polygon
+
+    placed = PlacedMask(mask, scale, x0, 7)
+    found = [Polygon(outer, holes) for outer, *holes in rings(placed)]
+    _, expected = pieces(placed)
+    assert all(polygon.is_valid for polygon in found)
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.symmetric_difference(theirs).area == pytest.approx(0, abs=1e-6 * scale**2)
+
+
+def test_the_store_keeps_the_probabilities_by_class(tmp_path: Path) -> None:
+    rows = 5
+    probabilities = np.random.default_rng(0).random((rows, 3), np.float32)
+    root = {"model": "m", "grid": {"x0": 0, "y0": 0, "step0": 64.0, "scale": 1.0}, "mpp": 0.5, "mpp_level0": 0.5}
+    root |= {"scale": 1.0, "level": 0, "level_downsample": 1.0}
+    tile = {"patch_size": 64, "patch_size_level0": 64, "level0_width": 6400, "level0_height": 64}
+    coords = np.stack([np.arange(rows) * 64, np.zeros(rows, np.int64)], axis=1)
+    layout = Layout(
+        coords,
+        np.ones(rows, np.float32),
+        {"features": 4, "probabilities_blood": 3},
+        tile,
+        root,
+        {},
+        "r",
+        {"probabilities_blood": {"class_names": ["rbc", "wbc", "platelet"]}},
+    )
+    with FeatureStore(tmp_path / "slide.h5", layout) as store:
+        outputs = {"features": np.ones((rows, 4), np.float32), "probabilities_blood": probabilities}
+        store.append(outputs, np.zeros(rows, np.uint8))
+        store.finish({})
+    derive(tmp_path / "slide.h5", tmp_path, ["zarr"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library about itself
+        import spatialdata
+
+        table = spatialdata.read_zarr(tmp_path / "slide.zarr").tables["m_tiles"]
+    kept = table.obsm["probabilities_blood"]
+    assert list(kept.columns) == ["rbc", "wbc", "platelet"]
+    np.testing.assert_array_equal(kept.to_numpy(), probabilities)
 
 
 def test_a_tile_belongs_to_the_piece_that_covers_most_of_it() -> None:

@@ -28,6 +28,7 @@ def main() -> None:
             name = Path("model-outputs-geojson") / f"{table.stem}.geojson"
             make_geojson(table, Path(folder))
             theirs, ours = (json.loads((base / name).read_text())["features"] for base in (Path(folder), out))
+            ours = [one for one in ours if one["properties"]["objectType"] == "tile"]  # the tissue follows them
             assert len(theirs) == len(ours)
             for a, b in zip(theirs, ours, strict=True):
                 assert a["geometry"] == b["geometry"]

@@ -205,10 +205,10 @@ def variant_precisions(bundle: Bundle, precision: str, probe: Probe) -> list[str
     held = [variant.precision for variant in bundle.manifest.variants]
     usable = [one for one in probe.precisions if one in held and one != "int8"]
     if not usable:
-        by_name = ", or name --precision int8" if "int8" in probe.precisions and "int8" in held else ""
+        by_name = ", or use --precision int8" if "int8" in probe.precisions and "int8" in held else ""
         raise UsageError(
             f"{bundle.path}: {probe.name} runs {', '.join(probe.precisions)}, this bundle has {', '.join(held)}",
-            hint=f"Export the bundle with --precision fp16{by_name}.",
+            hint=f"Export it with mtdp-export --precision fp16{by_name}.",
         )
     return usable
 

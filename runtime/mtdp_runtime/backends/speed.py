@@ -36,7 +36,7 @@ def infer_rate(engine: Backend, tiles: int, tile_px: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpeed:
-    """Tiles a second of the engine alone, and over how many that was measured."""
+    """Tiles per second of the engine alone, and over how many that was measured."""
 
     engine: str
     tiles_per_s: float

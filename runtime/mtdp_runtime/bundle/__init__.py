@@ -52,7 +52,8 @@ class Bundle:
         have = ", ".join(v.precision for v in self.manifest.variants)
         raise UsageError(
             f"{self.path}: no {precision} variant in this bundle (it has {have})",
-            hint=f"Use --precision {self.manifest.variants[0].precision}, or export with --precision {precision}.",
+            hint=f"Use --precision {self.manifest.variants[0].precision}, "
+            f"or export it with mtdp-export --precision {precision}.",
         )
 
     def checked(self, ref: FileRef) -> Path:

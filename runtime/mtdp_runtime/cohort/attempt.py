@@ -30,7 +30,7 @@ from mtdp_runtime.errors import (
 from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
-from mtdp_runtime.formats import derive
+from mtdp_runtime.formats import derive, without_file
 from mtdp_runtime.report.slide import Thumbnail, report_is_current, write_report
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import run_log
@@ -89,6 +89,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
         return mine
     with mine:
         key = attempt_key(request, run)
+        run.listeners.on_slide(request.path)
         run.worker.begin(request.name, log_line(Outcome(request.path, "failed", attempt=key)), str(mine.path))
         outcome = _extract(request, run, mine, following, key)
         line = log_line(outcome)
@@ -158,6 +159,7 @@ def _failure(request: SlideRequest, error: Exception, evidence: Evidence, this: 
 
 def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: SlideRequest | None, this: _Try) -> Outcome:
     if run.staging is not None and not this.in_place:
+        run.listeners.on_phase("copying to the local disk")
         this.read_from = _stage(request, following, run, run.staging)
     with open_requested(request, this.read_from, run.worker.beat) as slide:
         mask = mask_of(request, slide.info)
@@ -172,6 +174,10 @@ def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: Slide
         )
         this.stored = True
         _derive(request, run, slide, mask, plan)
+    missing = without_file(run.job.formats) if outcome.status == "no-tissue" else []
+    if missing:
+        what = f"no .{' and no .'.join(missing)} file is written, since it would hold no tiles"
+        outcome = replace(outcome, message=f"{outcome.message}; {what}")
     return outcome
 
 
@@ -192,7 +198,7 @@ def _listeners(request: SlideRequest, run: Run, mine: Claim) -> Listeners:
         if mine.lost():
             raise ClaimLost(f"{request.path}: another process took it over")
 
-    return Listeners(on_plan, on_progress, before_commit)
+    return replace(run.listeners, on_plan=on_plan, on_progress=on_progress, before_commit=before_commit)
 
 
 @contextmanager
@@ -208,10 +214,13 @@ def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | Non
     """Make from each finished file what was asked for, where it is missing or was made of another content."""
     for target in _targets(request, run):
         folder = target.path.parent
+        if run.job.formats:
+            run.listeners.on_phase(f"writing {', '.join(run.job.formats)}")
         derive(target.path, folder, run.job.formats)
         report = folder / "report" / f"{request.name}.html"
         if run.job.report and (plan is not None or not report_is_current(report, target.path)):
             # A report that an earlier run could not write costs a plan now, for its thumbnail, and no inference.
+            run.listeners.on_phase("writing the report")
             plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.job.settings, mask)
             tissue = plan.tissue
             write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0))

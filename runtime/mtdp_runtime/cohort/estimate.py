@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -79,16 +79,3 @@ def costs(
         "estimate_from": f"{rates}, measured now; "
         f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads",
     }
-
-
-def total(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Say what a dry run found in all, from the counts of its slides.
-
-    >>> total([{"status": "planned", "tiles": 900, "bytes": 4e9, "estimated_s": 5400.0}, {"status": "failed"}])
-    '2 slides: 900 tiles, 4 GB, about 1.5 h; 1 failed'
-    """
-    tiles, size, took_s = (sum(line.get(name, 0) for line in lines) for name in ("tiles", "bytes", "estimated_s"))
-    known = any("estimated_s" in line for line in lines)
-    failed = sum(line["status"] == "failed" for line in lines)
-    hours = f", about {took_s / 3600:.3g} h" if known else ""
-    return f"{len(lines)} slides: {tiles} tiles, {size / 1e9:.3g} GB{hours}; {failed} failed"

@@ -86,7 +86,8 @@ def shared_settings(
         manifest = bundle.manifest
         if heads and not manifest.heads:
             raise UsageError(
-                f"--heads: {manifest.name} has none", hint="Export the model without --no-heads, or leave it out."
+                f"--heads: {manifest.name} has none",
+                hint="Leave it out, or export the model anew: mtdp-export without --no-heads.",
             )
         tiles[manifest.name] = (manifest.tile_px, mpp if mpp is not None else manifest.mpp)
     if len(set(tiles.values())) > 1:

@@ -1,8 +1,7 @@
-"""mtdp-bench: tiles a second of each stage alone and of the whole way, and what the ceiling is."""
+"""mtdp-bench: tiles per second of each stage alone and of the whole way, and what the ceiling is."""
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtdp_runtime.commands import exit_codes, options
-from mtdp_runtime.commands.console import printable, run_app
-from mtdp_runtime.errors import UsageError
+from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, new_app
+from mtdp_runtime.commands.console import detail, result, result_json, run_app
+from mtdp_runtime.errors import OutputUnwritable, UsageError
 from mtdp_runtime.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _FROM_SHARED = "reading and inferring on the same cores"
 _FROM_APART = "the slower of reading on the cores and inferring on the GPU"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = new_app()
 
 
 class What(StrEnum):
@@ -41,10 +41,14 @@ class What(StrEnum):
     EXTRACT = "extract"
 
 
-@app.command(epilog=exit_codes.HELP)
+@app.command(cls=GroupedCommand, epilog=exit_codes.HELP)
 def bench(
     what: Annotated[
-        What, typer.Argument(help="read: tiles from the slide; infer: the model; extract: all, and both alone.")
+        What,
+        typer.Argument(
+            metavar="read|infer|extract",
+            help="read: tiles from the slide; infer: the model; extract: all, and both alone.",
+        ),
     ],
     slide: Annotated[Path | None, typer.Argument(metavar="SLIDE", help="A slide; a synthetic one if left out.")] = None,
     *,
@@ -54,13 +58,26 @@ def bench(
     batch: options.BatchSize = "auto",
     threads: options.Threads = "auto",
     slide_mpp: options.SlideMpp = None,
-    repeats: Annotated[int, typer.Option(help="Each figure is the median of so many runs.", min=1)] = 3,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            help="Each figure is the median of so many runs.", min=1, metavar="N", rich_help_panel=options.MEASURE
+        ),
+    ] = 3,
     cold: Annotated[
-        bool, typer.Option("--cold", help="Ask the system to forget the slide's pages before each run (Linux).")
+        bool,
+        typer.Option(
+            "--cold",
+            help="Ask the system to forget the slide's pages before each run (Linux).",
+            rich_help_panel=options.MEASURE,
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: options.OneJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    version: Version = False,
 ) -> None:
-    """Measure tiles a second on this machine. The stages are measured in turn, so that drift hits all of them alike."""
+    """Measure tiles per second on this machine. Stages are measured in turn, so that drift hits all of them alike."""
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.settings import ExtractSettings
@@ -89,7 +106,7 @@ def bench(
                 folder=Path(folder),
                 cold=cold,
             )
-    print(json.dumps(rates, indent=1)) if as_json else _print(rates)
+    result_json(rates, indent=1) if as_json else _print(rates)
 
 
 def measure(
@@ -117,7 +134,7 @@ def measure(
             f"{slide.info.path}: no tile of it has enough tissue: nothing to measure",
             hint="Name a slide with tissue, or none for a synthetic one.",
         )
-    result: dict[str, Any] = {
+    found: dict[str, Any] = {
         "slide": slide.info.path.name,
         "reader": slide.info.reader,
         "tiles": len(plan.kept),
@@ -133,24 +150,27 @@ def measure(
     if what in (What.READ, What.EXTRACT):
         stages["read"] = lambda: _read_rate(slide, plan, threads)
     if what is What.READ:
-        return result | _medians(stages, repeats, prepare)
-    with load(backend, bundle, precision, batch, threads)[0] as engine:
-        result |= {"engine": engine.name, "precision": engine.precision, "batch": engine.batch}
+        return found | _medians(stages, repeats, prepare)
+    engine, reason = load(backend, bundle, precision, batch, threads)
+    with engine:
+        for why in filter(None, (reason, engine.note)):
+            detail(f"engine {engine.name}: {why}")
+        found |= {"engine": engine.name, "precision": engine.precision, "batch": engine.batch}
         stages["infer"] = lambda: infer_rate(engine, len(plan.kept), bundle.manifest.tile_px)
         last: dict[str, Any] = {}
         if what is What.EXTRACT:
             stages["extract"] = lambda: _extract_rate(slide, plan, bundle, engine, settings, threads, folder, last)
-        result |= _medians(stages, repeats, prepare)
+        found |= _medians(stages, repeats, prepare)
     if what is What.EXTRACT:
-        ceiling = _ceiling(result["read_tiles_per_s"], result["infer_tiles_per_s"], engine.on_cores)
-        result |= {
+        ceiling = _ceiling(found["read_tiles_per_s"], found["infer_tiles_per_s"], engine.on_cores)
+        found |= {
             "ceiling_tiles_per_s": ceiling,
             "ceiling_from": _FROM_SHARED if engine.on_cores else _FROM_APART,
-            "extract_of_ceiling": result["extract_tiles_per_s"] / ceiling,
-            "extract_of_infer": result["extract_tiles_per_s"] / result["infer_tiles_per_s"],
+            "extract_of_ceiling": found["extract_tiles_per_s"] / ceiling,
+            "extract_of_infer": found["extract_tiles_per_s"] / found["infer_tiles_per_s"],
             **last,
         }
-    return result
+    return found
 
 
 def _ceiling(read_per_s: float, infer_per_s: float, on_cores: bool) -> float:
@@ -221,26 +241,27 @@ def _extract_rate(
     path = folder / "bench.h5"
     path.unlink(missing_ok=True)  # a file that is there would be left alone
     with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:
-        outcome, _ = extract_slide(fresh, path, bundle, engine, settings, readers=threads)
+        try:
+            outcome, _ = extract_slide(fresh, path, bundle, engine, settings, readers=threads)
+        except OutputUnwritable as error:
+            raise OutputUnwritable(str(error), hint="Free space, or set TMPDIR to a folder that has more.") from error
     assert outcome.times is not None
     last.update(bottleneck=outcome.times.bottleneck, device_idle=round(outcome.times.device_idle, 3))
     return outcome.times.tiles_per_s
 
 
 def _print(rates: dict[str, Any]) -> None:
-    print(
-        f"{printable(rates['slide'])}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {rates['threads']} threads, "
+    result(
+        f"{rates['slide']}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {rates['threads']} threads, "
         f"{rates['file_cache']} file cache"
     )
     if "engine" in rates:
-        print(
-            f"engine {rates['engine']}, {rates['precision']}, batch {rates['batch']}; model {printable(rates['model'])}"
-        )
+        result(f"engine {rates['engine']}, {rates['precision']}, batch {rates['batch']}; model {rates['model']}")
     for stage in ("read", "infer", "extract"):
         if f"{stage}_tiles_per_s" in rates:
-            print(f"{stage:<8} {rates[f'{stage}_tiles_per_s']:9.1f} tiles/s   runs {rates[f'{stage}_runs']}")
+            result(f"{stage:<8} {rates[f'{stage}_tiles_per_s']:9.1f} tiles/s   runs {rates[f'{stage}_runs']}")
     if "ceiling_tiles_per_s" in rates:
-        print(
+        result(
             f"ceiling  {rates['ceiling_tiles_per_s']:9.1f} tiles/s, {rates['ceiling_from']}; "
             f"extract is {rates['extract_of_ceiling']:.0%} of it "
             f"and {rates['extract_of_infer']:.0%} of the model alone; bottleneck {rates['bottleneck']}"
@@ -249,4 +270,4 @@ def _print(rates: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of `mtdp-bench`."""
-    run_app(app)
+    run_app(app, "mtdp-bench")

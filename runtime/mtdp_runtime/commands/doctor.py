@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import typer
 
-from mtdp_runtime.commands import exit_codes
-from mtdp_runtime.commands.console import printable, run_app
+from mtdp_runtime.commands import exit_codes, options
+from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, new_app
+from mtdp_runtime.commands.console import detail, result, result_json, run_app, say, trouble
 from mtdp_runtime.machine import usable_cores
 
 _PACKAGES: Final = (
@@ -24,15 +23,21 @@ _PACKAGES: Final = (
     "cuda-bindings",
 )
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = new_app()
 
 
-@app.command(epilog=exit_codes.HELP)
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+@app.command(cls=GroupedCommand, epilog=exit_codes.HELP)
+def doctor(
+    *,
+    as_json: options.OneJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
     """Show what this machine can run, and try it: extract the features of a small synthetic slide."""
     findings = diagnose()
     if as_json:
-        print(json.dumps(findings, indent=1))
+        result_json(findings, indent=1)
     else:
         _print(findings)
     if findings["problems"]:
@@ -115,7 +120,12 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
                 problems.append(f"self-test of {name}: {error}")
                 continue
             rate = outcome.times.tiles_per_s if outcome.times else 0.0
-            results[name] = {"precision": engine.precision, "tiles": outcome.tiles, "tiles_per_s": round(rate, 1)}
+            results[name] = {
+                "precision": engine.precision,
+                "tiles": outcome.tiles,
+                "tiles_per_s": round(rate, 1),
+                "note": engine.note,
+            }
     return results
 
 
@@ -127,20 +137,24 @@ def _version(metadata: Any, name: str) -> str:
 
 
 def _print(findings: dict[str, Any]) -> None:
-    print(f"machine         {findings['machine']}")
-    print(f"openslide       {findings['openslide']}")
-    print(f"packaged model  {printable(findings['packaged_model'] or 'missing')}")
-    print("engines, best first; --backend auto takes the first that can run")
+    say(f"machine         {findings['machine']}")
+    say(f"openslide       {findings['openslide']}")
+    say(f"packaged model  {findings['packaged_model'] or 'missing'}")
+    say("engines, best first; --backend auto takes the first that can run")
     for probe in findings["backends"]:
-        print(f"  {probe['name']:<20} {'yes' if probe['usable'] else 'no '}  {probe['reason']}")
+        say(f"  {probe['name']:<20} {'yes' if probe['usable'] else 'no '}  {probe['reason']}")
         if not probe["usable"]:
-            print(f"  {'':<20}      -> {probe['hint']}")
-    for name, result in findings["self_test"].items():
-        print(f"self-test       {name} {result['precision']}: {result['tiles']} tiles, {result['tiles_per_s']} tiles/s")
+            say(f"  {'':<20}      -> {probe['hint']}")
+        elif probe["precisions"]:
+            detail(f"  {'':<20}      precisions, best first: {', '.join(probe['precisions'])}")
+    for name, test in findings["self_test"].items():
+        result(f"self-test       {name} {test['precision']}: {test['tiles']} tiles, {test['tiles_per_s']} tiles/s")
+        if test["note"]:
+            say(f"                {test['note']}")
     for problem in findings["problems"]:
-        print(f"problem: {printable(problem)}", file=sys.stderr)
+        trouble("problem: ", problem)
 
 
 def main() -> None:
     """Entry point of `mtdp-doctor`."""
-    run_app(app)
+    run_app(app, "mtdp-doctor")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mtdp_runtime.commands import exit_codes, options
-from mtdp_runtime.commands.console import note, printable, run_app, work_begins
+from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, new_app
+from mtdp_runtime.commands.console import hint, note, result_json, run_app, say, trouble, work_begins
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.machine import usable_cores
 
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
     from mtdp_runtime.cohort.requests import SlideRequest
     from mtdp_runtime.cohort.watchdog import Worker
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = new_app()
 
 
-@app.command(epilog=exit_codes.HELP)
+@app.command(cls=GroupedCommand, epilog=exit_codes.HELP)
 def extract(
     slides: options.Slides = None,
     *,
@@ -61,6 +60,9 @@ def extract(
     demo: options.Demo = False,
     verify: options.Verify = None,
     as_json: options.AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    version: Version = False,
 ) -> None:
     """Extract features of whole-slide images: find tissue, lay a grid at a physical scale, run the model on each tile.
 
@@ -138,7 +140,7 @@ def _requests(
     own, parts = part
     chosen = tuple(request for request in requests if parts == 1 or shard_of(request, parts) == own)
     if requests and not chosen:
-        print(f"no slide of the list belongs to part {own}/{parts}", file=sys.stderr)
+        note(f"no slide of the list belongs to part {own}/{parts}")
     return chosen
 
 
@@ -167,25 +169,26 @@ def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)  # a slide may be lost while masks are looked at, before any work
         run_log.append(out, line)
     if as_json:
-        print(json.dumps(line), flush=True)
+        result_json(line)
     else:
-        print(f"failed: {printable(line['message'])}\n  hint: {printable(line['hint'])}", file=sys.stderr)
+        trouble("failed: ", line["message"])
+        hint(line["hint"], "  ")
 
 
 def _run(job: Job, worker: Worker, as_json: bool) -> int:
     """Extract all slides; return the exit code."""
     from mtdp_runtime.cohort.run import run_job
-    from mtdp_runtime.commands.output import bars_of, quiet_model, say_model, say_outcomes
+    from mtdp_runtime.commands.output import quiet_model, say_model, say_outcomes
+    from mtdp_runtime.commands.progress import Progress
 
     def on_model(bundle: Bundle, engine: Backend, reason: str) -> None:
         work_begins()
         (quiet_model if as_json else say_model)(bundle, engine, reason)
 
-    with ExitStack() as bars:
-        outcomes = run_job(job, listeners=bars_of(bars, not as_json), worker=worker, on_model=on_model, say=note)
-        return say_outcomes(
-            outcomes, len(job.slides), worker.settled.values(), bars, job.out, as_json, len(job.passed_over)
-        )
+    slides, settled = len(job.slides), worker.settled.values()
+    with Progress(slides, len(settled), shown=not as_json) as progress:
+        outcomes = run_job(job, listeners=progress.listeners(), worker=worker, on_model=on_model, say=note)
+        return say_outcomes(outcomes, slides, settled, progress, job.out, as_json, len(job.passed_over))
 
 
 def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:
@@ -194,20 +197,25 @@ def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:
     path = folder / "demo-slide.tiff"
     write_demo_slide(path)
     if not quiet:
-        where = f"was written to {printable(path)}" if kept else "for this dry run alone; it is removed at its end"
-        print(f"demo: a synthetic slide {where}")
+        where = f"was written to {path}" if kept else "for this dry run alone; it is removed at its end"
+        say(f"demo: a synthetic slide {where}")
     return path
 
 
 def _dry_run(job: Job, worker: Worker, as_json: bool) -> int:
     """Plan all slides; return the exit code."""
     from mtdp_runtime.cohort.dry_run import plan_job
-    from mtdp_runtime.commands.output import say_plans
+    from mtdp_runtime.commands.output import say_plans, say_speeds
 
-    plans = plan_job(job, worker, lambda why: print(f"no estimate of the time: {why}", file=sys.stderr))
+    plans = plan_job(
+        job,
+        worker,
+        no_estimate=lambda why: note(f"no estimate of the time: {why}"),
+        on_speeds=(lambda speeds: None) if as_json else say_speeds,
+    )
     return say_plans(plans, len(job.slides), worker.settled.values(), job.settings.mpp, as_json)
 
 
 def main() -> None:
     """Entry point of `mtdp-extract`."""
-    run_app(app, begins_itself=True)
+    run_app(app, "mtdp-extract", begins_itself=True)

@@ -12,18 +12,33 @@ from mtdp_runtime.settings import BackendName, FeaturesDtype, FormatName, OnBadT
 
 AUTO: Final = "auto"
 
+# The groups of --help, in the order in which they are shown
+WORK: Final = "What is worked on"
+NUMBERS: Final = "Which numbers come out"
+ENGINE: Final = "What computes them"
+FILES: Final = "What is written, and when"
+MEASURE: Final = "How it is measured"
+
 # What is worked on
 Slides = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="SLIDE...",
+        metavar="SLIDE",
         help="Slides, folders of slides, or CSV manifests with the columns "
         "slide[,mpp][,mask][,name]; name is what the output is called.",
     ),
 ]
-Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for <slide>.h5, report/<slide>.html and run.jsonl.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="FOLDER", help="Folder for <slide>.h5, report/<slide>.html and run.jsonl.", rich_help_panel=WORK
+    ),
+]
 Model = Annotated[
-    Path | None, typer.Option(help="Model bundle; the packaged one if left out.", metavar="BUNDLE", show_default=False)
+    Path | None,
+    typer.Option(
+        help="Model bundle; the packaged one if left out.", metavar="BUNDLE", show_default=False, rich_help_panel=WORK
+    ),
 ]
 Models = Annotated[
     list[Path] | None,
@@ -31,6 +46,7 @@ Models = Annotated[
         help="Model bundle; the packaged one if left out. Repeat it, and each tile is read once for all models; "
         "the files go to OUT/<model name>. They must agree in tile size and scale.",
         metavar="BUNDLE",
+        rich_help_panel=WORK,
     ),
 ]
 Mask = Annotated[
@@ -39,6 +55,7 @@ Mask = Annotated[
         help="Where the tissue is, instead of finding it: QuPath's GeoJSON in level-0 pixels, or an image of the "
         "whole slide whose non-zero pixels are tissue. For many slides: the column mask of a manifest.",
         metavar="GEOJSON|PNG",
+        rich_help_panel=WORK,
     ),
 ]
 Shard = Annotated[
@@ -47,55 +64,98 @@ Shard = Annotated[
         metavar="I/N",
         help="Only part I (1 to N) of the slides, for N machines; a slide's part depends on its name alone. "
         "Runs without it may share a folder, too: each takes slides that no other is at.",
+        rich_help_panel=WORK,
     ),
 ]
-Demo = Annotated[bool, typer.Option("--demo", help="Make a synthetic slide in the output folder and run on it.")]
+Demo = Annotated[
+    bool,
+    typer.Option("--demo", help="Make a synthetic slide in the output folder and run on it.", rich_help_panel=WORK),
+]
 
 # Which numbers come out
 Mpp = Annotated[
-    float | None, typer.Option(metavar="UM", help="Scale of the tiles in µm per pixel; the model's own if left out.")
+    float | None,
+    typer.Option(
+        metavar="UM", help="Scale of the tiles in µm per pixel; the model's own if left out.", rich_help_panel=NUMBERS
+    ),
 ]
 Magnification = Annotated[
     float | None,
     typer.Option(
-        metavar="N", help="Another way to say --mpp: 10 / magnification, so 20 is 0.5 µm per pixel and 40 is 0.25."
+        metavar="N",
+        help="Another way to say --mpp: 10 / magnification, so 20 is 0.5 µm per pixel and 40 is 0.25.",
+        rich_help_panel=NUMBERS,
     ),
 ]
 StridePx = Annotated[
-    int | None, typer.Option(metavar="PX", help="Pixels between tiles, at that scale; the tile size if left out.")
+    int | None,
+    typer.Option(
+        metavar="PX", help="Pixels between tiles, at that scale; the tile size if left out.", rich_help_panel=NUMBERS
+    ),
 ]
 MinTissue = Annotated[
     float,
     typer.Option(
-        metavar="PART", help="Part of a tile's area that must be tissue, 0 to 1. 0 takes every tile, glass too."
+        metavar="PART",
+        help="Part of a tile's area that must be tissue, 0 to 1. 0 takes every tile, glass too.",
+        rich_help_panel=NUMBERS,
     ),
 ]
 SlideMpp = Annotated[
     float | None,
-    typer.Option(metavar="UM", help="µm per level-0 pixel, for slides that do not say it or say it wrongly."),
+    typer.Option(
+        metavar="UM",
+        help="µm per level-0 pixel, for slides that do not say it or say it wrongly.",
+        rich_help_panel=NUMBERS,
+    ),
 ]
 BadTile = Annotated[
     OnBadTile,
-    typer.Option(help="A tile that cannot be read: nan (stored as NaN, with its status), drop, or fail the slide."),
+    typer.Option(
+        help="A tile that cannot be read: nan (stored as NaN, with its status), drop, or fail the slide.",
+        rich_help_panel=NUMBERS,
+    ),
 ]
-Heads = Annotated[bool, typer.Option("--heads", help="Also store the model's task probabilities.")]
-Dtype = Annotated[FeaturesDtype, typer.Option(help="Store features as float32, or as float16 in half the space.")]
+Heads = Annotated[
+    bool, typer.Option("--heads", help="Also store the model's task probabilities.", rich_help_panel=NUMBERS)
+]
+Dtype = Annotated[
+    FeaturesDtype,
+    typer.Option(help="Store features as float32, or as float16 in half the space.", rich_help_panel=NUMBERS),
+]
 
 # What computes them
 EngineName = Annotated[
-    BackendName, typer.Option(help="The inference engine. auto takes the best that runs here; mtdp-doctor lists them.")
+    BackendName,
+    typer.Option(
+        help="The inference engine. auto takes the best that runs here; mtdp-doctor lists them.", rich_help_panel=ENGINE
+    ),
 ]
-Precision = Annotated[PrecisionName, typer.Option(help="What the engine computes in. auto never takes int8.")]
+Precision = Annotated[
+    PrecisionName, typer.Option(help="What the engine computes in. auto never takes int8.", rich_help_panel=ENGINE)
+]
 TrustEngines = Annotated[
     bool,
     typer.Option(
-        "--trust-engines", help="Load TensorRT engines that the bundle brings. They are code: know who made them."
+        "--trust-engines",
+        help="Load TensorRT engines that the bundle brings. They are code: know who made them.",
+        rich_help_panel=ENGINE,
     ),
 ]
 BatchSize = Annotated[
-    str, typer.Option(help="Tiles in a batch. auto: 64 on a GPU, 4 to 16 on a CPU, by its cores.", metavar="N|auto")
+    str,
+    typer.Option(
+        help="Tiles in a batch. auto: 64 on a GPU, 4 to 16 on a CPU, by its cores.",
+        metavar="N|auto",
+        rich_help_panel=ENGINE,
+    ),
 ]
-Threads = Annotated[str, typer.Option(help="CPU threads. auto: the cores that this process may use.", metavar="N|auto")]
+Threads = Annotated[
+    str,
+    typer.Option(
+        help="CPU threads. auto: the cores that this process may use.", metavar="N|auto", rich_help_panel=ENGINE
+    ),
+]
 Check = Annotated[
     int,
     typer.Option(
@@ -103,6 +163,7 @@ Check = Annotated[
         "files, too; print and record the smallest cosine, and warn where the precision promises more.",
         metavar="N",
         min=0,
+        rich_help_panel=ENGINE,
     ),
 ]
 
@@ -114,15 +175,17 @@ Formats = Annotated[
         metavar="|".join(FormatName),
         help="Also write pt (CLAM), npy, csv or geojson (WSInfer, QuPath), or zarr (SpatialData), made from the "
         "HDF5 file, which is always there; repeat for several.",
+        rich_help_panel=FILES,
     ),
 ]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no HTML report.", rich_help_panel=FILES)]
 Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
         help="Replace files of other settings and incomplete ones, and try slides again that failed before. What "
         "is already as it would be made now is left alone: delete it to have it computed again.",
+        rich_help_panel=FILES,
     ),
 ]
 RetryFailed = Annotated[
@@ -131,6 +194,7 @@ RetryFailed = Annotated[
         "--retry-failed",
         help="Try slides again that failed in an earlier run. Without it a slide that is unchanged, with unchanged "
         "settings, is reported as failed and not tried.",
+        rich_help_panel=FILES,
     ),
 ]
 StallLimit = Annotated[
@@ -140,6 +204,7 @@ StallLimit = Annotated[
         "0: wait for ever.",
         metavar="SECONDS",
         min=0,
+        rich_help_panel=FILES,
     ),
 ]
 Stage = Annotated[
@@ -148,10 +213,14 @@ Stage = Annotated[
         metavar="DIR",
         help="Copy each slide to this folder on a local disk while the one before runs: for slow storage. "
         "Copies are removed.",
+        rich_help_panel=FILES,
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Find tissue, count tiles, estimate bytes and time; write nothing.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Find tissue, count tiles, estimate bytes and time; write nothing.", rich_help_panel=FILES
+    ),
 ]
 Verify = Annotated[
     Path | None,
@@ -159,8 +228,10 @@ Verify = Annotated[
         metavar="OUT",
         help="Extract nothing: read every finished file of this folder whole, compare it with the checksums that "
         "it holds, and what is derived from it with what it was made from. Exit code 1 where one does not hold.",
+        rich_help_panel=FILES,
     ),
 ]
+OneJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per slide on stdout.")]
 
 
@@ -207,7 +278,7 @@ def target_mpp(mpp: float | None, magnification: float | None) -> float | None:
 
     if magnification is not None:
         if mpp is not None:
-            raise UsageError("--mpp and --magnification say the same twice", hint="Leave out --magnification.")
+            raise UsageError("--mpp and --magnification say the same twice", hint="Leave out one of them.")
         if not (magnification > 0 and is_scale(10 / magnification)):
             raise UsageError(
                 f"--magnification {magnification}: must be from {10 / MOST_MPP:g} to {10 / LEAST_MPP:g}",

@@ -1,55 +1,41 @@
-"""What `mtdp-extract` says of its slides: lines for a person, or one JSON object a slide."""
+"""What `mtdp-extract` says of its slides: lines for a person, or one JSON object per slide."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtdp_runtime.backends import Backend
+from mtdp_runtime.backends.speed import EngineSpeed
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.cohort import estimate
 from mtdp_runtime.commands import exit_codes
-from mtdp_runtime.commands.console import printable, tile_progress
-from mtdp_runtime.extraction.extract import Listeners
+from mtdp_runtime.commands.console import detail, hint, result, result_json, say, trouble, warn
+from mtdp_runtime.commands.progress import Progress
+from mtdp_runtime.commands.units import duration, size
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.store import run_log
 from mtdp_runtime.tiling.plan import Plan
 
 
 def say_model(bundle: Bundle, engine: Backend, reason: str) -> None:
-    """Say which model runs, on what, and why on that."""
+    """Say which model runs, and on what; `-v` also says why on that."""
     manifest = bundle.manifest
-    name = printable(f"{manifest.name} ({manifest.arch}, {manifest.features_dim} features)")
-    print(f"model: {name}, digest {bundle.digest[:16]}")
-    print(
-        f"engine: {engine.name}, {engine.precision}, batches of {engine.batch}; "
-        + "; ".join(filter(None, (engine.note, reason)))
-    )
+    say(f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features), digest {bundle.digest[:16]}")
+    say(f"engine: {engine.name}, {engine.precision}, batches of {engine.batch}")
+    for why in filter(None, (reason, engine.note)):
+        detail(f"  {why}")
 
 
 def quiet_model(bundle: Bundle, engine: Backend, reason: str) -> None:
     """Say nothing of a model: stdout is for machines."""
 
 
-def bars_of(bars: ExitStack, shown: bool) -> Listeners:
-    """Show a bar for the slide that is worked on; closing `bars` ends it."""
-    advance = [lambda tiles: None]
-
-    def on_plan(plan: Plan, done: int) -> None:
-        advance[0] = bars.enter_context(tile_progress(plan.info.path.name, len(plan.kept), shown, done))
-
-    return Listeners(on_plan, lambda tiles: advance[0](tiles))
-
-
 def say_outcomes(
     outcomes: Iterable[Outcome],
     slides: int,
     settled: Iterable[Mapping[str, Any]],
-    bars: ExitStack,
+    progress: Progress,
     out: Path,
     as_json: bool,
     passed_over: int = 0,
@@ -60,14 +46,14 @@ def say_outcomes(
         outcomes: as they come; what failed, and warnings, go to stderr.
         slides: how many there are.
         settled: the counts of those that a process before this one did.
-        bars: closed before each line.
+        progress: hears of each.
         out: the folder of run.jsonl.
-        as_json: one JSON object a slide, and no more.
+        as_json: one JSON object per slide, and no more.
         passed_over: how many files and folders were met in folders and are no work.
     """
     lines = list(settled)
     for outcome in outcomes:
-        bars.close()
+        progress.on_outcome(outcome)
         lines.append(run_log.counts(log_line(outcome)))
         _say_outcome(outcome, f"[{len(lines)}/{slides}] " if slides > 1 else "", as_json)
     statuses = [line["status"] for line in lines]
@@ -75,46 +61,49 @@ def say_outcomes(
     if slides > 1 and not as_json:
         others = f", {elsewhere} left to another run" if elsewhere else ""
         others += f", {passed_over} passed over" if passed_over else ""
-        print(
+        say(
             f"{slides - failures - elsewhere} of {slides} slides done, {failures} failed{others}; "
-            f"{run_log.totals(lines)}; see {printable(out / run_log.NAME)}"
+            f"{run_log.totals(lines)}; see {out / run_log.NAME}"
         )
     return exit_codes.of_run(failures, elsewhere)
 
 
 def _say_outcome(outcome: Outcome, prefix: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(log_line(outcome)), flush=True)
+        result_json(log_line(outcome))
     elif outcome.status == "failed":
-        print(f"{prefix}failed: {printable(outcome.message)}", file=sys.stderr)
-        if outcome.hint:
-            print(f"  hint: {printable(outcome.hint)}", file=sys.stderr)
+        trouble(f"{prefix}failed: ", outcome.message)
+        hint(outcome.hint, "  ")
     else:
         for line in _lines(outcome):
-            print(f"{prefix}{line}", flush=True)
+            say(f"{prefix}{line}")
             prefix = ""
+        if outcome.reader.startswith("mtdp "):
+            detail(f"  read by {outcome.reader}: {outcome.reader_reason}")
     if outcome.warning:
-        print(f"warning: {printable(outcome.warning)}", file=sys.stderr)
+        warn(outcome.warning)
 
 
 def _lines(outcome: Outcome) -> list[str]:
     """Return the lines for a slide that did not fail."""
-    lines, name = [], printable(outcome.slide.name)
+    lines, name = [], outcome.slide.name
     if outcome.status == "done" and outcome.times is not None:
         times = outcome.times
         bad = f", {outcome.bad_tiles} bad (NaN, see status)" if outcome.bad_tiles else ""
         if outcome.left_out:
             bad = f", {outcome.left_out} bad ones left out"
+        if outcome.tiles_before:
+            bad += f" ({outcome.tiles_before} were there already)"
         lines.append(
             f"{name}: {outcome.tiles} tiles{bad} in {outcome.seconds:.1f} s, "
             f"{times.tiles_per_s:.1f} tiles/s, bottleneck {times.bottleneck}, "
             f"the engine waited {times.device_idle:.0%} of the time -> {_where(outcome)}"
         )
         if not outcome.reader.startswith("mtdp "):
-            lines.append(f"  read by {printable(outcome.reader)}: {printable(outcome.reader_reason)}")
+            lines.append(f"  read by {outcome.reader}: {outcome.reader_reason}")
     else:
         where = f" -> {_where(outcome)}" if outcome.output is not None else ""
-        lines.append(f"{name}: {outcome.status}: {printable(outcome.message)}{where}")
+        lines.append(f"{name}: {outcome.status}: {outcome.message}{where}")
     if outcome.agreement is not None:
         found = outcome.agreement
         lines.append(f"  checked {found.tiles} tiles with {found.reference}: min cosine {found.min_cosine:.8f}")
@@ -122,7 +111,13 @@ def _lines(outcome: Outcome) -> list[str]:
 
 
 def _where(outcome: Outcome) -> str:
-    return ", ".join(printable(path) for path in outcome.outputs or (outcome.output,))
+    return ", ".join(str(path) for path in outcome.outputs or (outcome.output,))
+
+
+def say_speeds(speeds: Sequence[EngineSpeed]) -> None:
+    """Say from which speeds, measured now, the times of a dry run follow."""
+    for speed in speeds:
+        say(f"speed: {speed.tiles_per_s:.3g} tiles/s of {speed.engine}, measured now over {speed.tiles} tiles")
 
 
 def say_plans(
@@ -132,29 +127,52 @@ def say_plans(
     mpp: float,
     as_json: bool,
 ) -> int:
-    """Say what `plan_slides` finds of each slide, for tiles at `mpp` µm a pixel; the rest is as in `say_outcomes`."""
+    """Say what `plan_slides` finds of each slide, for tiles at `mpp` µm per pixel; the rest is as in `say_outcomes`."""
     lines = list(settled)
     for outcome, plan, costs in plans:
         lines.append(run_log.counts(log_line(outcome)) | costs)
         _say_plan(outcome, plan, costs, mpp, as_json)
     if slides > 1 and not as_json:
-        print(estimate.total(lines))
+        result(plans_total(lines))
     return exit_codes.of_run(sum(line["status"] == "failed" for line in lines), 0)
+
+
+def plans_total(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say what a dry run found in all, from the counts of its slides.
+
+    >>> plans_total([{"status": "planned", "tiles": 900, "bytes": 4e9, "estimated_s": 5400.0}, {"status": "failed"}])
+    '2 slides: 1 to do with 900 tiles, 4.0 GB, about 1 h 30 min; 1 failed'
+    >>> plans_total([{"status": "skipped"}, {"status": "skipped"}])
+    '2 slides: 0 to do; 2 done already, 0 failed'
+    """
+    tiles, size_bytes, took_s = (sum(line.get(name, 0) for line in lines) for name in ("tiles", "bytes", "estimated_s"))
+    planned, done, failed = (sum(line["status"] == one for line in lines) for one in ("planned", "skipped", "failed"))
+    costs = f" with {tiles} tiles, {size(size_bytes)}" if planned else ""
+    if planned and any("estimated_s" in line for line in lines):
+        costs += f", about {duration(took_s)}"
+    already = f"{done} done already, " if done else ""
+    return f"{len(lines)} slides: {planned} to do{costs}; {already}{failed} failed"
 
 
 def _say_plan(outcome: Outcome, plan: Plan | None, costs: dict[str, Any], mpp: float, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(log_line(outcome) | costs), flush=True)
+        result_json(log_line(outcome) | costs)
         return
     if plan is None:
         _say_outcome(outcome, "", as_json)
         return
     info = plan.info
-    print(
-        f"{printable(info.path.name)}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
-        f"mpp {info.mpp:.6g} ({printable(info.mpp_source)}) -> {mpp:g}, level {plan.level}, "
+    result(
+        f"{info.path.name}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
+        f"mpp {info.mpp:.6g} ({info.mpp_source}) -> {mpp:g}, level {plan.level}, "
         f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
     )
-    if "estimated_s" in costs:
-        size = costs["bytes"] / 1e6
-        print(f"  about {size:.1f} MB and {costs['estimated_s']:g} s ({costs['estimate_from']})", flush=True)
+    if not len(plan.kept):
+        result(f"  nothing to compute: {outcome.message}")
+    elif "estimated_s" in costs:
+        result(f"  about {size(costs['bytes'])}, {duration(costs['estimated_s'])}")
+        detail(f"  from {costs['estimate_from']}")
+    elif "bytes" in costs:
+        result(f"  about {size(costs['bytes'])}")
+    if outcome.hint:
+        result(f"  {outcome.hint}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from mtdp_runtime.commands.console import printable
+from mtdp_runtime.commands.console import result, result_json, say
 from mtdp_runtime.store.verify import Verdict, verify_folder
 
 
@@ -18,12 +17,17 @@ def say_verdicts(out: Path, as_json: bool) -> int:
     verdicts = []
     for verdict in verify_folder(out):
         verdicts.append(verdict)
-        print(json.dumps(_as_object(verdict)) if as_json else printable(_line(verdict)), flush=True)
+        if as_json:
+            result_json(_as_object(verdict))
+        elif verdict.status == "wrong":
+            result(_line(verdict))
+        else:
+            say(_line(verdict))
     wrong = sum(verdict.status == "wrong" for verdict in verdicts)
     if not as_json:
-        print(f"{len(verdicts) - wrong} of {len(verdicts)} files hold" + (f", {wrong} do not" if wrong else ""))
+        result(f"{len(verdicts) - wrong} of {len(verdicts)} files hold" + (f", {wrong} do not" if wrong else ""))
         if wrong:
-            print("  delete a file that does not hold and run the command again that made it")
+            result("  delete a file that does not hold and run the command again that made it")
     return wrong
 
 

@@ -38,6 +38,11 @@ from mtdp_runtime.tiling.plan import Plan, make_plan, why_empty
 _MIN_COSINE_REDUCED: Final = 0.999
 
 
+TISSUE: Final = "finding tissue"
+TILES: Final = "tiles"
+CHECK: Final = "checking tiles with the reference"
+
+
 @dataclass(frozen=True, slots=True)
 class Listeners:
     """Who wants to hear of a slide while it is worked on."""
@@ -45,6 +50,8 @@ class Listeners:
     on_plan: Callable[[Plan, int], None] = lambda plan, done: None  # with how many tiles an earlier run did
     on_progress: Callable[[int], None] = lambda tiles: None  # from a thread of the run, after each batch
     before_commit: Callable[[], None] = lambda: None  # and at the end; raises where the slide is another process's
+    on_slide: Callable[[Path], None] = lambda path: None  # it is begun
+    on_phase: Callable[[str], None] = lambda phase: None  # what is done with it now, in words
 
 
 SILENT: Final = Listeners()
@@ -104,6 +111,7 @@ def extract_targets(
         return _with_checks(replace(read_by, message="already done", seconds=seconds), found), None
     tile_px = todo[0].model.bundle.manifest.tile_px
     assert all(target.model.bundle.manifest.tile_px == tile_px for target in todo)
+    listeners.on_phase(TISSUE)
     plan = make_plan(slide, tile_px, settings, mask)
     with ExitStack() as open_stores:
         stores = [
@@ -113,6 +121,7 @@ def extract_targets(
             for t in todo
         ]
         resumed = [store.rows_done for store in stores]
+        listeners.on_phase(TILES)
         listeners.on_plan(plan, min(resumed))
         engines = [CheckedEngine(target.model.backend, target.model.bundle.manifest) for target in todo]
         times, bad = run_pipeline(
@@ -146,6 +155,7 @@ def extract_targets(
         tiles=len(plan.kept) - left_out,
         bad_tiles=max(bad_tiles),
         left_out=left_out,
+        tiles_before=len(plan.kept) - times.tiles,
         seconds=time.perf_counter() - start,
         times=times,
         message="" if len(plan.kept) else why_empty(plan),
@@ -176,6 +186,7 @@ def _check(
     """Recompute some rows of a file, where that is asked for; return also what is wrong with them, if anything."""
     if model.check is None:
         return None, ""
+    listeners.on_phase(CHECK)
     precision, scale = model.backend.precision, settings.mpp / known_mpp(info)
     agreement = check_rows(features, info, scale, model.bundle.manifest.tile_px, model.check, listeners.on_progress)
     least = MIN_COSINE[precision]
@@ -196,7 +207,33 @@ def _with_checks(outcome: Outcome, found: Sequence[tuple[Agreement | None, str]]
     return replace(outcome, agreement=worst, warning="; ".join(warning for _, warning in found if warning))
 
 
+def standing(
+    slide: Slide,
+    targets: Sequence[Target],
+    settings: ExtractSettings,
+    *,
+    overwrite: bool = False,
+    mask: GivenMask | None = None,
+) -> bool:
+    """Say whether the file of each model is there as it would be made now. Nothing is written or removed.
+
+    Raises:
+        FingerprintMismatch: something else is there, and may not be overwritten.
+        StoreError: a file there cannot be read.
+    """
+    made = [made_of(slide.info, t.model.bundle, t.model.backend.precision, settings, mask) for t in targets]
+    return all(_stands(t, facts, overwrite, slide, settings) for t, facts in zip(targets, made, strict=True))
+
+
 def _is_done(target: Target, facts: dict[str, Any], overwrite: bool, slide: Slide, settings: ExtractSettings) -> bool:
+    """Do what `_stands` does, and remove what an earlier run left beside a file that is done."""
+    done = _stands(target, facts, overwrite, slide, settings)
+    if done:
+        remove_leftovers(target.path)
+    return done
+
+
+def _stands(target: Target, facts: dict[str, Any], overwrite: bool, slide: Slide, settings: ExtractSettings) -> bool:
     """Say whether the file is there, complete, and what would be made now.
 
     Raises:
@@ -214,5 +251,4 @@ def _is_done(target: Target, facts: dict[str, Any], overwrite: bool, slide: Slid
             f"{path}: exists, and is not what would be made now: {different}",
             hint="Use --overwrite to replace it, or another --out.",
         )
-    remove_leftovers(path)
     return True

@@ -33,6 +33,7 @@ class Outcome:
     left_out: int = 0  # bad tiles that the file has no row of, where that was asked for
     reader: str = ""
     reader_reason: str = ""
+    tiles_before: int = 0  # rows of the file that an earlier run computed
     warning: str = ""  # what is done, and should be looked at
 
 
@@ -61,6 +62,8 @@ def log_line(outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.left_out:
         line["left_out"] = outcome.left_out
+    if outcome.tiles_before:
+        line["tiles_before"] = outcome.tiles_before
     if outcome.reader:
         line |= {"reader": outcome.reader, "reader_reason": outcome.reader_reason}
     if len(outcome.outputs) > 1:

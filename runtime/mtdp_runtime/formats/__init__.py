@@ -28,6 +28,7 @@ class Format:
     writer: str  # module:function of (h5 file, target)
     needs: str = ""  # a module that is not a dependency of the runtime
     install: str = ""
+    takes_none: bool = True  # a file of no rows means something to its readers
     before: tuple[str, str] | None = None  # place and writer of a file that belongs to it and is written first
 
     def parts(self) -> list[tuple[str, str]]:
@@ -36,7 +37,7 @@ class Format:
 
 
 FORMATS: Final = {
-    "pt": Format("pt_files/{name}.pt", "mtdp_runtime.formats.clam:write_pt"),
+    "pt": Format("pt_files/{name}.pt", "mtdp_runtime.formats.clam:write_pt", takes_none=False),
     "npy": Format(
         "npy/{name}.npy",
         "mtdp_runtime.formats.npy:write_npy",
@@ -95,6 +96,8 @@ def paths_of(out: Path, slide: str, name: str) -> list[Path]:
 def derive(h5: Path, out: Path, names: Sequence[str]) -> list[Path]:
     """Write the files of some formats that are missing or not made from this HDF5 file; return those written.
 
+    A bag of no tiles is not written: who trains on a folder of bags would meet it as an error far from its cause.
+
     Raises:
         UsageError: as `check_slide_names`.
         OutputUnwritable: the disk is full or the folder cannot be written; the HDF5 file is untouched.
@@ -105,12 +108,32 @@ def derive(h5: Path, out: Path, names: Sequence[str]) -> list[Path]:
     written = []
     for name in names:
         paths = paths_of(out, h5.stem, name)
+        if not FORMATS[name].takes_none and is_empty(h5):
+            derived.remove(h5, name, paths)  # an earlier version wrote one
+            continue
         if derived.is_current(h5, name, paths):
             continue
         writers = [_writer(writer) for _, writer in FORMATS[name].parts()]
         derived.make(h5, name, [(path, partial(write, h5)) for path, write in zip(paths, writers, strict=True)])
         written.append(derived_path(out, h5.stem, name))
     return written
+
+
+def is_empty(h5: Path) -> bool:
+    """Say whether a feature file has no row of features.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    from mtdp_runtime.store.reader import open_features
+
+    with open_features(h5) as file:
+        return not file.good.any()
+
+
+def without_file(names: Sequence[str]) -> list[str]:
+    """Return those formats of which an empty slide gets no file."""
+    return [name for name in names if name in FORMATS and not FORMATS[name].takes_none]
 
 
 def _writer(name: str) -> Callable[[Path, Path], None]:

@@ -1,7 +1,8 @@
 """A SpatialData store as LazySlide and wsidata lay it out: the shapes `tiles` and `tissues`, and a table of features.
 
 Level-0 pixels throughout. `attrs["tile_spec"]["tiles"]` says how the tiles were cut, and `attrs["slide_properties"]`
-what the slide is. Bad tiles keep their row, as NaN, with their code in the table's `status`.
+what the slide is. Bad tiles keep their row, as NaN, with their code in the table's `status`. The probabilities of a
+head are the table's `obsm["probabilities_<task>"]`, a column for each class.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mtdp_runtime.store.layout import PROBABILITIES
 from mtdp_runtime.store.reader import PlacedMask, open_features
 from mtdp_runtime.tiling.outlines import piece_of_tiles, pieces
 
@@ -63,8 +65,15 @@ def write_zarr(h5: Path, target: Path) -> None:
                 features = from_array(  # type: ignore[no-untyped-call]
                     file.features, chunks=(_ROWS, -1), lock=True
                 ).astype(np.float32)
+                heads = {
+                    f"{PROBABILITIES}{head.task}": pandas.DataFrame(
+                        head.probabilities[:], index=observed.index, columns=list(head.class_names)
+                    )
+                    for head in file.heads
+                }
+                table = AnnData(X=features, obs=observed, obsm=heads)
                 tables[table_name(attrs["model"])] = TableModel.parse(
-                    AnnData(X=features, obs=observed), region="tiles", region_key="library_id", instance_key="tile_id"
+                    table, region="tiles", region_key="library_id", instance_key="tile_id"
                 )
             if outlines:
                 found = geopandas.GeoDataFrame({"tissue_id": np.arange(len(outlines))}, geometry=outlines)

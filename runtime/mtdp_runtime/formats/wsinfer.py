@@ -4,6 +4,9 @@ Columns `minx,miny,width,height` are level-0 pixels, then `prob_<class>` for eac
 heads gives `feature_<i>` columns in the CSV, and tiles with the fraction of tissue in the GeoJSON. A tile that could
 not be read has empty values in the CSV, and the name of its status in the GeoJSON.
 
+In the GeoJSON a tile is classified as the class of the largest probability, where the model has one head: of several
+heads none speaks for the tile. The outline of each piece of tissue follows the tiles, as an annotation named Tissue.
+
 The CSV counts from the corner of level 0, as WSInfer does. The GeoJSON counts from the corner of what was scanned
 (`openslide.bounds-x`, `-y`), since QuPath shows a slide so, and as a mask that is given is read. For most formats the
 two are one.
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.reader import FeatureFile, open_features
+from mtdp_runtime.tiling.outlines import rings
 
 _ROWS: Final = 2048
 # Tiles have the same identity each time the file is made.
@@ -31,7 +35,7 @@ _NAMESPACE: Final = uuid.UUID("6f9a2f1e-3d5b-4c7e-9a41-1f0c2b7d8e55")
 
 
 def write_csv(h5: Path, target: Path) -> None:
-    """Write one line a tile."""
+    """Write one line per tile."""
     with open_features(h5) as file, target.open("w", newline="", encoding="utf-8") as stream:
         names, datasets = _columns(file)
         if not datasets:
@@ -45,7 +49,7 @@ def write_csv(h5: Path, target: Path) -> None:
 
 
 def write_geojson(h5: Path, target: Path) -> None:
-    """Write a FeatureCollection of tiles, ring order as WSInfer's; no coordinate system is named.
+    """Write a FeatureCollection of tiles, ring order as WSInfer's, and of tissue; no coordinate system is named.
 
     Coordinates are level-0 pixels from the corner of what was scanned, where the grid begins.
     """
@@ -56,15 +60,21 @@ def write_geojson(h5: Path, target: Path) -> None:
         corner = np.array([grid["x0"], grid["y0"]], np.int64)
         stream.write('{"type": "FeatureCollection", "features": [')
         comma = ""
+        classes = file.heads[0].class_names if len(file.heads) == 1 else ()
         for coords, values, status, fractions in _rows(file, datasets):
             rows = zip((coords - corner).tolist(), values.tolist(), status.tolist(), fractions.tolist(), strict=True)
             for (x, y), row, code, fraction in rows:
                 measured = dict(zip(names, row, strict=True)) if names else {"tissue_fraction": round(fraction, 4)}
                 feature = _tile(h5.stem, x, y, side, measured if code == TileStatus.GOOD else {})
+                if code == TileStatus.GOOD and classes:
+                    feature["properties"]["classification"] = {"name": classes[int(np.argmax(row))]}
                 if code != TileStatus.GOOD:
                     feature["properties"]["name"] = TileStatus(code).name.lower()
                 stream.write(f"{comma}\n{json.dumps(feature)}")
                 comma = ","
+        for piece in rings(file.tissue) if file.tissue is not None else ():
+            stream.write(f"{comma}\n{json.dumps(_tissue(h5.stem, piece, corner.tolist()))}")
+            comma = ","
         stream.write("\n]}\n")
 
 
@@ -76,6 +86,16 @@ def _tile(slide: str, x: int, y: int, side: int, measurements: dict[str, float])
         "id": str(uuid.uuid5(_NAMESPACE, f"{slide} {x} {y}")),
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "properties": {"isLocked": True, "measurements": measurements, "objectType": "tile"},
+    }
+
+
+def _tissue(slide: str, piece: list[list[tuple[float, float]]], corner: list[int]) -> dict[str, Any]:
+    rings_at = [[[x - corner[0], y - corner[1]] for x, y in ring] for ring in piece]
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_NAMESPACE, f"{slide} tissue {rings_at[0][0]}")),
+        "geometry": {"type": "Polygon", "coordinates": rings_at},
+        "properties": {"isLocked": True, "objectType": "annotation", "classification": {"name": "Tissue"}},
     }
 
 

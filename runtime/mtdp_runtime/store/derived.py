@@ -96,6 +96,25 @@ def make(h5: Path, kind: str, parts: Sequence[tuple[Path, Callable[[Path], None]
         ) from error
 
 
+def remove(h5: Path, kind: str, paths: Sequence[Path]) -> None:
+    """Remove the files of a kind that an earlier run made, where they are there.
+
+    Raises:
+        OutputUnwritable: they cannot be removed.
+    """
+    if kind not in records(h5):
+        return  # nothing here is ours
+    path = h5
+    try:
+        _note(h5, kind, None)
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputUnwritable(
+            f"{path}: cannot be removed: {error.strerror or error}", hint="Remove it by hand: it holds no tiles."
+        ) from error
+
+
 def records(h5: Path) -> dict[str, Any]:
     """Return what is written down of a feature file's derived files, by kind; nothing where that cannot be read."""
     try:

@@ -1,4 +1,4 @@
-"""run.jsonl: a line a slide, appended by any number of processes."""
+"""run.jsonl: one line per slide, appended by any number of processes."""
 
 from __future__ import annotations
 
@@ -110,20 +110,31 @@ def failures(out: Path) -> dict[str, dict[str, Any]]:
 
 def counts(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `totals` adds up of a line: short, and the same for a slide of which only the status is known."""
-    numbers = ("tiles", "bad_tiles", "seconds")
+    numbers = ("tiles", "bad_tiles", "seconds", "tiles_before")
     return {"status": line["status"]} | {name: line[name] for name in numbers if line.get(name)}
 
 
 def totals(lines: Sequence[Mapping[str, Any]]) -> str:
     """Say what a run did in all, from the counts of its slides.
 
+    The rate is of the tiles that this run computed, and not of those that an earlier one did.
+
     >>> totals([{"status": "done", "tiles": 900, "bad_tiles": 4, "seconds": 30.0}, {"status": "no-tissue"}])
     '900 tiles in 30.0 s, 30.0 tiles/s, 1 without tissue, 4 bad tiles'
+    >>> totals([{"status": "done", "tiles": 900, "seconds": 10.0, "tiles_before": 600}, {"status": "skipped"}])
+    '300 tiles in 10.0 s, 30.0 tiles/s, 600 tiles were there already, 1 slide was done already'
     """
-    tiles, bad, seconds = (sum(line.get(name, 0) for line in lines) for name in ("tiles", "bad_tiles", "seconds"))
+    numbers = ("tiles", "bad_tiles", "tiles_before")
+    tiles, bad, before = (sum(line.get(name, 0) for line in lines) for name in numbers)
+    # Checks of finished slides take their time, and compute no tile of this run.
+    seconds = sum(line.get("seconds", 0) for line in lines if line["status"] != "skipped")
+    tiles = max(0, tiles - before)
+    already = sum(line["status"] == "skipped" for line in lines)
     empty = sum(line["status"] == "no-tissue" for line in lines)
     parts = [f"{tiles} tiles in {seconds:.1f} s"]
-    parts += [f"{tiles / seconds:.1f} tiles/s"] if seconds > 0 else []
+    parts += [f"{tiles / seconds:.1f} tiles/s"] if seconds > 0 and tiles else []
+    parts += [f"{before} tiles were there already"] if before else []
+    parts += [f"{already} slide{'s were' if already > 1 else ' was'} done already"] if already else []
     parts += [f"{empty} without tissue"] if empty else []
     parts += [f"{bad} bad tiles"] if bad else []
     return ", ".join(parts)

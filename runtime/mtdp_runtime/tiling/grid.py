@@ -111,7 +111,7 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
     if scale * MAX_UPSAMPLING < 1:
         raise SlideTooCoarse(
             f"{info.path}: level 0 has {mpp0:.6g} µm/px ({info.mpp_source}), coarser than the {mpp:g} µm/px asked for",
-            hint="Ask for a scale that the slide has (--mpp), or correct the slide's own (--slide-mpp).",
+            hint="Correct the slide's own scale with --slide-mpp, or ask for one that it has: mtdp-extract --mpp.",
         )
     x0, y0, width, height = info.bounds
     step0 = stride * scale
@@ -125,7 +125,7 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
         raise SlideTooLarge(
             f"{info.path}: {width} x {height} px at {mpp0:.6g} µm/px with a tile each {step0:.6g} px: "
             f"more than {MOST_TILES:,} tiles",
-            hint="Ask for fewer (--stride-px, --mpp). If the slide cannot be that large, its file is damaged.",
+            hint="Ask for fewer: mtdp-extract --stride-px or --mpp. If it cannot be that large, its file is damaged.",
         )
     multiple = whole_scale(scale, tile_px)
     left, top = -(-x0 // multiple) * multiple, -(-y0 // multiple) * multiple

@@ -198,9 +198,8 @@ def attach_timing_cache(config: Any, path: Path) -> tuple[str, ...]:
 
 def _hint(library: str, error: str) -> str:
     if "Turing" in error:
-        return (
-            "Turing GPUs (7.5) have no fp32 path here: leave --compute-capability 7.5 out, or build fp16 for it alone."
-        )
+        without = "run mtdp-export without --compute-capability 7.5"
+        return f"Turing GPUs (7.5) have no fp32 path here: {without}, or build fp16 for it alone."
     if "cudaError" in error or "CUDA" in error:
         return f"{library} needs an NVIDIA GPU and its driver for this; mtdp-doctor says what is missing."
     return "Try another --precision, or a smaller --batch."
