@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-READY = "from mtdp_runtime.commands.entry import prepare; prepare(); print('ready', flush=True); import time; time.sleep(60)"
+READY = "from mtdp_runtime.commands.entry import prepare; prepare(); print('ready', flush=True); input()"
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_before_any_work_is_the_exit_code_and_one_line(signum: int, code: int) -> None:
-    process = subprocess.Popen([sys.executable, "-c", READY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", READY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signum)
