@@ -23,6 +23,7 @@ from mtdp_runtime.cohort import blame, claims, local
 from mtdp_runtime.cohort.blame import Evidence
 from mtdp_runtime.cohort.claims import Claim, Held, claim
 from mtdp_runtime.cohort.folder_search import search
+from mtdp_runtime.cohort.requests import open_requested
 from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.errors import NothingFinite, SlideUnreadable, StorageFailed, TileUnreadable
 from mtdp_runtime.faults import system_fault
@@ -141,7 +142,7 @@ def test_a_disk_that_fails_once_costs_nothing_and_one_that_stays_away_is_not_rem
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide, left = make_slide("a.tiff"), [99]
-    opened = attempts.open_requested
+    opened = open_requested
 
     def fails(*arguments: object) -> object:
         if left[0]:
@@ -229,8 +230,9 @@ def test_a_claim_of_another_container_is_taken_over_the_moment_its_process_dies(
     assert owner.pid is not None
     os.kill(owner.pid, signal.SIGKILL)
     owner.join()
-    with claim(tmp_path, "s") as mine:
-        assert isinstance(mine, Claim)
+    mine = claim(tmp_path, "s")
+    assert isinstance(mine, Claim)
+    mine.release()
 
 
 @pytest.mark.parametrize("beats", [False, True], ids=["silent", "beating"])
@@ -243,7 +245,7 @@ def test_a_claim_that_gives_no_sign_is_waited_for_and_one_that_beats_is_left(
     theirs.parent.mkdir(parents=True)
     theirs.write_text(json.dumps({"host": "h", "machine": "another", "pid": 1, "born": "1"}))
     if beats:
-        looked = local.attempt
+        looked = attempts.attempt
 
         def beating(*arguments: object) -> object:
             os.utime(theirs)
@@ -264,7 +266,9 @@ def test_exit_codes_say_what_a_workflow_manager_must_know(
     assert run_command(slide, "--out", tmp_path / "o", "--model", tmp_path / "none").returncode == exit_codes.REFUSED
     assert not (tmp_path / "features").exists()
     (tmp_path / "o").mkdir()
-    with claim(tmp_path / "o", "a"):
+    mine = claim(tmp_path / "o", "a")
+    assert isinstance(mine, Claim)
+    with mine:
         left = run_command(slide, "--out", tmp_path / "o", *common)
     assert left.returncode == exit_codes.LEFT, left.stderr
     assert run_command(slide, "--out", tmp_path / "o", *common).returncode == exit_codes.DONE

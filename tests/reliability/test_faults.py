@@ -123,7 +123,7 @@ def test_a_signal_to_the_parent_ends_the_worker_and_leaves_a_partial(
 def test_a_full_disk_ends_the_run_and_a_rerun_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
     """A real limit of the kernel: no file may grow beyond it."""
     slide = pyramid(stained(2048, 2048), tmp_path / "a.tiff", 0.5, 2, lossy=True)
-    options = [slide, "--model", tiny_bundle, "--out", tmp_path / "o", "--stride-px", 16]
+    options = [slide, "--model", tiny_bundle, "--out", tmp_path / "o", "--stride-px", 16, "--min-tissue", 0]
     limit = 200 << 10
     code, _, errors = extract(*options, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert code == 2
@@ -294,7 +294,7 @@ def test_an_engine_that_runs_out_of_memory_ends_the_run_and_keeps_the_rows(
     out = tmp_path / "o"
     options = [tmp_path, "--model", tiny_bundle, "--out", out, "--batch", 4]
     code, _, errors = extract(*options, prepare=fails)
-    assert code == 1
+    assert code == 2
     assert "failed on a batch: std::bad_alloc" in errors
     with h5py.File(out / ".a.h5.partial") as file:
         assert (file["status"][:] == 0).sum() == 16

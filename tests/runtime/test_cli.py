@@ -272,12 +272,12 @@ class TestWrongUsage:
         model = tmp_path / "bundle" / "model.fp32.onnx"
         model.write_bytes(model.read_bytes()[:-1] + b"\x00")
         result = extract(make_slide(), "--model", tmp_path / "bundle", "--out", tmp_path / "o")
-        assert result.returncode == 1
+        assert result.returncode == 2
         assert "model.fp32.onnx: sha256" in one_error(result)
 
     def test_no_model(self, make_slide: Callable[..., Path], tmp_path: Path) -> None:
         result = extract(make_slide(), "--model", tmp_path / "none", "--out", tmp_path / "o")
-        assert result.returncode == 1
+        assert result.returncode == 2
         assert "not a model bundle" in one_error(result)
 
     @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_a_manifest_gives_each_slide_its_mask(
 
 
 class TestSaidBeforeWorkStarts:
-    """Exit code 2 and not one output, also where the first slide's mask is good."""
+    """Exit code 2 and not one output, where no slide can be done; else the others are."""
 
     def refused(self, tmp_path: Path, tiny_bundle: Path, *arguments: object) -> str:
         result = extract(*arguments, "--model", tiny_bundle, "--out", tmp_path / "o")
@@ -239,9 +239,16 @@ class TestSaidBeforeWorkStarts:
         write(tmp_path / "a.geojson", polygon(SQUARE))
         write(tmp_path / "b.geojson", polygon([[[9000, 100], [9500, 100], [9500, 500]]]))
         manifest = tmp_path / "slides.csv"
-        manifest.write_text("slide,mask\na.tiff,a.geojson\nb.tiff,b.geojson\n")
+        manifest.write_text("slide,mask\na.tiff,b.geojson\nb.tiff,b.geojson\n")
         message = self.refused(tmp_path, tiny_bundle, manifest)
         assert "(9000, 100) to (9500, 500), outside of" in message
+
+        manifest.write_text("slide,mask\na.tiff,a.geojson\nb.tiff,b.geojson\n")
+        result = extract(manifest, "--model", tiny_bundle, "--out", tmp_path / "o", "--json")
+        assert result.returncode == 1
+        first = result.stderr.splitlines()[0]
+        assert first.startswith("note: will fail, the others are done: ")
+        assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["done", "failed"]
 
     def test_an_image_of_another_shape(
         self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path

@@ -1,0 +1,59 @@
+"""The first moments of a command, and streams that nobody takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+READY = "from mtdp_runtime.commands.entry import prepare; prepare(); print('ready', flush=True); input()"
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_any_work_is_the_exit_code_and_one_line(signum: int, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", READY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signum)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert errors == "stopped: what was computed is kept; run the same command again to go on\n"
+
+
+def test_the_entry_imports_nothing_heavy_before_signals_are_heard() -> None:
+    code = "import sys; from mtdp_runtime.commands import entry; print(sorted({'typer', 'numpy'} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "[]\n"
+
+
+def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """What a library writes to the number 1 would go into a file of features."""
+    code = (
+        "from mtdp_runtime.commands.entry import prepare; prepare(); import os, sys; "
+        f"file = os.open({str(tmp_path / 'f')!r}, os.O_CREAT | os.O_RDWR); print('x'); print('y', file=sys.stderr); "
+        "os._exit(file > 2)"
+    )
+    closed = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code], check=False)
+    assert closed.returncode == 1
+    assert (tmp_path / "f").stat().st_size == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
+def test_a_full_stdout_is_said_and_is_not_success() -> None:
+    with Path("/dev/full").open("w") as full:
+        code = "from mtdp_runtime.commands.entry import extract; extract()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: stdout cannot be written: No space left on device\n"
