@@ -26,7 +26,7 @@ from mtdp_runtime.commands import bench, console, doctor, output, units
 from mtdp_runtime.commands import extract as command
 from mtdp_runtime.commands.progress import PLAIN_EVERY_S, Progress
 from mtdp_runtime.commands.units import cells, duration, shorten, size
-from mtdp_runtime.extraction.extract import CHECK, TISSUE
+from mtdp_runtime.extraction.extract import CHECK, TILES, TISSUE
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.store import run_log
 from mtdp_runtime.version import __version__
@@ -325,6 +325,8 @@ class TestProgress:
         progress.on_phase(CHECK)
         progress.on_progress(7)
         assert progress.line(80) == f"a.svs  {CHECK}"
+        progress.on_phase(TILES)
+        assert progress.line(80) == "a.svs  0/10 tiles"
         progress.on_outcome(done())
         assert progress.line(80) == ""
 
