@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtdp_runtime
-from mtdp_runtime.commands import bench, console, doctor
+from mtdp_runtime.commands import bench, console, doctor, output, units
 from mtdp_runtime.commands import extract as command
 from mtdp_runtime.commands.progress import PLAIN_EVERY_S, Progress
 from mtdp_runtime.commands.units import cells, duration, shorten, size
-from mtdp_runtime.extraction.extract import CHECK, TISSUE
+from mtdp_runtime.extraction.extract import CHECK, TILES, TISSUE
 from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.store import run_log
 from mtdp_runtime.version import __version__
 from support import extract, pyramid, stained
 
@@ -323,6 +325,8 @@ class TestProgress:
         progress.on_phase(CHECK)
         progress.on_progress(7)
         assert progress.line(80) == f"a.svs  {CHECK}"
+        progress.on_phase(TILES)
+        assert progress.line(80) == "a.svs  0/10 tiles"
         progress.on_outcome(done())
         assert progress.line(80) == ""
 
@@ -479,3 +483,9 @@ def test_units_are_those_of_a_person() -> None:
 def test_printable_is_idempotent() -> None:
     evil = "a\x1b[2J\n\\x1b"
     assert console.printable(console.printable(evil)) == console.printable(evil)
+
+
+@pytest.mark.parametrize("module", [console, units, output, run_log], ids=lambda module: module.__name__)
+def test_what_the_docstrings_show_is_so(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert (result.failed, result.attempted > 0) == (0, True)

@@ -48,7 +48,7 @@ def _loops(piece: NDArray[np.bool_]) -> Iterator[list[tuple[int, int]]]:
     while steps:
         walk: list[tuple[int, int]] = []
         at: dict[tuple[int, int], int] = {}
-        corner, way = next(iter(steps)), (0, 0)
+        corner = next(iter(steps))
         while True:
             if corner in at:  # a ring is closed: what follows it begins here
                 start = at[corner]
@@ -60,11 +60,8 @@ def _loops(piece: NDArray[np.bool_]) -> Iterator[list[tuple[int, int]]]:
                     break
             at[corner] = len(walk)
             walk.append(corner)
-            choices = steps[corner]
-            right = (-way[1], way[0])  # where two pixels meet at a corner, stay with this one
-            way = right if right in choices else choices[0]
-            choices.remove(way)
-            if not choices:
+            way = steps[corner].pop()  # where two pixels meet at a corner either will do: both turn, so none crosses
+            if not steps[corner]:
                 del steps[corner]
             corner = (corner[0] + way[0], corner[1] + way[1])
 
