@@ -47,11 +47,11 @@ def cells_of(image: NDArray[np.uint8], cell_px: int) -> NDArray[np.uint8]:
 
 def flat_cells(cells: NDArray[np.uint8], grains: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Return bool[h, w]: cells whose neighbours, and they themselves, have one colour but for noise; see `grain`."""
-    return np.asarray((roughness(cells) <= _FLAT_LEVELS**2) & (grains <= grain_variance(_GRAIN_LEVELS)))
+    return np.asarray((roughness(cells) <= _FLAT_LEVELS**2) & (box(grains, 3) <= 9 * grain_variance(_GRAIN_LEVELS)))
 
 
 def grain(image: NDArray[np.uint8], cell_px: int) -> NDArray[np.int32]:
-    """Return int32[h, w]: how much pixels within 3 x 3 cells differ; `grain_variance` has the unit.
+    """Return int32[h, w]: how much pixels within a cell differ; `grain_variance` has the unit.
 
     Twelve squared differences across each cell: through its centre, and from corner to corner, in each channel.
     """
@@ -68,12 +68,12 @@ def grain(image: NDArray[np.uint8], cell_px: int) -> NDArray[np.int32]:
         first, second = (whole[y::cell_px, x::cell_px].astype(np.int32) for y, x in (one, other))
         squares = (first - second) ** 2
         total += squares[..., 0] + squares[..., 1] + squares[..., 2]
-    return box(total, 3)
+    return total
 
 
 def grain_variance(levels: float) -> int:
     """Return what `grain` is, on average, for noise of this standard deviation."""
-    return round(2 * levels**2 * 12 * 9)
+    return round(2 * levels**2 * 12)
 
 
 def roughness(cells: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -50,11 +50,14 @@ _FLOOR_OD: Final = 20  # 2 % of the light: less is dust, haze and the rounding o
 _NOISIEST_OD: Final = 100
 _QUIET: Final = 99.0  # percent of the glass: blocks of JPEG, stripes, smears
 _GRAINS: Final = 3.0  # standard deviations of its grain beyond, as there are many more pixels than cells
-_ROUNDS: Final = 4
-_OTHER_LIGHT_OD: Final = 80  # what is as smooth and as colourless as the glass and dimmer by less is glass
-_SMOOTH: Final = 2.5  # of the glass's own variance between pixels...
-_SMOOTH_LEVELS: Final = 1.5  # ...and this much for blocks of JPEG, in grey levels
-_SMOOTH_PART: Final = 0.75  # of the 5 x 5 cells around
+_ROUNDS: Final = 3
+_LIGHT_ROUNDS: Final = 8
+_EVEN_OD: Final = 10  # light that falls by less over the slide is even: half of what is dust and haze
+_OTHER_LIGHT_OD: Final = 60  # what is as smooth and as colourless as the glass and dimmer by less is glass
+_SMOOTH: Final = 2.0  # of the glass's own variance between pixels...
+_SMOOTH_LEVELS: Final = 1.0  # ...and this much for blocks of JPEG, in grey levels
+_SMOOTH_PART: Final = 0.72  # of the 5 x 5 cells around: a stripe's edge crosses one of five
+_JPEG_COLOUR: Final = 3  # times two grey levels: so far does JPEG of quality 30 move a colour
 _STANDS_OUT_OD: Final = 40  # what is dimmer than the glass around is not glass
 
 
@@ -102,8 +105,10 @@ def find_glass(image: NDArray[np.uint8], mpp: float) -> Glass:
         field = np.broadcast_to(colour, cells.shape).copy()
         return Glass(colour, field, flat, unscanned, np.zeros_like(flat), cells, cell_px, _FLOOR_OD / OD, False)
     even, light = cells, np.zeros(flat.shape, np.int32)
-    for _ in range(_ROUNDS):  # the light that is known here shows more of the glass there
+    for _ in range(_LIGHT_ROUNDS):  # the light that is known here shows more of the glass there
         found = light_of(mean(OD_OF[cells]), glass)
+        if int(np.ptp(found)) <= _EVEN_OD:
+            break
         evened = lit(cells, -found)
         if int(np.ptp(found)) > _FLOOR_OD:  # a slope of light is no texture
             flat = flat_cells(evened, grains)
@@ -132,7 +137,7 @@ def _in_other_light(
     """
     away = OD_OF[cells] - OD_OF[field]
     level = mean(away)
-    hue = greatest(np.abs(away - level[..., None])) <= max(_SAME_HUE_OD, 2 * tolerance_od)
+    hue = greatest(np.abs(away - level[..., None])) <= max(_SAME_HUE_OD, _JPEG_COLOUR * tolerance_od)
     usual = int(np.median(grains[glass]))
     smooth = grains <= round(_SMOOTH * usual) + grain_variance(_SMOOTH_LEVELS)
     alike = hue & (level <= max(_OTHER_LIGHT_OD, 2 * tolerance_od))
@@ -148,7 +153,7 @@ def _even_field(
     most = max(_STANDS_OUT_OD, _tolerance(colour))
     for _ in range(_ROUNDS):  # pale tissue that was taken for glass stands out where there is brighter glass around
         kept = glass & (absorbed(cells, field) <= most)
-        if kept.sum() < _LEAST_CELLS:
+        if kept.sum() < _LEAST_CELLS or (kept == glass).all():
             break
         glass, field = kept, local_glass(cells, kept, colour)
     structure = int(np.percentile(absorbed(cells, field)[glass], _QUIET, method="lower"))

@@ -20,7 +20,7 @@ def light_of(level: NDArray[np.int32], glass: NDArray[np.bool_]) -> NDArray[np.i
     """Return int32[h, w]: how much dimmer than on average the light is, in thousandths of optical density.
 
     A polynomial of the second degree through the glass: a lamp off centre, a dark corner. It is solved in fractions,
-    so that it is the same on every CPU, and kept to what was seen on glass where it has to guess.
+    so that it is the same on every CPU, and kept near to what was seen on glass where it has to guess.
     """
     high, wide = level.shape
     row_steps = (2 * np.arange(high) * _STEPS) // max(1, high - 1)
@@ -41,7 +41,9 @@ def light_of(level: NDArray[np.int32], glass: NDArray[np.bool_]) -> NDArray[np.i
     if factors is None:
         return np.zeros_like(level)
     fitted = sum((round(factor * 2**20) * term for factor, term in zip(factors, terms, strict=True)), np.zeros_like(x))
-    steps = np.clip(fitted >> 20, int(seen.min()), int(seen.max())).reshape(side, side)
+    lowest, highest = int(seen.min()), int(seen.max())
+    beyond = (highest - lowest) // 2
+    steps = np.clip(fitted >> 20, lowest - beyond, highest + beyond).reshape(side, side)
     everywhere = steps[np.ix_(row_steps, column_steps)]
     return np.asarray(everywhere - int(np.median(everywhere[glass])), np.int32)
 
@@ -68,7 +70,7 @@ def lit(cells: NDArray[np.uint8], dimmer: NDArray[np.int32]) -> NDArray[np.uint8
     lowest, highest = int(dimmer.min()), int(dimmer.max())
     table = np.array([round(math.exp(-value / OD) * 2**16) for value in range(lowest, highest + 1)], np.int64)
     factor = table[dimmer - lowest][..., None]
-    return np.clip((((cells + np.int64(1)) * factor + 2**15) >> 16) - 1, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip((((cells + np.int64(1)) * factor + 2**15) >> 16) - 1, 0, 255), np.uint8)
 
 
 def local_glass(cells: NDArray[np.uint8], glass: NDArray[np.bool_], colour: NDArray[np.uint8]) -> NDArray[np.uint8]:

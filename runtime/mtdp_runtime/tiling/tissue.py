@@ -153,7 +153,7 @@ def _absorbing(level: NDArray[np.uint8], glass: Glass, threshold: float, blur_px
         least = np.rint((lut[channel][glass.field[..., channel]] + 1.0) * math.exp(-threshold) - 1)
         fine = _at_pixels(least.astype(np.uint8), glass.cell_px, wide, high)
         raw |= cv2.compare(blurred[channel], fine, cv2.CMP_LT)
-    return raw & 1
+    return np.asarray(raw & 1, np.uint8)
 
 
 def _at_pixels(cells: NDArray[np.uint8], cell_px: int, wide: int, high: int) -> NDArray[np.uint8]:
