@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.tiling.glass import WHITE, Glass, density
+from mtdp_runtime.tiling.cells import OD_OF, density, greatest, least
+from mtdp_runtime.tiling.glass import WHITE, Glass
 
 # Of the texture, see `_even_ones`. Ink has 0.04 to 0.065 with noise of 4.6 levels a pixel of the mask; tissue stained
 # in the same colours 0.16 to 0.7 at 8 µm a pixel, and 0.07 to 0.13 at 29 µm: averaging over n pixels leaves 1/sqrt(n).
@@ -52,7 +53,7 @@ def marks_of(image: NDArray[np.uint8], mpp: float, settings: MarkSettings, glass
     marks = cv2.morphologyEx(padded, cv2.MORPH_OPEN, line)[width_px:-width_px, width_px:-width_px]
     if marks.any():
         marks = _even_ones(image, np.ascontiguousarray(marks), mpp)
-    out = _in_pixels(_frame(glass), glass.cell_px, marks.shape)
+    out = in_pixels(_frame(glass), glass.cell_px, marks.shape)
     marks = marks & ~out  # a frame has no margin of ink
     if marks.any():
         around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin_px, margin_px))
@@ -114,11 +115,13 @@ def _thickness(image: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 def _frame(glass: Glass) -> NDArray[np.bool_]:
     """Return bool[h, w] of cells: even, colourless, dark areas at the image's border, and what was not scanned."""
-    od = np.stack([density(glass.field[..., i], glass.cells[..., i]) for i in range(3)], axis=2)
-    colourless = od.max(axis=2) - od.min(axis=2) <= _COLOURLESS_OD
-    value, least = glass.cells.max(axis=2), glass.cells.min(axis=2)
-    black = (value < _BLACK) & (value - least < _BLACK_RANGE)
-    grey = (glass.flat & (black | (colourless & (od.min(axis=2) >= _FRAME_OD)))).astype(np.uint8)
+    od = OD_OF[glass.cells] - OD_OF[glass.field]
+    thin = least(od)
+    colourless = greatest(od) - thin <= _COLOURLESS_OD
+    channels = glass.cells.astype(np.int32)
+    value = greatest(channels)
+    black = (value < _BLACK) & (value - least(channels) < _BLACK_RANGE)
+    grey = (glass.flat & (black | colourless) & (thin >= _FRAME_OD)).astype(np.uint8)
     if grey.any():
         count, labels, stats, _ = cv2.connectedComponentsWithStats(grey, connectivity=4)
         keep = np.zeros(count, np.bool_)
@@ -126,12 +129,13 @@ def _frame(glass: Glass) -> NDArray[np.bool_]:
         keep &= stats[:, cv2.CC_STAT_AREA] >= _FRAME_CELLS
         keep[0] = False
         grey = keep[labels].astype(np.uint8)
-    filled = (glass.unscanned & (od.min(axis=2) > 0)).view(np.uint8)  # what is brighter than glass is no tissue anyway
+    filled = (glass.unscanned & (thin > 0)).view(np.uint8)  # what is brighter than glass is no tissue anyway
     # Flat cells end one cell before the edge; those of one value end at it.
     return np.asarray((cv2.dilate(grey, np.ones((3, 3), np.uint8)) | filled) > 0)
 
 
-def _in_pixels(cells: NDArray[np.bool_], cell_px: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def in_pixels(cells: NDArray[np.bool_], cell_px: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return uint8 of a shape (H, W): 1 in the pixels of these cells; the last ones reach to the image's edge."""
     fine = cells.astype(np.uint8).repeat(cell_px, axis=0).repeat(cell_px, axis=1)
     below, beside = shape[0] - fine.shape[0], shape[1] - fine.shape[1]
     return np.asarray(cv2.copyMakeBorder(fine, 0, below, 0, beside, cv2.BORDER_REPLICATE), np.uint8)

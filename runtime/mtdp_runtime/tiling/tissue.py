@@ -14,10 +14,11 @@ from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.source import overview_source
+from mtdp_runtime.tiling.cells import OD, absorbed
 from mtdp_runtime.tiling.given_mask import GivenMask, coverage
-from mtdp_runtime.tiling.glass import OD, WHITE, Glass, absorbed, find_glass, levelled
+from mtdp_runtime.tiling.glass import WHITE, Glass, find_glass, levelled
 from mtdp_runtime.tiling.grid import Grid
-from mtdp_runtime.tiling.pen import marks_of, odd
+from mtdp_runtime.tiling.pen import in_pixels, marks_of, odd
 
 _LEAST_BLOCK_PX: Final = 32
 _MOST_SPLITS: Final = 128  # a damaged place takes about four; a slide damaged all over is not searched for ever
@@ -107,20 +108,23 @@ def _segment(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> 
     marks = marks_of(level, mpp, settings, glass)
     dark = (cv2.max(cv2.max(level[..., 0], level[..., 1]), level[..., 2]) < settings.darkest).astype(np.uint8)
     out = (cv2.dilate(dark, np.ones((3, 3), np.uint8)) > 0) | marks
-    level[out] = WHITE
+    if out.any():
+        level[out] = WHITE
     threshold = _threshold(glass, settings, out)
     raw = _absorbing(level, glass, threshold, odd(settings.blur_um / mpp))
     del level
     raw[out] = 0
+    if glass.dim.any():
+        raw &= 1 - in_pixels(glass.dim, glass.cell_px, raw.shape)
     raw = cv2.erode(raw, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))  # as far as blurring has spread it
     raw &= ~_lines(raw, mpp, settings)
     close_px = odd(settings.close_um / mpp)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (close_px, close_px))
     padded = cv2.copyMakeBorder(raw, close_px, close_px, close_px, close_px, cv2.BORDER_REPLICATE)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[close_px:-close_px, close_px:-close_px]
-    pieces = _without_small(closed, settings.min_piece_um2 / mpp**2)
-    pieces = _without_thin(pieces, max(odd(settings.min_width_um / mpp), _LINE_PX))
-    holes = _without_small(1 - pieces, settings.min_hole_um2 / mpp**2)
+    wide_px = max(odd(settings.min_width_um / mpp), _LINE_PX)
+    pieces = _pieces(closed, settings.min_piece_um2 / mpp**2, wide_px)
+    holes = _pieces(1 - pieces, settings.min_hole_um2 / mpp**2, 1)
     return (holes == 0) & ~marks, threshold, glass
 
 
@@ -142,19 +146,21 @@ def _threshold(glass: Glass, settings: TissueSettings, out: NDArray[np.bool_]) -
 def _absorbing(level: NDArray[np.uint8], glass: Glass, threshold: float, blur_px: int) -> NDArray[np.uint8]:
     """Return uint8[H, W]: 1 where in some channel less light comes through than through the glass."""
     high, wide = level.shape[:2]
-    blurred = cv2.GaussianBlur(level, (blur_px, blur_px), 0)
+    blurred = cv2.split(cv2.GaussianBlur(level, (blur_px, blur_px), 0))
     lut = levelled(glass)
     raw = np.zeros((high, wide), np.uint8)
     for channel in range(3):
         least = np.rint((lut[channel][glass.field[..., channel]] + 1.0) * math.exp(-threshold) - 1)
         fine = _at_pixels(least.astype(np.uint8), glass.cell_px, wide, high)
-        raw |= (blurred[..., channel] < fine).view(np.uint8)
-    return raw
+        raw |= cv2.compare(blurred[channel], fine, cv2.CMP_LT)
+    return np.asarray(raw & 1, np.uint8)
 
 
 def _at_pixels(cells: NDArray[np.uint8], cell_px: int, wide: int, high: int) -> NDArray[np.uint8]:
     """Return uint8[high, wide]: values of cells, interpolated between them by a rule that is exact on every CPU."""
     size = (cells.shape[1] * cell_px, cells.shape[0] * cell_px)
+    if (cells == cells[0, 0]).all():
+        return np.full((high, wide), cells[0, 0], np.uint8)
     fine = cv2.resize(cells, size, interpolation=cv2.INTER_LINEAR_EXACT)
     return np.asarray(
         cv2.copyMakeBorder(fine, 0, high - fine.shape[0], 0, wide - fine.shape[1], cv2.BORDER_REPLICATE), np.uint8
@@ -172,16 +178,6 @@ def _lines(mask: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDA
         for shape in ((1, long_px), (long_px, 1)):
             lines |= cv2.morphologyEx(thin, cv2.MORPH_OPEN, np.ones(shape, np.uint8))
     return lines
-
-
-def _without_thin(mask: NDArray[np.uint8], width_px: int) -> NDArray[np.uint8]:
-    """Return uint8[H, W]: the mask without the pieces that are nowhere this wide: a hair, the edge of a coverslip."""
-    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width_px, width_px))
-    count, labels = cv2.connectedComponents(mask, connectivity=8)
-    keep = np.zeros(count, np.uint8)
-    keep[labels[cv2.erode(mask, disk) > 0]] = 1
-    keep[0] = 0
-    return np.asarray(keep[labels], np.uint8)
 
 
 def pen_marks(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
@@ -255,12 +251,17 @@ def _read_blocks(slide: Slide, scale: float) -> tuple[NDArray[np.uint8], NDArray
     return image, unreadable
 
 
-def _without_small(mask: NDArray[np.uint8], min_px: float) -> NDArray[np.uint8]:
-    """Return uint8[H, W]: the mask without the connected pieces of fewer pixels."""
+def _pieces(mask: NDArray[np.uint8], min_px: float, wide_px: int) -> NDArray[np.uint8]:
+    """Return uint8[H, W]: the mask without the connected pieces of fewer pixels.
+
+    And without those that are nowhere this wide: a hair, the edge of a coverslip.
+    """
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_px
-    keep[0] = False
-    if count == 1:
-        return np.zeros_like(mask)
-    kept: NDArray[np.uint8] = keep.astype(np.uint8)[labels]
-    return kept
+    keep = (stats[:, cv2.CC_STAT_AREA] >= min_px).astype(np.uint8)
+    if wide_px > 1:
+        disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (wide_px, wide_px))
+        wide = np.zeros(count, np.uint8)
+        wide[labels[cv2.erode(mask, disk).view(np.bool_)]] = 1
+        keep &= wide
+    keep[0] = 0
+    return mask if keep[1:].all() else np.asarray(keep[labels], np.uint8)
