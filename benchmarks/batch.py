@@ -20,7 +20,7 @@ from pathlib import Path
 from mtdp_export.source import open_source
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import backend_class
-from mtdp_runtime.bench import infer_rate
+from mtdp_runtime.backends.speed import infer_rate
 from mtdp_runtime.bundle import Bundle
 
 TILES_A_TURN = 32  # at least, for each size

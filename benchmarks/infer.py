@@ -31,7 +31,7 @@ from mtdp_export.graph import Deployed
 from mtdp_export.source import Source, open_source
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Backend, backend_class
-from mtdp_runtime.demo import write_demo_slide
+from mtdp_runtime.commands.demo_slide import write_demo_slide
 
 Way = Callable[[], object]
 GRAPHS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))

@@ -39,10 +39,10 @@ from mtdp_export.parity import compare
 from mtdp_export.source import open_source
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Backend, backend_class
+from mtdp_runtime.backends.proof import run_backend
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle.manifest import Parity, Variant
 from mtdp_runtime.errors import RuntimeFailure
-from mtdp_runtime.manifest import Parity, Variant
-from mtdp_runtime.proof import run_backend
 
 BATCH = 8
 ENGINES = ("openvino", "onnxruntime")

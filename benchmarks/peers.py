@@ -31,7 +31,7 @@ import torchvision
 from numpy.typing import NDArray
 
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.demo import write_demo_slide
+from mtdp_runtime.commands.demo_slide import write_demo_slide
 
 IMAGENET = ("--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225")
 DRIVERS = Path(__file__).parent / "peer_drivers"

@@ -30,7 +30,7 @@ import openslide
 import tifffile
 from PIL import Image
 
-from mtdp_runtime.demo import write_demo_slide
+from mtdp_runtime.commands.demo_slide import write_demo_slide
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader

@@ -73,7 +73,11 @@ def main() -> None:
     }
     (options.out / "machine.json").write_text(json.dumps(machine, indent=1))
     size = ["--side", "4096", "--tiles", "200"] if options.quick else ["--side", "20000", "--tiles", "500"]
-    bench = [python, "-c", "import sys; from mtdp_runtime.bench import main; sys.argv[0] = 'mtdp-bench'; main()"]
+    bench = [
+        python,
+        "-c",
+        "import sys; from mtdp_runtime.commands.bench import main; sys.argv[0] = 'mtdp-bench'; main()",
+    ]
     reading = run(
         "read.json", [python, f"{HERE}/read.py", *size, "--repeats", repeats, "--peers", "--json"], options.out
     )

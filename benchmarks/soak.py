@@ -26,7 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mtdp_runtime.demo import write_demo_slide
+from mtdp_runtime.commands.demo_slide import write_demo_slide
 
 
 def write_glass(path: Path) -> None:
@@ -58,7 +58,7 @@ def run(folder: Path, count: int, name: str, options: list[str]) -> dict[str, An
     slides.mkdir()
     for number in range(count):
         (slides / f"s{number:05}.tiff").hardlink_to(folder / f"{name}.tiff")
-    command = [sys.executable, "-c", "from mtdp_runtime.cli import main; main()"]
+    command = [sys.executable, "-c", "from mtdp_runtime.commands.extract import main; main()"]
     command += [str(slides), "--out", str(out), "--json", "--no-report", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -23,7 +23,7 @@ from pathlib import Path
 import imagecodecs
 import tifffile
 
-from mtdp_runtime.demo import demo_image
+from mtdp_runtime.commands.demo_slide import demo_image
 
 TILE = 256
 
@@ -62,8 +62,8 @@ start_s = time.time()
 from pathlib import Path
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
-from mtdp_runtime.extraction import extract_slide
-from mtdp_runtime.plan import ExtractSettings
+from mtdp_runtime.extraction.extract import extract_slide
+from mtdp_runtime.tiling.plan import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 
 imported_s = time.time() - start_s

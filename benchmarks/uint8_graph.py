@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from mtdp_runtime.backends.telemetry import import_openvino
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
-from mtdp_runtime.offline import import_openvino
 
 openvino = import_openvino()
 

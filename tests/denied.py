@@ -64,7 +64,7 @@ def run_without(
     locks += _deny(FCNTL, 1, (F_SETLK, F_SETLKW, F_OFD_SETLK), _ERRNO | errno.ENOLCK)
     program = {"network": _deny(SOCKET, 0, (AF_INET, AF_INET6), _KILL), "locks": locks}[what]
     result = subprocess.run(
-        [sys.executable, "-c", "from mtdp_runtime.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from mtdp_runtime.commands.extract import main; main()", *map(str, arguments)],
         preexec_fn=lambda: _install(program),
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from mtdp_runtime.bundle import file_ref, write_manifest
-from mtdp_runtime.manifest import FileRef, Head, Manifest, Parity, Variant, Weights
+from mtdp_runtime.bundle.manifest import FileRef, Head, Manifest, Parity, Variant, Weights
 from mtdp_runtime.slide import Level, Slide, SlideInfo
 
 TILE_PX = 64
@@ -148,7 +148,7 @@ def damage_tile(path: Path, number: int) -> None:
 
 def extract(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, as a user does."""
-    code = "from mtdp_runtime.cli import main; main()"
+    code = "from mtdp_runtime.commands.extract import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtdp.checkpoint import CheckpointInfo
 from mtdp_export.parity import NEIGHBOURS
-from mtdp_runtime.manifest import Manifest, Parity, Variant
+from mtdp_runtime.bundle.manifest import Manifest, Parity, Variant
 
 _LICENCE_TEXT = " Its text: [LICENSE](LICENSE)."
 _REFERENCES = {

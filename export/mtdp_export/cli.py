@@ -172,7 +172,7 @@ def main() -> None:
     """Entry point of `mtdp-export`."""
     from mtdp.errors import MtdpError
     from mtdp_export.errors import ExportError
-    from mtdp_runtime.console import run_app
+    from mtdp_runtime.commands.console import run_app
 
     try:
         run_app(app)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.isolated import isolated
+from mtdp_runtime.backends.tensorrt.build import BuildOptions, build_engine, rtx_capabilities
+from mtdp_runtime.backends.tensorrt.library import LIBRARY
 from mtdp_runtime.bundle import file_ref
+from mtdp_runtime.bundle.engine_key import HARDWARE, LIBRARIES, RTX_DEFAULT, TENSORRT, TENSORRT_RTX, EngineKey
+from mtdp_runtime.bundle.manifest import ENGINES, Engine, FileRef, Manifest, Variant
 from mtdp_runtime.errors import BackendError
-from mtdp_runtime.manifest import ENGINES, Engine, FileRef, Manifest, Variant
-from mtdp_runtime.trt.build import BuildOptions, build_engine, rtx_capabilities
-from mtdp_runtime.trt.files import cache_folder, private_folder
-from mtdp_runtime.trt.key import HARDWARE, LIBRARIES, RTX_DEFAULT, TENSORRT, TENSORRT_RTX, EngineKey
-from mtdp_runtime.trt.library import LIBRARY
+from mtdp_runtime.files import cache_folder, private_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _build(
 
 def tuning_gpu() -> tuple[str, str]:
     """Return name and compute capability of the GPU that TensorRT tunes on."""
-    from mtdp_runtime.trt.gpus import gpus
+    from mtdp_runtime.backends.gpus import gpus
 
     first = gpus()[0]
     return first.name, first.capability

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_export.errors import ExportUsageError
+from mtdp_runtime.bundle.golden import TILES
 from mtdp_runtime.errors import SlideScaleUnknown
-from mtdp_runtime.plan import ExtractSettings, make_plan
-from mtdp_runtime.proof import TILES
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.tiling.plan import make_plan
 
 _SEED: Final = 5561
 _STAINED: Final = 12

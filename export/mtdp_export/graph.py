@@ -28,7 +28,7 @@ from mtdp_export.model_store import is_apart, load_light
 from mtdp_export.onnx_file import LARGEST_BYTES
 from mtdp_export.pixels import Pixels, Prepared
 from mtdp_export.typed import inner_graphs
-from mtdp_runtime.proof import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES
 
 OPSET: Final = 20
 INPUT: Final = "tiles"

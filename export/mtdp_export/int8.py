@@ -25,12 +25,12 @@ from mtdp_export.errors import ExportError
 from mtdp_export.model_store import LARGEST_INSIDE, load_light, size_bytes
 from mtdp_export.typed import KERNELS, low_types
 from mtdp_runtime.backends import Backend, backend_class, probe_all
+from mtdp_runtime.backends.telemetry import forbid_reports
 from mtdp_runtime.bundle import Bundle, load_bundle
-from mtdp_runtime.cores import usable_cores
+from mtdp_runtime.bundle.golden import FEATURES, load_golden
+from mtdp_runtime.bundle.manifest import PRECISIONS
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.manifest import PRECISIONS
-from mtdp_runtime.offline import forbid_reports
-from mtdp_runtime.proof import FEATURES, load_golden
+from mtdp_runtime.machine import usable_cores
 
 if TYPE_CHECKING:
     from mtdp.tasks import Task

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mtdp_runtime.manifest import DATA_SUFFIX
+from mtdp_runtime.bundle.manifest import DATA_SUFFIX
 
 LARGEST_INSIDE: Final = 2**31 - 2**24  # bytes of weights in one file: the rest of the graph has its place, too
 DATA_DIGEST: Final = "data_sha256"  # a property of a graph whose weights lie apart: so its own digest covers them

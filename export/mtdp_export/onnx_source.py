@@ -40,7 +40,8 @@ from mtdp_export.onnx_file import (
 )
 from mtdp_export.pixels import COLUMNS, ROWS, Pixels, Stated, Triple, arranged, resize_matrix
 from mtdp_export.typed import inner_graphs, name_nodes, nested_nodes
-from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 
 _PREFIX: Final = "net/"
 _REDUCE_TAKES_AXES: Final = 18  # the opset from which the axes of a ReduceMean are an input

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
-from mtdp_runtime.manifest import Autocast, Manifest, Parity
-from mtdp_runtime.proof import (
-    FEATURES,
+from mtdp_runtime.backends.proof import run_backend
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.manifest import Autocast, Manifest, Parity
+from mtdp_runtime.bundle.tolerance import (
     MAX_PROBABILITY_ERROR,
     MIN_COSINE,
     cosines,
     least_cosine,
     length_error,
     max_length_error,
-    run_backend,
 )
 
 NEIGHBOURS: Final = 5

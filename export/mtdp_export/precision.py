@@ -16,7 +16,8 @@ from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.model_store import load_light, save_model
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.typed import KERNELS, LowType, kernel_names, to_low_type
-from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 
 # Of the distance to torch that a precision is allowed, the part that rounding may take; engines sum in other orders.
 _SHARE: Final = 0.5

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from mtdp_export.model_store import session_of
 from mtdp_export.typed import EXACT
-from mtdp_runtime.proof import TILES
+from mtdp_runtime.bundle.golden import TILES
 
 _LOW: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtdp_export.errors import ExportError
 from mtdp_runtime.bundle import schema
-from mtdp_runtime.manifest import MANIFEST_NAME
+from mtdp_runtime.bundle.manifest import MANIFEST_NAME
 
 
 def check_schema(folder: Path) -> None:

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.model_store import array_of, is_apart
 from mtdp_export.pixels import COLUMNS, ROWS
-from mtdp_runtime.proof import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES
 
 LowType = Literal["fp16", "bf16"]
 ONNX_TYPE: Final = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -17,8 +17,8 @@ from mtdp_export.precision import first_divergence, write_typed
 from mtdp_export.rounding import in_fp32
 from mtdp_export.verify import AS_TYPED, replay
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.manifest import Parity
-from mtdp_runtime.proof import load_golden
+from mtdp_runtime.bundle.golden import load_golden
+from mtdp_runtime.bundle.manifest import Parity
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from mtdp_export.parity import CannotRun, Comparison, Refused, Row, compare, com
 from mtdp_export.rounding import in_fp32, run
 from mtdp_runtime.backends import AUTO, Backend, backend_class, choose, probe_all
 from mtdp_runtime.bundle import Bundle, load_bundle
-from mtdp_runtime.cores import usable_cores
+from mtdp_runtime.bundle.golden import golden_of
+from mtdp_runtime.bundle.manifest import PRECISIONS
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.manifest import PRECISIONS
-from mtdp_runtime.proof import golden_of
+from mtdp_runtime.machine import usable_cores
 
 # Fp16 and bf16 as typed, whatever the engines here make of them. Its name, by which the row is found again.
 AS_TYPED: Final = "as typed"

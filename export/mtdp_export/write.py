@@ -42,8 +42,8 @@ from mtdp_export.stages import Stages
 from mtdp_export.variants import Made, Proof, make_variant, model_file, prove
 from mtdp_export.verify import require_engine
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
-from mtdp_runtime.extraction import writable_folder
-from mtdp_runtime.manifest import (
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.manifest import (
     DATA_SUFFIX,
     MANIFEST_NAME,
     PRECISIONS,
@@ -55,7 +55,8 @@ from mtdp_runtime.manifest import (
     Variant,
     Weights,
 )
-from mtdp_runtime.proof import FEATURES, MIN_COSINE, cosines, least_cosine_of
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines, least_cosine_of
+from mtdp_runtime.files import writable_folder
 
 _REFERENCE: Final = "onnxruntime"
 BASE: Final = "base.onnx"  # the fp32 graph from which every variant is made

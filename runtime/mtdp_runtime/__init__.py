@@ -8,17 +8,22 @@ Importing the package loads nothing else: each name is imported when it is first
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+from mtdp_runtime.version import __version__ as __version__
+
+# ONNX Runtime reports its use to its maker unless told before it is loaded; nothing here needs that.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from mtdp_runtime.api import extract
     from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
     from mtdp_runtime.errors import RuntimeFailure
-    from mtdp_runtime.outcome import Outcome
+    from mtdp_runtime.extraction.outcome import Outcome
     from mtdp_runtime.slide import Slide, SlideInfo
     from mtdp_runtime.slide.open import open_slide
 
-__version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "Outcome",
@@ -33,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle",
-    "Outcome": "outcome",
+    "Outcome": "extraction.outcome",
     "RuntimeFailure": "errors",
     "Slide": "slide",
     "SlideInfo": "slide",

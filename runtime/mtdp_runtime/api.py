@@ -9,18 +9,20 @@ from pathlib import Path
 
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
-from mtdp_runtime.cohort import Listeners, Run, extract_slides
-from mtdp_runtime.cores import usable_cores
+from mtdp_runtime.cohort.attempt import Listeners, Run
+from mtdp_runtime.cohort.local import extract_slides
+from mtdp_runtime.cohort.preflight import check_masks
+from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.extraction import writable_folder
+from mtdp_runtime.extraction.models import checked, folders, load_models
+from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.files import writable_folder
 from mtdp_runtime.formats import check_formats
-from mtdp_runtime.opening import check_masks
-from mtdp_runtime.outcome import Outcome
-from mtdp_runtime.plan import ExtractSettings, Plan
+from mtdp_runtime.machine import usable_cores
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.scale import is_scale
-from mtdp_runtime.slides import list_slides
-from mtdp_runtime.staging import Staging
-from mtdp_runtime.together import checked, folders, load_models
+from mtdp_runtime.tiling.plan import Plan
 
 OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles
 

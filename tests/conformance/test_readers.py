@@ -18,10 +18,10 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from mtdp_runtime.formats import derive
-from mtdp_runtime.formats.pieces import PlacedMask, piece_of_tiles, pieces
 from mtdp_runtime.formats.spatial import table_name
-from mtdp_runtime.layout import Layout
-from mtdp_runtime.store import FeatureStore
+from mtdp_runtime.store.layout import Layout
+from mtdp_runtime.store.writer import FeatureStore
+from mtdp_runtime.tiling.outlines import PlacedMask, piece_of_tiles, pieces
 from support import extract
 
 READ = """

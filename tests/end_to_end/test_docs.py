@@ -13,7 +13,7 @@ import pytest
 
 from mtdp_runtime import load_bundle
 from mtdp_runtime.bundle import write_manifest
-from mtdp_runtime.demo import write_demo_slide
+from mtdp_runtime.commands.demo_slide import write_demo_slide
 from support import write_tiny_bundle
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -16,9 +16,9 @@ import tifffile
 import torch
 
 from mtdp_runtime import extract, open_slide
-from mtdp_runtime.demo import write_demo_slide
+from mtdp_runtime.bundle.manifest import Head
+from mtdp_runtime.commands.demo_slide import write_demo_slide
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.manifest import Head
 from mtdp_runtime.slide import level_for
 from support import TILE_PX, pyramid, read_square, stained, write_tiny_bundle
 

@@ -44,7 +44,7 @@ def test_the_default_model_proves_itself_here() -> None:
 
 
 def test_the_demo(tmp_path: Path) -> None:
-    result = command("mtdp_runtime.cli", "--demo", "--out", tmp_path)
+    result = command("mtdp_runtime.commands.extract", "--demo", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert "demo-slide.tiff: " in result.stdout
     with h5py.File(tmp_path / "demo-slide.h5") as file:
@@ -55,7 +55,7 @@ def test_the_demo(tmp_path: Path) -> None:
 
 
 def test_the_doctor_finds_this_machine_fit() -> None:
-    result = command("mtdp_runtime.doctor", "--json")
+    result = command("mtdp_runtime.commands.doctor", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
     findings = json.loads(result.stdout)
     assert findings["problems"] == []
@@ -64,10 +64,12 @@ def test_the_doctor_finds_this_machine_fit() -> None:
 
 @pytest.mark.parametrize("what", ["read", "infer", "extract"])
 def test_the_bench_measures_each_stage(tmp_path: Path, what: str) -> None:
-    from mtdp_runtime.demo import write_demo_slide
+    from mtdp_runtime.commands.demo_slide import write_demo_slide
 
     write_demo_slide(tmp_path / "demo.tiff", 1536, 1024)
-    result = command("mtdp_runtime.bench", what, tmp_path / "demo.tiff", "--repeats", 1, "--batch", 4, "--json")
+    result = command(
+        "mtdp_runtime.commands.bench", what, tmp_path / "demo.tiff", "--repeats", 1, "--batch", 4, "--json"
+    )
     assert result.returncode == 0, result.stderr
     rates = json.loads(result.stdout)
     assert rates[f"{what}_tiles_per_s"] > 0
@@ -80,18 +82,18 @@ SETTINGS = ["--batch", 4, "--no-report", "--precision", "fp32"]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a slide, and with the features of a run that nobody stopped."""
-    from mtdp_runtime.demo import write_demo_slide
+    from mtdp_runtime.commands.demo_slide import write_demo_slide
 
     folder = tmp_path_factory.mktemp("undisturbed")
     write_demo_slide(folder / "demo.tiff", 2048, 2048)
-    assert command("mtdp_runtime.cli", folder / "demo.tiff", *SETTINGS, "--out", folder).returncode == 0
+    assert command("mtdp_runtime.commands.extract", folder / "demo.tiff", *SETTINGS, "--out", folder).returncode == 0
     return folder
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_run_goes_on_to_the_same_bytes(undisturbed: Path, tmp_path: Path, signum: int, code: int) -> None:
     options = [undisturbed / "demo.tiff", *SETTINGS]
-    program = [sys.executable, "-c", "from mtdp_runtime.cli import main; main()", *map(str, options)]
+    program = [sys.executable, "-c", "from mtdp_runtime.commands.extract import main; main()", *map(str, options)]
     process = subprocess.Popen([*program, "--out", str(tmp_path / "stopped")], stderr=subprocess.PIPE, text=True)
     partial = tmp_path / "stopped" / ".demo.h5.partial"
     while not partial.exists() and process.poll() is None:
@@ -102,7 +104,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(undisturbed: Path, tmp_path: Pa
     assert process.returncode == code
     assert "Traceback" not in errors
     assert not (tmp_path / "stopped" / "demo.h5").exists()
-    result = command("mtdp_runtime.cli", *options, "--out", tmp_path / "stopped")
+    result = command("mtdp_runtime.commands.extract", *options, "--out", tmp_path / "stopped")
     assert result.returncode == 0, result.stderr
     with h5py.File(undisturbed / "demo.h5") as a, h5py.File(tmp_path / "stopped" / "demo.h5") as b:
         np.testing.assert_array_equal(a["features"][:], b["features"][:])

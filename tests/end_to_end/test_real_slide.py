@@ -83,7 +83,7 @@ def test_features_equal_a_plain_scripts(
 ) -> None:
     slide = slides_dir / SLIDE
     result = command(
-        "mtdp_runtime.cli",
+        "mtdp_runtime.commands.extract",
         slide,
         "--model",
         bundle,
@@ -113,7 +113,7 @@ def test_features_equal_a_plain_scripts(
 
 
 def test_every_real_slide_ends_in_a_file_or_a_sentence(slides_dir: Path, bundle: Path, tmp_path: Path) -> None:
-    result = command("mtdp_runtime.cli", slides_dir, "--model", bundle, "--out", tmp_path, "--dry-run")
+    result = command("mtdp_runtime.commands.extract", slides_dir, "--model", bundle, "--out", tmp_path, "--dry-run")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     failures = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
@@ -127,7 +127,7 @@ def test_every_real_slide_ends_in_a_file_or_a_sentence(slides_dir: Path, bundle:
 
 def test_a_jpeg_2000_slide_with_its_scale_given(slides_dir: Path, bundle: Path, tmp_path: Path) -> None:
     slide = slides_dir / "tcga-cr-7395-01a-01-ts1.svs"
-    result = command("mtdp_runtime.cli", slide, "--model", bundle, "--out", tmp_path, "--slide-mpp", 0.25)
+    result = command("mtdp_runtime.commands.extract", slide, "--model", bundle, "--out", tmp_path, "--slide-mpp", 0.25)
     assert result.returncode == 0, result.stderr
     with h5py.File(tmp_path / "tcga-cr-7395-01a-01-ts1.h5") as file:
         assert file["features"].shape[0] > 30
@@ -137,7 +137,9 @@ def test_a_jpeg_2000_slide_with_its_scale_given(slides_dir: Path, bundle: Path, 
 
 def test_a_dicom_slide_at_a_scale_that_it_has(slides_dir: Path, bundle: Path, tmp_path: Path) -> None:
     slide = slides_dir / "multi_frame_jpeg_camelyon_challenge_image.dcm"
-    result = command("mtdp_runtime.cli", slide, "--model", bundle, "--out", tmp_path, "--mpp", 30, "--min-tissue", 0.1)
+    result = command(
+        "mtdp_runtime.commands.extract", slide, "--model", bundle, "--out", tmp_path, "--mpp", 30, "--min-tissue", 0.1
+    )
     assert result.returncode == 0, result.stderr
     with h5py.File(tmp_path / "multi_frame_jpeg_camelyon_challenge_image.h5") as file:
         assert file["features"].shape[0] >= 4

@@ -14,7 +14,7 @@ from typer.main import get_command
 from mtdp_export.cli import app as export_app
 from mtdp_runtime.backends import BACKENDS
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.cli import app as extract_app
+from mtdp_runtime.commands.extract import app as extract_app
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "bundle.md").read_text(encoding="utf-8")
 

@@ -27,11 +27,12 @@ from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Probe
 from mtdp_runtime.backends.openvino import OpenVINO
+from mtdp_runtime.backends.proof import Replayed, replay
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle
+from mtdp_runtime.bundle.engine_key import EngineKey
+from mtdp_runtime.bundle.golden import load_golden
+from mtdp_runtime.bundle.manifest import Engine, FileRef, Parity
 from mtdp_runtime.errors import BundleDigestMismatch
-from mtdp_runtime.manifest import Engine, FileRef, Parity
-from mtdp_runtime.proof import Replayed, load_golden, replay
-from mtdp_runtime.trt.key import EngineKey
 from support import pyramid, stained
 
 
@@ -100,7 +101,7 @@ def test_the_proof_in_bf16_is_done_once(resnet18_bundle: Path, tmp_path: Path, m
         replayed.append(engine.precision)
         return replay(engine, bundle)
 
-    monkeypatch.setattr("mtdp_runtime.proof.replay", replayed_once)
+    monkeypatch.setattr("mtdp_runtime.backends.proof.replay", replayed_once)
     for _ in range(3):
         with OpenVINOWithAMX.load(bundle, "auto", 8, 2) as engine:
             assert engine.precision == "bf16"

@@ -31,7 +31,7 @@ from mtdp_export.fold import constant_nodes
 from mtdp_export.golden import calibration_tiles
 from mtdp_export.graph import Deployed, export_graph
 from mtdp_export.pixels import Stated
-from mtdp_runtime.proof import cosines
+from mtdp_runtime.bundle.tolerance import cosines
 
 ROOT = Path(__file__).resolve().parents[2]
 READ_PX = 256

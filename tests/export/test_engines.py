@@ -22,11 +22,11 @@ from mtdp_export.source import open_source
 from mtdp_export.verify import engines_not_run, verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import backend_class
+from mtdp_runtime.backends.tensorrt.build import BuildOptions, build_engine
+from mtdp_runtime.backends.tensorrt.library import LIBRARY
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle, write_manifest
+from mtdp_runtime.bundle.engine_key import EngineKey, Wanted, misfit
 from mtdp_runtime.errors import BackendError, BackendUnavailable, BundleDigestMismatch
-from mtdp_runtime.trt.build import BuildOptions, build_engine
-from mtdp_runtime.trt.key import EngineKey, Wanted, misfit
-from mtdp_runtime.trt.library import LIBRARY
 
 pytest.importorskip("tensorrt_rtx")
 

@@ -20,10 +20,10 @@ from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import backend_class
+from mtdp_runtime.backends.proof import replay
 from mtdp_runtime.bundle import file_ref, load_bundle
+from mtdp_runtime.bundle.manifest import Manifest
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid
-from mtdp_runtime.manifest import Manifest
-from mtdp_runtime.proof import replay
 
 
 @pytest.fixture(scope="module")

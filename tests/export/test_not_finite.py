@@ -28,9 +28,9 @@ from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.backends import Probe
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle.golden import load_golden
+from mtdp_runtime.bundle.manifest import Variant
 from mtdp_runtime.errors import BundleInvalid
-from mtdp_runtime.manifest import Variant
-from mtdp_runtime.proof import load_golden
 from support import write_tiny_bundle
 
 NOT_FINITE = "output features is not finite in 4 of 4 tiles"

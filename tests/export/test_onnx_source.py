@@ -22,7 +22,7 @@ from mtdp_export.onnx_source import Declared, open_onnx, wrap_onnx
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.proof import load_golden
+from mtdp_runtime.bundle.golden import load_golden
 from support import extract, pyramid, stained
 
 PX = 32

@@ -21,7 +21,7 @@ from mtdp_export.golden import describe_source
 from mtdp_export.onnx_source import Declared, open_onnx
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.manifest import Manifest
+from mtdp_runtime.bundle.manifest import Manifest
 from mtdp_runtime.slide.open import open_slide
 from support import pyramid, stained, write_tiny_bundle
 

@@ -30,7 +30,8 @@ from mtdp_export.source import open_source
 from mtdp_export.typed import KERNELS, kernel_names, to_low_type
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.proof import cosines, load_golden
+from mtdp_runtime.bundle.golden import load_golden
+from mtdp_runtime.bundle.tolerance import cosines
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.3, 0.25)
 HOW = {

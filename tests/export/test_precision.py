@@ -39,10 +39,12 @@ from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, _calibration, golden_tiles, write_bundle
 from mtdp_runtime.backends import Probe, backend_class
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
+from mtdp_runtime.backends.proof import replay
 from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.bundle.golden import FEATURES, load_golden
+from mtdp_runtime.bundle.manifest import Manifest
+from mtdp_runtime.bundle.tolerance import cosines
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.manifest import Manifest
-from mtdp_runtime.proof import FEATURES, cosines, load_golden, replay
 from support import write_tiny_bundle
 
 PX = 32

@@ -26,8 +26,8 @@ from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, _with_rounding, write_bundle
 from mtdp_runtime.bundle import file_ref, load_bundle
+from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.errors import OutputUnwritable
-from mtdp_runtime.proof import load_golden
 
 
 def export(*arguments: object, shadow: Path | None = None) -> subprocess.CompletedProcess[str]:

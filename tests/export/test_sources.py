@@ -29,7 +29,7 @@ from mtdp_export.schema import check_schema
 from mtdp_export.source import open_source
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.bundle import default_bundle_path, load_bundle, schema
-from mtdp_runtime.proof import load_golden
+from mtdp_runtime.bundle.golden import load_golden
 
 Run = Callable[..., tuple[int, str, str]]
 TRAINING: dict[str, Any] = {

@@ -24,9 +24,11 @@ from mtdp_export.pixels import Stated
 from mtdp_export.precision import near_the_end_of_fp16, plans, write_typed
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.typed import kernel_names, low_types, to_low_type
+from mtdp_runtime.backends.proof import Replayed
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.manifest import Autocast, Manifest, Parity
-from mtdp_runtime.proof import FEATURES, Replayed, cosines, least_cosine, least_cosine_of
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.manifest import Autocast, Manifest, Parity
+from mtdp_runtime.bundle.tolerance import cosines, least_cosine, least_cosine_of
 
 PX = 112
 IMAGENET = Stated((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), tile_px=PX)

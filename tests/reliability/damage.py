@@ -41,13 +41,14 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtdp_runtime.errors import RuntimeFailure
-from mtdp_runtime.layout import TileStatus
-from mtdp_runtime.plan import ExtractSettings, make_plan
-from mtdp_runtime.read import read_tile
+from mtdp_runtime.pipeline.read import read_tile
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import reduction_for
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tiled_tiff import TiledTiffReader
+from mtdp_runtime.store.layout import TileStatus
+from mtdp_runtime.tiling.plan import make_plan
 from support import pyramid, stained
 
 TILE_PX, TILES, LIMIT_S, MEMORY_BYTES = 64, 12, 20.0, 6 << 30

@@ -30,12 +30,15 @@ import onnxruntime  # noqa: F401  (imported before the fork, so that each trial 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mtdp_runtime import claims, cohort, store
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.plan import ExtractSettings
-from mtdp_runtime.slides import SlideRequest
-from mtdp_runtime.together import Model
+from mtdp_runtime.cohort import claims
+from mtdp_runtime.cohort.attempt import Listeners, Run
+from mtdp_runtime.cohort.local import extract_slides
+from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.extraction.models import Model
+from mtdp_runtime.settings import ExtractSettings
+from mtdp_runtime.store import writer as store
 from support import pyramid, stained, write_tiny_bundle
 
 
@@ -47,11 +50,11 @@ def run(folder: Path, out: Path, die_at: tuple[int, bool] | None = None) -> None
     claims._WRITTEN_S = 0.2
     bundle = load_bundle(folder / "tiny")
     settings = ExtractSettings(mpp=0.5, stride_px=64, min_tissue=0)
-    quiet = cohort.Listeners(lambda plan, done: None, lambda tiles: None)
+    quiet = Listeners(lambda plan, done: None, lambda tiles: None)
     with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine:
         request = SlideRequest(folder / "slide.tiff")
-        whole = cohort.Run(out, [Model(bundle, engine)], settings, 2, quiet, report=False)
-        (outcome,) = cohort.extract_slides([request], whole)
+        whole = Run(out, [Model(bundle, engine)], settings, 2, quiet, report=False)
+        (outcome,) = extract_slides([request], whole)
     assert outcome.status in ("done", "skipped"), outcome
 
 

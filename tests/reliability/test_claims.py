@@ -15,9 +15,9 @@ from pathlib import Path
 import h5py
 import pytest
 
-from mtdp_runtime import claims
-from mtdp_runtime.claims import Claim, Held, claim
-from mtdp_runtime.slides import SlideRequest, shard_of
+from mtdp_runtime.cohort import claims
+from mtdp_runtime.cohort.claims import Claim, Held, claim
+from mtdp_runtime.cohort.requests import SlideRequest, shard_of
 from support import pyramid, stained
 
 
@@ -133,7 +133,14 @@ def test_two_processes_do_each_slide_once(tiny_bundle: Path, tmp_path: Path, opt
     folder.mkdir()
     for number in range(12):
         pyramid(stained(384, 512, number), folder / f"s{number}.tiff", 0.5, 2, lossy=True)
-    program = [sys.executable, "-c", "from mtdp_runtime.cli import main; main()", str(folder), "--out", str(out)]
+    program = [
+        sys.executable,
+        "-c",
+        "from mtdp_runtime.commands.extract import main; main()",
+        str(folder),
+        "--out",
+        str(out),
+    ]
     program += ["--model", str(tiny_bundle), "--no-report", "--json", "--backend", "onnxruntime", "--threads", "1"]
     both = [
         subprocess.Popen([*program, *(o.format(part) for o in options)], stdout=subprocess.PIPE, text=True)

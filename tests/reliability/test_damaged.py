@@ -17,11 +17,12 @@ import pytest
 import tifffile
 
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
+from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tiff_check import check_tiff
 from mtdp_runtime.slide.tile_jpeg import decode_tile
-from mtdp_runtime.tissue import TissueSettings, find_tissue
+from mtdp_runtime.tiling.tissue import find_tissue
 from support import stained
 
 

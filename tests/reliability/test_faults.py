@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 def extract(*arguments: object, prepare: str = "", limit: Callable[[], None] | None = None) -> tuple[int, str, str]:
     """Run the command in a process of its own, after some lines of code that inject a fault into it."""
-    code = f"{textwrap.dedent(prepare)}\nfrom mtdp_runtime.cli import main; main()"
+    code = f"{textwrap.dedent(prepare)}\nfrom mtdp_runtime.commands.extract import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments), "--no-report", "--backend", "onnxruntime", "--threads", "1"],
         capture_output=True,
@@ -48,7 +48,7 @@ def statuses(out: Path) -> list[tuple[str, str]]:
 
 # A decoder that a slide called b crashes or hangs: it is reached as a real one is, from the reading threads.
 BAD_DECODER = """
-    import mtdp_runtime.slide.tiled_tiff as reader, os, signal, time, mtdp_runtime.pipeline as pipeline
+    import mtdp_runtime.slide.tiled_tiff as reader, os, signal, time, mtdp_runtime.pipeline.run as pipeline
     read_tile = pipeline.read_tile
     def bad(slide, *arguments):
         if slide.info.path.name.startswith("b"):
@@ -99,8 +99,10 @@ def test_a_signal_to_the_parent_ends_the_worker_and_leaves_a_partial(
     tiny_bundle: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
     slide = pyramid(stained(1024, 1024), tmp_path / "a.tiff", 0.5, 2, lossy=True)
-    slow = "import time, mtdp_runtime.pipeline as p\nr = p.read_tile\n"
-    slow += "p.read_tile = lambda *a: (time.sleep(0.05), r(*a))[1]\nfrom mtdp_runtime.cli import main; main()"
+    slow = "import time, mtdp_runtime.pipeline.run as p\nr = p.read_tile\n"
+    slow += (
+        "p.read_tile = lambda *a: (time.sleep(0.05), r(*a))[1]\nfrom mtdp_runtime.commands.extract import main; main()"
+    )
     command = [sys.executable, "-c", slow, str(slide), "--model", str(tiny_bundle), "--out", str(tmp_path / "o")]
     process = subprocess.Popen([*command, "--threads", "1", "--batch", "4"], stderr=subprocess.PIPE, text=True)
     partial = tmp_path / "o" / ".a.h5.partial"
@@ -143,8 +145,8 @@ def test_a_disk_that_fills_while_rows_are_written_keeps_those_before(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return pwrite(*arguments)
         os.pwrite = fills
-        import mtdp_runtime.store
-        mtdp_runtime.store._SYNC_EVERY_S = -1
+        import mtdp_runtime.store.writer
+        mtdp_runtime.store.writer._SYNC_EVERY_S = -1
     """
     options = [make_slide("a.tiff"), "--model", tiny_bundle, "--out", tmp_path / "o", "--batch", 4]
     code, _, errors = extract(*options, prepare=full)
@@ -164,9 +166,9 @@ def test_an_output_folder_that_is_removed_ends_the_run(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
     remove = f"""
-        import shutil, mtdp_runtime.pipeline as pipeline
+        import shutil, mtdp_runtime.pipeline.run as pipeline
         run = pipeline.run_pipeline
-        import mtdp_runtime.extraction as e
+        import mtdp_runtime.extraction.extract as e
         def removed(*arguments):
             shutil.rmtree({str(tmp_path / "o")!r})
             return run(*arguments)
@@ -202,7 +204,7 @@ def test_a_slide_that_vanishes_fails_or_is_read_to_its_end(
 ) -> None:
     """On a local disk an open file stays; on a network share each further read fails. Here: no handle survives."""
     vanish = """
-        import os, mtdp_runtime.slide.tiled_tiff as fast, mtdp_runtime.pipeline as pipeline
+        import os, mtdp_runtime.slide.tiled_tiff as fast, mtdp_runtime.pipeline.run as pipeline
         read_tile, count = pipeline.read_tile, []
         def stale(slide, *arguments):
             count.append(1)
@@ -324,13 +326,13 @@ def test_a_name_that_is_no_text_is_a_slide_like_any_other(
 
 # A slide called b ends the process, or hangs it, when it is opened.
 BAD_TO_OPEN = """
-    import mtdp_runtime.opening as opening, os, signal, time
-    open_slide = opening.open_slide
+    import mtdp_runtime.cohort.preflight as preflight, mtdp_runtime.cohort.requests as requests, os, signal, time
+    open_slide = requests.open_slide
     def bad(path, *arguments):
         if path.name.startswith("b"):
             {}
         return open_slide(path, *arguments)
-    opening.open_slide = bad
+    preflight.open_slide = requests.open_slide = bad
 """
 CRASH = BAD_TO_OPEN.format("os.kill(os.getpid(), signal.SIGSEGV)")
 
@@ -363,15 +365,18 @@ def test_a_dry_run_survives_it_too_and_writes_nothing(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
     slides = [make_slide(f"{name}.tiff") for name in "abcd"]
-    unforeseen = "\n    import mtdp_runtime.dry_run as dry_run\n    make_plan = dry_run.make_plan\n" + textwrap.indent(
-        textwrap.dedent("""
+    unforeseen = (
+        "\n    import mtdp_runtime.cohort.dry_run as dry_run\n    make_plan = dry_run.make_plan\n"
+        + textwrap.indent(
+            textwrap.dedent("""
             def odd(slide, *arguments):
                 if slide.info.path.name.startswith("c"):
                     raise ZeroDivisionError("nobody thought of this")
                 return make_plan(slide, *arguments)
             dry_run.make_plan = odd
         """),
-        "    ",
+            "    ",
+        )
     )
     options = (*slides, "--model", tiny_bundle, "--out", tmp_path / "o", "--dry-run")
     code, said, errors = extract(*options, prepare=CRASH + unforeseen)
@@ -393,12 +398,12 @@ def test_a_mask_that_vanishes_fails_its_slide_alone_and_is_tried_again(
     shutil.copy(tmp_path / "m.geojson", own)
     manifest.write_text("slide,mask\na.tiff,own.geojson\nb.tiff,m.geojson\n")
     vanish = f"""
-        import mtdp_runtime.opening as opening, pathlib
-        check_masks = opening.check_masks
+        import mtdp_runtime.cohort.preflight as preflight, pathlib
+        check_masks = preflight.check_masks
         def looked(*arguments):
             check_masks(*arguments)
             pathlib.Path({str(own)!r}).unlink()
-        opening.check_masks = looked
+        preflight.check_masks = looked
     """
     options = (manifest, "--model", tiny_bundle, "--out", out)
     code, _, errors = extract(*options, prepare=vanish)
@@ -417,14 +422,14 @@ def test_a_slide_that_could_not_be_opened_when_masks_were_looked_at_is_checked_a
     corners = [[0, 0], [9000, 0], [9000, 9000], [0, 9000], [0, 0]]
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
     away = """
-        import mtdp_runtime.opening as opening
-        open_slide, calls = opening.open_slide, []
+        import mtdp_runtime.cohort.preflight as preflight
+        open_slide, calls = preflight.open_slide, []
         def later(*arguments):
             calls.append(1)
             if len(calls) == 1:
                 raise OSError(5, "Input/output error")
             return open_slide(*arguments)
-        opening.open_slide = later
+        preflight.open_slide = later
     """
     code, _, errors = extract(manifest, "--model", tiny_bundle, "--out", out, prepare=away)
     assert code == 1

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mtdp_runtime.errors import OutputUnwritable
-from mtdp_runtime.layout import Layout, TileStatus
-from mtdp_runtime.store import FeatureStore, differences, partial_path
+from mtdp_runtime.store.layout import Layout, TileStatus
+from mtdp_runtime.store.writer import FeatureStore, differences, partial_path
 
 ROWS, DIM = 500, 40
 

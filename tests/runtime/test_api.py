@@ -30,7 +30,7 @@ def test_the_import_loads_nothing_and_the_names_do_not_depend_on_what_was_import
         "import sys, mtdp_runtime\n"
         "heavy = {'torch', 'onnxruntime', 'openvino', 'numpy', 'cv2', 'h5py', 'openslide'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "import mtdp_runtime.cohort, mtdp_runtime.cli, mtdp_runtime.bench\n"
+        "import mtdp_runtime.cohort.local, mtdp_runtime.commands.extract, mtdp_runtime.commands.bench\n"
         "from mtdp_runtime import extract, load_bundle, open_slide\n"
         "assert all(map(callable, (extract, load_bundle, open_slide)))\n"
         "assert 'torch' not in sys.modules\n"

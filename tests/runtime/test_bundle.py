@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.bundle.manifest import FileRef, Head, Manifest
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
-from mtdp_runtime.manifest import FileRef, Head, Manifest
 from support import make_manifest
 
 REF = FileRef("model.fp32.onnx", "a" * 64, 1)

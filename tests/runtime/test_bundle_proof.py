@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Backend, backend_class
 from mtdp_runtime.backends.openvino import _output_name
-from mtdp_runtime.backends.remembered import recall, remember
+from mtdp_runtime.backends.proof import Replayed, replay, run_backend
+from mtdp_runtime.backends.proof_cache import recall, remember
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle.golden import FEATURES, load_golden
+from mtdp_runtime.bundle.manifest import Head
 from mtdp_runtime.errors import BundleInvalid
-from mtdp_runtime.manifest import Head
-from mtdp_runtime.proof import FEATURES, Replayed, load_golden, replay, run_backend
 from support import FEATURES_DIM, TILE_PX, write_tiny_bundle
 
 HEADS = (Head("lung", ("aca", "n", "scc")),)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtdp_runtime.bundle import default_bundle_path, load_bundle, schema
+from mtdp_runtime.bundle.manifest import FileRef, Head, Manifest
 from mtdp_runtime.errors import BundleInvalid
-from mtdp_runtime.manifest import FileRef, Head, Manifest
 from support import make_manifest
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())

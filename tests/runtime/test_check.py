@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
+from mtdp_runtime.backends.speed import engine_speed
 from mtdp_runtime.bundle import load_bundle, write_manifest
-from mtdp_runtime.check import Check, check_rows
-from mtdp_runtime.estimate import engine_speed, output_bytes
-from mtdp_runtime.manifest import Head
-from mtdp_runtime.plan import ExtractSettings
+from mtdp_runtime.bundle.manifest import Head
+from mtdp_runtime.cohort.estimate import output_bytes
+from mtdp_runtime.extraction.check import Check, check_rows
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.slide.watched import WatchedSlide
+from mtdp_runtime.slide.wrappers import WatchedSlide
 from support import TILE_PX, extract, write_tiny_bundle
 
 

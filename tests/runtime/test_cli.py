@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 import mtdp_runtime
-from mtdp_runtime import bench
-from mtdp_runtime.console import tile_progress
+from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.commands import bench
+from mtdp_runtime.commands.console import tile_progress
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.slides import list_slides
 from support import damage_tile, extract, one_error, pyramid, stained
 
 
 def test_help_needs_no_heavy_library() -> None:
     code = (
         "import sys, contextlib\n"
-        "from mtdp_runtime.cli import main\n"
+        "from mtdp_runtime.commands.extract import main\n"
         "sys.argv = ['mtdp-extract', '--help']\n"
         "with contextlib.suppress(SystemExit): main()\n"
         "heavy = {'torch', 'onnxruntime', 'openvino', 'numpy', 'cv2', 'h5py', 'openslide'} & set(sys.modules)\n"
@@ -39,7 +39,7 @@ def test_help_needs_no_heavy_library() -> None:
 def test_the_runtime_never_imports_torch(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from mtdp_runtime.cli import main\n"
+        "from mtdp_runtime.commands.extract import main\n"
         f"sys.argv = ['x', {str(make_slide())!r}, '--model', {str(tiny_bundle)!r}, '--out', {str(tmp_path / 'o')!r}]\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules)"
@@ -432,10 +432,10 @@ class TestFailuresThatAreNotTheSlides:
         self, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
     ) -> None:
         code = (
-            "import mtdp_runtime.cohort as cohort\n"
+            "import mtdp_runtime.cohort.attempt as attempt\n"
             "def fails(*arguments): raise ValueError('this format cannot hold it')\n"
-            "cohort.derive = fails\n"
-            "from mtdp_runtime.cli import main; main()"
+            "attempt.derive = fails\n"
+            "from mtdp_runtime.commands.extract import main; main()"
         )
         options = [make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o"]
         command = [sys.executable, "-c", code, *map(str, options), "--format", "npy"]
@@ -456,7 +456,7 @@ class TestFailuresThatAreNotTheSlides:
 
 
 def test_the_bench_needs_a_tile(tiny_bundle: Path, slides_dir: Path) -> None:
-    code = "from mtdp_runtime.bench import main; main()"
+    code = "from mtdp_runtime.commands.bench import main; main()"
     arguments = ["extract", str(slides_dir / "odd" / "small.svs"), "--model", str(tiny_bundle)]
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 2

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends.compiled import _MOST_KEPT
 from mtdp_runtime.backends.openvino import OpenVINO
+from mtdp_runtime.backends.openvino_cache import _MOST_KEPT
+from mtdp_runtime.backends.proof import run_backend
+from mtdp_runtime.backends.telemetry import import_openvino
 from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
-from mtdp_runtime.manifest import Head
-from mtdp_runtime.offline import import_openvino
-from mtdp_runtime.proof import run_backend
-from mtdp_runtime.trt.files import save_with_digest
+from mtdp_runtime.bundle.manifest import Head
+from mtdp_runtime.files import save_with_digest
 from support import write_tiny_bundle
 
 CORE = import_openvino().Core

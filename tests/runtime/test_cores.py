@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mtdp_runtime.backends import BACKENDS, backend_class, load
+from mtdp_runtime.backends import BACKENDS, auto_batch, backend_class, load
 from mtdp_runtime.bundle import load_bundle
-from mtdp_runtime.cores import auto_batch, count_or_auto, usable_cores
+from mtdp_runtime.commands.options import count_or_auto
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.machine import usable_cores
 from support import extract
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable, UsageError
 from mtdp_runtime.formats import FORMATS, check_formats, derive, derived_path
-from mtdp_runtime.layout import Layout, TileStatus
-from mtdp_runtime.mask import check_fits, coverage, load_mask
-from mtdp_runtime.store import FeatureStore
+from mtdp_runtime.store.layout import Layout, TileStatus
+from mtdp_runtime.store.writer import FeatureStore
+from mtdp_runtime.tiling.given_mask import check_fits, coverage, load_mask
 from support import info_of
 
 HERE = ("pt", "npy", "csv", "geojson")  # zarr needs spatialdata: tests/conformance

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mtdp_runtime.grid
 import mtdp_runtime.slide
+import mtdp_runtime.tiling.grid
 from mtdp_runtime.errors import SlideScaleUnknown, SlideTooCoarse, SlideTooLarge, UsageError
-from mtdp_runtime.grid import make_grid
 from mtdp_runtime.slide import Level, level_for
+from mtdp_runtime.tiling.grid import make_grid
 from support import info_of
 
 sizes = st.integers(1, 5000)
@@ -24,9 +24,9 @@ scales = st.floats(0.1, 2.0)
 def test_every_tile_lies_inside_and_none_comes_twice(
     width: int, height: int, mpp: float, target: float, tile_px: int, stride_px: int
 ) -> None:
-    if target / mpp * mtdp_runtime.grid.MAX_UPSAMPLING < 1:
+    if target / mpp * mtdp_runtime.tiling.grid.MAX_UPSAMPLING < 1:
         return
-    if width * height / (stride_px * target / mpp) ** 2 > 0.9 * mtdp_runtime.grid.MOST_TILES:
+    if width * height / (stride_px * target / mpp) ** 2 > 0.9 * mtdp_runtime.tiling.grid.MOST_TILES:
         return
     grid = make_grid(info_of(width, height, mpp), tile_px, target, stride_px)
     origins = grid.origins()
@@ -99,5 +99,5 @@ def test_the_coarsest_level_that_is_fine_enough(scale: float, level: int) -> Non
 
 
 def test_doctests() -> None:
-    for module in (mtdp_runtime.grid, mtdp_runtime.slide):
+    for module in (mtdp_runtime.tiling.grid, mtdp_runtime.slide):
         assert doctest.testmod(module).failed == 0

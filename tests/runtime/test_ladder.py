@@ -27,13 +27,13 @@ from mtdp_runtime.backends import (
     probe_all,
     variant_precisions,
 )
+from mtdp_runtime.backends.gpus import Gpu
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime, OnnxRuntimeTensorRT, strict_session
-from mtdp_runtime.backends.openvino import fast_bf16_units
+from mtdp_runtime.backends.tensorrt.library import LIBRARY, Library
 from mtdp_runtime.bundle import Bundle, load_bundle
-from mtdp_runtime.doctor import _self_test, conflicts
+from mtdp_runtime.commands.doctor import _self_test, conflicts
 from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
-from mtdp_runtime.trt.gpus import Gpu
-from mtdp_runtime.trt.library import LIBRARY, Library
+from mtdp_runtime.machine import fast_bf16_units
 
 GPU_RUNGS = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda")
 
@@ -179,7 +179,7 @@ class TestProbesNeverRaise:
     def test_of_a_shell_beside_a_gpu(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
         monkeypatch.setattr("mtdp_runtime.backends.onnxruntime._installed", lambda package: True)
-        monkeypatch.setattr("mtdp_runtime.trt.gpus.gpus", lambda: [self.GPU])
+        monkeypatch.setattr("mtdp_runtime.backends.gpus.gpus", lambda: [self.GPU])
         assert "onnxruntime-gpu cannot be loaded" in backend_class(name).probe().reason
 
     @pytest.mark.parametrize("name", GPU_RUNGS)
@@ -187,8 +187,8 @@ class TestProbesNeverRaise:
         def broken() -> list[Gpu]:
             raise BackendError("CUDA: cudaErrorDevicesUnavailable", "Run mtdp-doctor.")
 
-        monkeypatch.setattr("mtdp_runtime.trt.gpus.gpus", broken)
-        monkeypatch.setattr("mtdp_runtime.backends.tensorrt.gpus", broken)
+        monkeypatch.setattr("mtdp_runtime.backends.gpus.gpus", broken)
+        monkeypatch.setattr("mtdp_runtime.backends.tensorrt.backend.gpus", broken)
         probe = backend_class(name).probe()
         assert not probe.usable
         assert "cudaErrorDevicesUnavailable" in probe.reason
@@ -196,7 +196,7 @@ class TestProbesNeverRaise:
     @pytest.mark.parametrize("rung", ["tensorrt", "tensorrt-rtx"])
     def test_of_an_engine_library_that_is_a_shell(self, rung: str, monkeypatch: pytest.MonkeyPatch) -> None:
         library = Library(rung, "json", ("no-such-distribution",), "pip install it")
-        monkeypatch.setattr("mtdp_runtime.backends.tensorrt.gpus", lambda: [self.GPU])
+        monkeypatch.setattr("mtdp_runtime.backends.tensorrt.backend.gpus", lambda: [self.GPU])
         monkeypatch.setitem(LIBRARY, rung, library)
         monkeypatch.setattr("json.__version__", "", raising=False)
         monkeypatch.delattr("json.__version__")
@@ -209,8 +209,8 @@ class TestProbesNeverRaise:
 def test_no_gpu_rung_offers_int8(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT refuses its zero points, and CUDA would compute it in fp32."""
     gpu = [Gpu(0, "RTX of the test", "8.9")]
-    monkeypatch.setattr("mtdp_runtime.trt.gpus.gpus", lambda: gpu)
-    monkeypatch.setattr("mtdp_runtime.backends.tensorrt.gpus", lambda: gpu)
+    monkeypatch.setattr("mtdp_runtime.backends.gpus.gpus", lambda: gpu)
+    monkeypatch.setattr("mtdp_runtime.backends.tensorrt.backend.gpus", lambda: gpu)
     monkeypatch.setattr("mtdp_runtime.backends.onnxruntime._installed", lambda package: True)
     providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
@@ -259,7 +259,7 @@ class TestOnnxRuntimeNeverFallsBack:
 class TestDoctor:
     def test_prints_the_ladder_with_what_is_missing_and_the_line_that_brings_it(self) -> None:
         code = (
-            "from mtdp_runtime.doctor import _print; from mtdp_runtime.backends import probe_all\n"
+            "from mtdp_runtime.commands.doctor import _print; from mtdp_runtime.backends import probe_all\n"
             "from dataclasses import asdict\n"
             "probes = [asdict(p) for p in probe_all()]\n"
             "_print({'machine': '', 'openslide': '', 'packaged_model': '', 'backends': probes, 'self_test': {},"
@@ -290,7 +290,7 @@ class TestDoctor:
 class TestNamesExist:
     """What cannot run without a GPU is at least spelled as the installed libraries spell it."""
 
-    SOURCE = ast.parse((Path(mtdp_runtime.__file__).parent / "trt" / "cuda.py").read_text())
+    SOURCE = ast.parse((Path(mtdp_runtime.__file__).parent / "backends" / "tensorrt" / "cuda.py").read_text())
 
     def chains(self, root: str) -> set[str]:
         """Attribute chains from a name, such as `cudaMemcpyKind.cudaMemcpyHostToDevice`."""

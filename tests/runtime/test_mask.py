@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.grid import Grid
-from mtdp_runtime.mask import check_fits, coverage, load_mask
+from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.tissue import TissueSettings, find_tissue, tissue_fractions
+from mtdp_runtime.tiling.given_mask import check_fits, coverage, load_mask
+from mtdp_runtime.tiling.grid import Grid
+from mtdp_runtime.tiling.tissue import find_tissue, tissue_fractions
 from support import extract, info_of, one_error
 
 SQUARE = [[[100, 100], [500, 100], [500, 500], [100, 500], [100, 100]]]
@@ -94,7 +95,7 @@ def test_a_tile_counts_by_area_and_not_by_its_centre(tmp_path: Path) -> None:
     with_image = np.zeros((48, 64), np.float32)
     with_image[:] = coverage(mask, INFO, 16.0, 64, 48)
     grid = Grid(tile_px=64, scale=1.0, step0=64.0, columns=16, rows=12)
-    from mtdp_runtime.tissue import TissueMask
+    from mtdp_runtime.tiling.tissue import TissueMask
 
     image = np.zeros((48, 64, 3), np.uint8)
     tissue = TissueMask(with_image >= 0.5, image, 16.0, 0, 0, 8.0, 0.0, 0, with_image)

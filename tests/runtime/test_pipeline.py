@@ -15,13 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe
-from mtdp_runtime.buffers import Batch, Buffers, Stopped
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError, OutputUnwritable, TileUnreadable
-from mtdp_runtime.layout import Layout, TileStatus
-from mtdp_runtime.pipeline import run_pipeline
-from mtdp_runtime.store import FeatureStore
-from mtdp_runtime.times import StageTime
+from mtdp_runtime.pipeline.buffers import Batch, Buffers, Stopped
+from mtdp_runtime.pipeline.run import run_pipeline
+from mtdp_runtime.pipeline.timing import StageTime
+from mtdp_runtime.store.layout import Layout, TileStatus
+from mtdp_runtime.store.writer import FeatureStore
 from support import info_of
 
 TILE_PX, BATCH = 4, 8

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtdp_runtime.cli import _target
+from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.commands.extract import _target
 from mtdp_runtime.errors import SlideUnreadable, UsageError
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import MAX_ANISOTROPY, ome_scale, scale_of, scale_of_tags
-from mtdp_runtime.slides import list_slides
 
 SLIDE = Path("s.tiff")
 TAGS = {"tiff.XResolution": "40000", "tiff.YResolution": "40000", "tiff.ResolutionUnit": "centimeter"}
@@ -86,6 +87,8 @@ def test_an_absurd_scale_of_the_user_is_refused(tmp_path: Path, mpp: float) -> N
         list_slides([SLIDE], mpp)
     with pytest.raises(UsageError, match="not a scale"):
         _target(mpp, None)
+    if math.isnan(mpp):
+        return  # in a table it is pandas' way to say nothing
     (tmp_path / "m.csv").write_text(f"slide,mpp\na.svs,{mpp}\n")
     with pytest.raises(UsageError, match="is not a scale"):
         list_slides([tmp_path / "m.csv"])

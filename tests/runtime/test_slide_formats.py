@@ -13,10 +13,10 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.errors import SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import dicom
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.slides import list_slides
 from support import pyramid, read_square, stained
 
 

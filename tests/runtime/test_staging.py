@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import mtdp_runtime
-from mtdp_runtime import staging
-from mtdp_runtime.claims import claim
-from mtdp_runtime.staging import PREFIX, Staging
+from mtdp_runtime.cohort import staging
+from mtdp_runtime.cohort.claims import claim
+from mtdp_runtime.cohort.staging import PREFIX, Staging
 from support import damage_tile, extract, pyramid, stained
 
 
@@ -107,7 +107,7 @@ def test_a_staged_run_gives_the_same_and_names_the_slides_own_path(
 
 def test_a_signal_leaves_nothing(make_slide: Callable[..., Path], tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from mtdp_runtime.staging import Staging\n"
+        "import sys, time; from pathlib import Path; from mtdp_runtime.cohort.staging import Staging\n"
         "with Staging(Path(sys.argv[1]), print) as s:\n"
         "    s.begin(Path(sys.argv[2])); s.wait(Path(sys.argv[2]), lambda: None)\n"
         "    print('ready', flush=True); time.sleep(60)\n"

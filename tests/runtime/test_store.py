@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import OutputUnwritable, StoreError
-from mtdp_runtime.layout import Layout, TileStatus
-from mtdp_runtime.store import FeatureStore, differences, partial_path
+from mtdp_runtime.store.layout import Layout, TileStatus
+from mtdp_runtime.store.writer import FeatureStore, differences, partial_path
 
 ROWS, DIM, BATCH = 1000, 300, 16  # 300 columns: chunks of 873 rows, so that a batch crosses a chunk's end
 
@@ -198,7 +198,7 @@ def test_a_killed_process_leaves_a_file_that_goes_on(tmp_path: Path) -> None:
     code = textwrap.dedent(f"""
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import mtdp_runtime.store as s
+        import mtdp_runtime.store.writer as s
         s._SYNC_EVERY_S = 0
         from test_store import *
         store = FeatureStore(Path({str(path)!r}), layout())

@@ -11,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import backend_class
+from mtdp_runtime.backends.proof import run_backend
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle.golden import load_golden
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 from mtdp_runtime.errors import BackendError
-from mtdp_runtime.proof import MIN_COSINE, cosines, load_golden, run_backend
 from support import TILE_PX
 
 pytestmark = pytest.mark.gpu

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError, TileUnreadable
-from mtdp_runtime.plan import ExtractSettings, make_plan
+from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide, resampling_of
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.tile_jpeg import decode_tile
 from mtdp_runtime.slide.tiled_tiff import TiledTiffReader
+from mtdp_runtime.tiling.plan import make_plan
 from support import damage_tile, pyramid, read_square, stained
 
 VARIANTS = {

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.grid import Grid
+from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.tissue import TissueMask, TissueSettings, find_tissue, pen_marks, tissue_fractions, tissue_of
+from mtdp_runtime.tiling.grid import Grid
+from mtdp_runtime.tiling.tissue import TissueMask, find_tissue, pen_marks, tissue_fractions, tissue_of
 
 GLASS, PINK, FAINT, BLACK = (243, 241, 243), (215, 130, 175), (236, 222, 230), (4, 2, 6)
 SETTINGS = TissueSettings()

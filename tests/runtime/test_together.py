@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from mtdp_runtime import extract, load_bundle
 from mtdp_runtime.bundle import Bundle, write_manifest
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.layout import Layout
-from mtdp_runtime.store import FeatureStore
-from mtdp_runtime.together import JoinedEngines, JoinedStores, load_models
+from mtdp_runtime.extraction.models import load_models
+from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
+from mtdp_runtime.store.layout import Layout
+from mtdp_runtime.store.writer import FeatureStore
 from support import write_tiny_bundle
 
 SAME = {"backend": "onnxruntime", "batch": 8, "threads": 2}
@@ -133,7 +134,7 @@ def test_files_that_were_left_at_different_rows_end_equal(
 def test_the_command_takes_several_models(
     named: Callable[..., Path], make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
-    code = "from mtdp_runtime.cli import main; main()"
+    code = "from mtdp_runtime.commands.extract import main; main()"
     options = ["--model", named("a"), "--model", named("b"), "--format", "pt", "--out", tmp_path / "o"]
     command = [sys.executable, "-c", code, *map(str, [make_slide(), *options])]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

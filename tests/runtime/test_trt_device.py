@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_cuda import FakeCudart, FakeTrt
+from mtdp_runtime.backends.gpus import Gpu
+from mtdp_runtime.backends.tensorrt.cuda import CudaDevice
+from mtdp_runtime.backends.tensorrt.engine_source import Plan
+from mtdp_runtime.backends.tensorrt.slots import Slots, with_room
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory, EngineRejected
-from mtdp_runtime.trt.cuda import CudaDevice
-from mtdp_runtime.trt.files import read_with_digest, save_with_digest
-from mtdp_runtime.trt.gpus import Gpu
-from mtdp_runtime.trt.obtain import Plan
-from mtdp_runtime.trt.slots import Slots, with_room
+from mtdp_runtime.files import read_with_digest, save_with_digest
 
 BATCH, TILE_PX = 4, 3
 GPU = Gpu(0, "RTX of the test", "8.9")

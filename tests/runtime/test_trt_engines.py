@@ -16,14 +16,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtdp_runtime.backends.tensorrt.build import (
+    BuildOptions,
+    Built,
+    _keep_timing_cache,
+    attach_timing_cache,
+    build_engine,
+)
+from mtdp_runtime.backends.tensorrt.engine_source import EngineCache, Plan, obtain
+from mtdp_runtime.backends.tensorrt.library import says_out_of_memory
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
+from mtdp_runtime.bundle.engine_key import EngineKey, Wanted, misfit
+from mtdp_runtime.bundle.manifest import Engine, FileRef, Manifest
 from mtdp_runtime.errors import BackendError, BundleInvalid, DeviceOutOfMemory, EngineRejected
-from mtdp_runtime.manifest import Engine, FileRef, Manifest
-from mtdp_runtime.trt.build import BuildOptions, Built, _keep_timing_cache, attach_timing_cache, build_engine
-from mtdp_runtime.trt.files import private_folder, read_with_digest, save_with_digest
-from mtdp_runtime.trt.key import EngineKey, Wanted, misfit
-from mtdp_runtime.trt.library import says_out_of_memory
-from mtdp_runtime.trt.obtain import EngineCache, Plan, obtain
+from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest
 
 WANTED = Wanted("tensorrt-rtx", "1.7.1", "a" * 64, "fp16", 64, 16, "RTX 4090", "8.9")
 AOT = replace(WANTED.own_key(), gpu="", capabilities=("8.0+",), batch=(1, 16, 64))
@@ -340,7 +346,9 @@ class TestBuilder:
 
     def fake(self, monkeypatch: pytest.MonkeyPatch, **members: object) -> None:
         trt = SimpleNamespace(ILogger=type("ILogger", (), {}), **members)
-        monkeypatch.setattr("mtdp_runtime.trt.build.LIBRARY", {"tensorrt": SimpleNamespace(load=lambda: trt)})
+        monkeypatch.setattr(
+            "mtdp_runtime.backends.tensorrt.build.LIBRARY", {"tensorrt": SimpleNamespace(load=lambda: trt)}
+        )
 
     def test_a_builder_that_cannot_start_cuda_is_an_error_of_ours(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

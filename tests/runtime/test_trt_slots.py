@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mtdp_runtime.backends.tensorrt.slots import Slots, open_all, with_room
 from mtdp_runtime.errors import BackendError, DeviceOutOfMemory
-from mtdp_runtime.trt.slots import Slots, open_all, with_room
 
 BATCH, TILE_PX = 4, 2
 

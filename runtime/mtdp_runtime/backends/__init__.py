@@ -15,8 +15,8 @@ from mtdp_runtime.errors import BackendError, BackendUnavailable, BundleInvalid,
 
 # The ladder: `auto` climbs down it.
 BACKENDS: Final = {
-    "tensorrt": "mtdp_runtime.backends.tensorrt:TensorRT",
-    "tensorrt-rtx": "mtdp_runtime.backends.tensorrt:TensorRTRTX",
+    "tensorrt": "mtdp_runtime.backends.tensorrt.backend:TensorRT",
+    "tensorrt-rtx": "mtdp_runtime.backends.tensorrt.backend:TensorRTRTX",
     "onnxruntime-tensorrt": "mtdp_runtime.backends.onnxruntime:OnnxRuntimeTensorRT",
     "onnxruntime-cuda": "mtdp_runtime.backends.onnxruntime:OnnxRuntimeCuda",
     "openvino": "mtdp_runtime.backends.openvino:OpenVINO",
@@ -245,3 +245,13 @@ def check_outputs(bundle: Bundle, names: Collection[str]) -> None:
             raise BundleInvalid(
                 f"{bundle.path}: the model has no output {wanted} (it has {', '.join(names)})", "Export it again."
             )
+
+
+def auto_batch(threads: int) -> int:
+    """Return how many tiles a CPU takes at a time: two a thread, from 4 to 16.
+
+    The rate hardly depends on it (benchmarks/RESULTS.md), but where it is small the first rows come sooner, and a slide
+    of three tiles costs less. It follows from the threads alone, and is not tuned: the last digits of a feature depend
+    on the company that its tile had, and the same command should give the same bytes.
+    """
+    return max(4, min(16, 2 * threads))

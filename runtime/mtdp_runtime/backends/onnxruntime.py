@@ -17,9 +17,8 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe, check_outputs, first_that_loads, lacking, variant_precisions
+from mtdp_runtime.backends import Probe, auto_batch, check_outputs, first_that_loads, lacking, variant_precisions
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.cores import auto_batch
 from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
@@ -117,7 +116,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     @classmethod
     def probe(cls) -> Probe:
-        from mtdp_runtime.trt.gpus import gpus
+        from mtdp_runtime.backends.gpus import gpus
 
         missing = []
         if not _installed("onnxruntime-gpu"):
@@ -159,7 +158,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
         """Load at one precision and prove it."""
         import onnxruntime
 
-        from mtdp_runtime.proof import replay
+        from mtdp_runtime.backends.proof import replay
 
         file = bundle.checked(bundle.variant(chosen).file)
         with redirect_stdout(sys.stderr):  # it prints what it does not find, and stdout may be JSON

@@ -8,18 +8,17 @@ overrides the fp32 layers of a typed graph.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Probe, check_outputs
-from mtdp_runtime.backends.compiled import compiled
+from mtdp_runtime.backends import Probe, auto_batch, check_outputs
+from mtdp_runtime.backends.openvino_cache import compiled
+from mtdp_runtime.backends.telemetry import import_openvino
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.cores import auto_batch
 from mtdp_runtime.errors import BackendError, UsageError
-from mtdp_runtime.offline import import_openvino
+from mtdp_runtime.machine import cpuinfo, fast_bf16_units, this_cpu
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _DEPTH: Final = 2
@@ -83,8 +82,9 @@ class OpenVINO:
     @classmethod
     def _proven_bf16(cls, bundle: Bundle, batch: int, threads: int) -> Self:
         """Load in bf16 if this model, in bf16, on this machine, repeats its golden features; in fp32 otherwise."""
-        from mtdp_runtime.backends.remembered import recall, remember
-        from mtdp_runtime.proof import least_cosine, replay
+        from mtdp_runtime.backends.proof import replay
+        from mtdp_runtime.backends.proof_cache import recall, remember
+        from mtdp_runtime.bundle.tolerance import least_cosine
 
         least = least_cosine(bundle.manifest, "bf16")
         facts = (bundle.digest, "bf16", batch, threads, cls.probe().reason)
@@ -123,7 +123,7 @@ class OpenVINO:
                 stored.sha256,
                 [batch, tile_px, tile_px, 3],
                 config,
-                _this_cpu(cpuinfo()),
+                this_cpu(cpuinfo()),
             )
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {file}: {_last_line(error)}", "Try --backend onnxruntime.") from error
@@ -163,32 +163,6 @@ class OpenVINO:
 def _output_name(names: Collection[str]) -> str:
     """Of the names that OpenVINO merged into one, the one that a bundle knows."""
     return min(names, key=lambda name: (name != "features" and not name.startswith("probabilities_"), name))
-
-
-def fast_bf16_units(cpuinfo: str) -> str:
-    """Name what makes bf16 faster than fp32 on this CPU; empty where nothing does.
-
-    Vector instructions (avx512_bf16) double the rate on AMD's CPUs. On Intel's they were slower than fp32, without AMX.
-    Measured: benchmarks/RESULTS.md.
-    """
-    words = set(cpuinfo.split())
-    if "amx_bf16" in words:
-        return "AMX matrix units"
-    return "AMD's vector units" if {"avx512_bf16", "AuthenticAMD"} <= words else ""
-
-
-def cpuinfo() -> str:
-    """Return what Linux says of the CPUs; empty elsewhere."""
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
-
-
-def _this_cpu(cpuinfo: str) -> str:
-    """Return the lines that name the CPU and say what it can, each once; two of one name may differ in the latter."""
-    kinds = ("model name", "cpu part", "flags", "features")
-    return "\n".join(sorted({line for line in cpuinfo.splitlines() if line.lower().startswith(kinds)}))
 
 
 def _version() -> str:

@@ -14,8 +14,8 @@ from typing import Any, Final
 import h5py
 import numpy as np
 
-from mtdp_runtime.formats.pieces import PlacedMask, piece_of_tiles, pieces
-from mtdp_runtime.layout import MASK
+from mtdp_runtime.store.layout import MASK
+from mtdp_runtime.tiling.outlines import PlacedMask, piece_of_tiles, pieces
 
 _ROWS: Final = 4096
 

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.layout import TileStatus
+from mtdp_runtime.store.layout import TileStatus
 
 _ROWS: Final = 2048
 # Tiles have the same identity each time the file is made.

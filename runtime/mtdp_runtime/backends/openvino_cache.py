@@ -1,0 +1,76 @@
+"""Models as OpenVINO compiled them, kept on this machine: to read one takes less than half the time of compiling it.
+
+A compiled model steers code, so it is kept as engines are: in a folder of the user's alone, with its digest. Where
+anything is wrong with it, the model is compiled anew; a run never fails for its sake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from mtdp_runtime.backends.proof_cache import place
+from mtdp_runtime.bundle.manifest import DATA_SUFFIX
+from mtdp_runtime.errors import BackendError
+from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest
+
+# A larger model would take its size in memory twice, to save seconds of what is then a long run.
+_MOST_BYTES: Final = 128 << 20
+_MOST_KEPT: Final = 8  # the oldest make room
+_PRECISION: Final = "INFERENCE_PRECISION_HINT"
+
+
+def compiled(
+    core: Any, file: Path, sha256: str, shape: Sequence[int], config: Mapping[str, str | int], cpu: str
+) -> Any:
+    """Return an ONNX file's model compiled for the CPU: the one that was kept, or a new one, which is kept.
+
+    Args:
+        core: OpenVINO's `Core`.
+        file: the model; checked, its SHA-256 is `sha256`.
+        shape: of its input.
+        config: OpenVINO's properties.
+        cpu: the machine in words: another CPU, another compiled model.
+
+    Raises:
+        RuntimeError: OpenVINO refuses the model.
+    """
+    apart = file.with_name(file.name + DATA_SUFFIX)
+    small = file.stat().st_size <= _MOST_BYTES and not apart.exists()
+    options = [f"{name}={value}" for name, value in config.items()]
+    facts: list[str | int] = [version("openvino"), sha256, *shape, *options, cpu]
+    path = place("compiled", facts, "blob")
+    if small:
+        kept = _read(core, path, config)
+        if kept is not None:
+            return kept
+    model = core.read_model(file)
+    model.reshape(list(shape))
+    made = core.compile_model(model, "CPU", dict(config))
+    if small:
+        # What cannot be kept is compiled again next time.
+        with contextlib.suppress(BackendError, OSError, RuntimeError):
+            private_folder(path.parent)
+            save_with_digest(path, made.export_model().getvalue())
+            for old in sorted(path.parent.glob("*.blob"), key=lambda blob: blob.stat().st_mtime)[:-_MOST_KEPT]:
+                old.unlink(missing_ok=True)
+    return made
+
+
+def _read(core: Any, path: Path, config: Mapping[str, str | int]) -> Any | None:
+    """Return what was kept; None where there is nothing to rely on."""
+    try:
+        private_folder(path.parent)  # what others may write is not run
+        content, _ = read_with_digest(path)
+        if not content:
+            return None
+        kept = core.import_model(io.BytesIO(content), "CPU", dict(config))
+        # It must compute in what was asked for, whatever an importing library makes of the hint.
+        same = kept.get_property(_PRECISION).get_type_name() == config[_PRECISION]
+    except (BackendError, RuntimeError):
+        return None
+    return kept if same else None

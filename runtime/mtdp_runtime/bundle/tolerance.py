@@ -1,0 +1,66 @@
+"""How far an engine's numbers may be from the reference's, by precision, and how that is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.bundle.manifest import Autocast, Manifest
+
+# The smallest cosine between an engine's features and torch's that a precision may have, over all golden tiles.
+MIN_COSINE: Final = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.9999, "int8": 0.99}
+# A cosine is blind to length: a sum in place of a mean, or features scaled to 1, would pass. By as much as a precision
+# may turn a vector it may stretch it.
+
+
+def max_length_error(least_cosine: float) -> float:
+    """Return by how much a vector may be stretched, relative to the reference's, where it may be turned so far."""
+    return math.sqrt(2 * (1 - least_cosine))
+
+
+MAX_LENGTH_ERROR: Final = {name: max_length_error(cosine) for name, cosine in MIN_COSINE.items()}
+# The largest difference that a probability may have. A cosine says little of two or three numbers that sum to 1.
+MAX_PROBABILITY_ERROR: Final = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.1}
+# An engine rounds elsewhere than torch's autocast does. Two roundings of its size, independent of each other, are twice
+# as far (1 - cosine adds up where errors do not depend on each other). Below FLOOR nothing is taken for the network.
+_TIMES_AUTOCAST: Final = 2.0
+_FLOOR: Final = 0.999
+
+
+def least_cosine(manifest: Manifest, precision: str) -> float:
+    """Return the smallest cosine to the reference that a bundle's features may have at a precision.
+
+    That of MIN_COSINE; where torch's own autocast, which is what people run, is further from fp32 than that allows,
+    twice its distance (see docs/bundle.md).
+    """
+    return least_cosine_of(precision, manifest.autocast)
+
+
+def least_cosine_of(precision: str, autocast: Sequence[Autocast]) -> float:
+    """Return the same by what was measured of autocast."""
+    for measured in autocast:
+        if measured.precision == precision:
+            as_far = 1 - _TIMES_AUTOCAST * (1 - measured.cosine_min)
+            return min(MIN_COSINE[precision], max(_FLOOR, as_far))
+    return MIN_COSINE[precision]
+
+
+def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return float64[N], row by row; two rows of zeros are equal."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    equal_zeros = (np.abs(x).max(axis=1) == 0) & (np.abs(y).max(axis=1) == 0)
+    result: NDArray[np.float64] = np.where(
+        equal_zeros, 1.0, np.einsum("ij,ij->i", x, y) / np.where(norms > 0, norms, 1)
+    )
+    return result
+
+
+def length_error(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Return by how much a row's length is off at most, relative to the reference's; NaN where one is not finite."""
+    got, reference = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (features, wanted))
+    return float((np.abs(got - reference) / np.where(reference > 0, reference, 1)).max())

@@ -1,0 +1,215 @@
+"""What the user named, as a list of slides."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from mtdp_runtime.cohort.slide_table import read_slide_table
+from mtdp_runtime.errors import DuplicateSlideNames, RuntimeFailure, UsageError
+from mtdp_runtime.slide import SlideInfo, dicom
+from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.scale import is_scale
+from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
+from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
+
+# What OpenSlide 4 reads, by the extensions that its vendors use.
+SLIDE_SUFFIXES: Final = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRequest:
+    """A slide to process."""
+
+    path: Path
+    mpp: float | None = None  # of level 0, where the user gave it
+    given_by: str = ""  # what gave it
+    mask: Path | None = None  # of its tissue, where the user has one
+    called: str = ""  # where its name is not its file's
+
+    @property
+    def name(self) -> str:
+        """The name of its output: the file name without its extension; the folder's for one of a DICOM series."""
+        return self.called or self.path.stem
+
+
+def list_slides(
+    named: Sequence[Path],
+    slide_mpp: float | None = None,
+    mask: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    must_exist: bool = True,
+) -> list[SlideRequest]:
+    """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask][,name]`.
+
+    `say` takes what the user should know before the work: columns that are ignored, slides that are not there.
+
+    Raises:
+        UsageError: a manifest cannot be read, nothing was found, or, where they must exist, no slide does.
+        DuplicateSlideNames: two slides would write one file.
+    """
+    if slide_mpp is not None and not is_scale(slide_mpp):
+        raise UsageError(
+            f"--slide-mpp {slide_mpp}: not a scale", hint="Micrometres per level-0 pixel, for example 0.25."
+        )
+    requests: list[SlideRequest] = []
+    seen: set[tuple[Path, str]] = set()
+    for path in named:
+        if path.is_dir():
+            found = _in_folder(path)
+            if not found:
+                raise UsageError(
+                    f"{path}: no slides in this folder", hint=f"Looked for {' '.join(sorted(SLIDE_SUFFIXES))}."
+                )
+            requests += found
+        elif path.suffix.lower() == ".csv":
+            requests += _listed(path, say)
+        elif not _is_more_of_a_series(path, seen):
+            requests.append(SlideRequest(path))
+    if slide_mpp is not None:
+        requests = [replace(r, mpp=slide_mpp, given_by="--slide-mpp") for r in requests]
+    requests = _each_once(requests)
+    if mask is not None:
+        if len(requests) != 1:
+            raise UsageError(
+                f"--mask {mask}: one mask for {len(requests)} slides",
+                hint="A CSV manifest with the columns slide,mask gives each slide its own.",
+            )
+        requests = [replace(requests[0], mask=mask)]
+    if must_exist:
+        _look_for_missing(requests, say)
+    return requests
+
+
+def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
+    """Leave out what is named a second time.
+
+    Raises:
+        DuplicateSlideNames: two slides, or one with two scales or masks, would write one file.
+    """
+    by_name: dict[str, SlideRequest] = {}
+    for request in requests:
+        first = by_name.setdefault(request.name, request)
+        if first is request:
+            continue
+        if first.path.resolve() != request.path.resolve():
+            raise DuplicateSlideNames(
+                f"two slides would write {request.name}.h5: {first.path} and {request.path}",
+                hint="Run them into different --out folders, rename one, or give them names: a manifest with the "
+                "columns slide,name.",
+            )
+        if (first.mpp, first.mask) != (request.mpp, request.mask):
+            raise DuplicateSlideNames(
+                f"{request.path}: named twice, with another mpp or mask",
+                hint="Leave one out, or give each a name of its own: a manifest with the column name.",
+            )
+    return list(by_name.values())
+
+
+def _look_for_missing(requests: Sequence[SlideRequest], say: Callable[[str], None]) -> None:
+    """Say how many slides are not there. They fail, each for itself: a night's work does not wait for a wrong path."""
+    missing = [request.path for request in requests if not request.path.exists()]
+    if not missing:
+        return
+    what = f"{len(missing)} of {len(requests)} slides do not exist, the first: {missing[0]}"
+    if len(missing) == len(requests):
+        raise UsageError(
+            what if len(requests) > 1 else f"{missing[0]}: does not exist",
+            hint="Check the paths; those in a manifest start at its own folder.",
+        )
+    say(f"{what}; the others are done")
+
+
+def shard_of(request: SlideRequest, parts: int) -> int:
+    """Return which of 1..parts a slide belongs to: by its name alone, whatever else is in the list."""
+    digest = hashlib.sha256(request.name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % parts + 1
+
+
+def _in_folder(root: Path) -> list[SlideRequest]:
+    """List the slides below a folder. The files of a DICOM series are one slide, however many they are."""
+    files = sorted(p for p in root.rglob("*") if _looks_like_a_slide(p, root))
+    of_series = {p for p in files if dicom.is_dicom(p)}
+    found = [SlideRequest(p) for p in files if p not in of_series]
+    for folder in sorted({p.parent for p in of_series}):
+        series = dicom.series_in(folder)
+        for members in series.values():
+            whole_folder = len(series) == 1 and len(members) > 1
+            own_name = "" if members[0].suffix.lower() == dicom.SUFFIX else members[0].name  # a UID has no extension
+            found.append(SlideRequest(members[0], called=folder.resolve().name if whole_folder else own_name))
+    return sorted(found, key=lambda request: request.path)
+
+
+def _is_more_of_a_series(path: Path, seen: set[tuple[Path, str]]) -> bool:
+    """Say whether a file (of CASE/*.dcm, say) belongs to the series of one that was named before it."""
+    series = dicom.series_of(path) if dicom.is_dicom(path) else ""
+    key = (path.parent, series)
+    known = bool(series) and key in seen
+    seen.add(key)
+    return known
+
+
+def _looks_like_a_slide(path: Path, root: Path) -> bool:
+    if any(part.startswith(".") for part in path.relative_to(root).parts):
+        return False
+    if path.suffix.lower() not in SLIDE_SUFFIXES and not dicom.is_dicom(path):
+        return False
+    # A.mrxs keeps its data in the folder A beside it: nothing in there is a slide of its own.
+    inside = [parent for parent in path.parents if parent.is_relative_to(root) and parent != root]
+    return path.is_file() and not any(parent.with_name(f"{parent.name}.mrxs").exists() for parent in inside)
+
+
+def _listed(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
+    """Read a manifest; relative paths start at its own folder."""
+    requests = []
+    for row in read_slide_table(path, say):
+        try:
+            mpp = float(row.mpp) if row.mpp else None
+        except ValueError:
+            mpp = math.nan
+        if mpp is not None and not is_scale(mpp):
+            raise UsageError(f"{path}: line {row.line}: mpp {row.mpp!r} is not a scale", hint="For example 0.25.")
+        slide = path.parent / row.slide
+        called = row.name
+        if called and (called != Path(called).name or called.startswith(".") or "\\" in called):
+            raise UsageError(
+                f"{path}: line {row.line}: name {called!r} cannot be a file's name",
+                hint="A plain name, without folders.",
+            )
+        if not called and "\0" not in row.slide and slide.is_dir():
+            called = slide.resolve().name  # a DICOM folder: its name has no extension to lose
+        given_by = f"the manifest {path.name}" if mpp else ""
+        requests.append(SlideRequest(slide, mpp, given_by, path.parent / row.mask if row.mask else None, called))
+    return requests
+
+
+def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None]) -> WatchedSlide:
+    """Open a slide, where it is or as its copy."""
+    slide = open_slide(local, request.mpp, request.given_by)
+    return WatchedSlide(StagedSlide(slide, local, request.path) if local != request.path else slide, beat, request.path)
+
+
+class MaskRefused(RuntimeFailure):
+    """A mask is gone or another one since all were looked at: that fails its slide, and no other."""
+
+
+def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
+    """Read the mask of a slide, where it has one.
+
+    Raises:
+        MaskRefused: it cannot be read, or is another slide's.
+    """
+    if request.mask is None:
+        return None
+    try:
+        mask = load_mask(request.mask)
+        check_fits(mask, info)
+    except UsageError as error:
+        raise MaskRefused(str(error), error.hint) from error
+    return mask

@@ -1,0 +1,199 @@
+"""Slides on slow storage, copied to a local disk while the slide before is worked on: one ahead, and no more.
+
+Each run has a folder of its own, held by a lock that dies with the process. What a killed run left is removed by the
+next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Final, Self
+
+from mtdp_runtime.errors import SlideError, UsageError
+from mtdp_runtime.slide import dicom
+
+PREFIX: Final = "mtdp-stage-"
+_LOCK: Final = "lock"
+_PIECE_BYTES: Final = 8 << 20
+_SPARE_BYTES: Final = 64 << 20  # left free on the disk
+_BY_OTHER_NAMES: Final = frozenset({".vms", ".vmu"})  # name their other files inside
+
+
+class _Stopped(Exception):
+    """The run ends."""
+
+
+@dataclass(slots=True)
+class _Copy:
+    """One slide on its way. Where it failed, `path` is the slide's own and `reason` says why."""
+
+    slide: Path
+    folder: Path
+    path: Path
+    reason: str = ""
+    copied_bytes: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+
+
+class Staging:
+    """A context manager: leaving removes all copies, also on an error, an interrupt and SIGTERM."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        """Make this run's folder and remove those of runs that died.
+
+        Raises:
+            UsageError: the folder cannot be used.
+        """
+        self._say = say
+        self._copies: dict[Path, _Copy] = {}
+        self._number = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_dead(folder)
+            self._folder, self._lock = _own_folder(folder)
+        except OSError as error:
+            raise UsageError(
+                f"--stage {folder}: cannot be used: {error.strerror}", hint="Name a folder on a local disk."
+            ) from error
+        # Python gives signals to its main thread; a caller in another one has its own way to end.
+        self._in_main = threading.current_thread() is threading.main_thread()
+        self._before = signal.signal(signal.SIGTERM, _leave) if self._in_main else None
+
+    def begin(self, slide: Path) -> None:
+        """Start to copy a slide, where it is not under way."""
+        if slide in self._copies:
+            return
+        self._number += 1
+        copy = _Copy(slide, self._folder / str(self._number), slide)
+        self._copies[slide] = copy
+        copy.thread = threading.Thread(target=_run, args=(copy,), name="mtdp-stage", daemon=True)
+        copy.thread.start()
+
+    def wait(self, slide: Path, beat: Callable[[], None]) -> Path:
+        """Return where to read a slide that was begun: its copy, or the slide itself, with the reason said.
+
+        `beat` is called while bytes arrive.
+        """
+        copy, seen = self._copies[slide], -1
+        assert copy.thread is not None
+        while copy.thread.is_alive():
+            copy.thread.join(0.2)
+            if copy.copied_bytes != seen:
+                seen = copy.copied_bytes
+                beat()
+        if copy.reason:
+            self._say(f"{slide}: read in place, not staged: {copy.reason}")
+        return copy.path
+
+    def remove(self, slide: Path) -> None:
+        """Remove the copy of a slide."""
+        copy = self._copies.pop(slide, None)
+        if copy is not None and copy.thread is not None:
+            copy.stop.set()
+            copy.thread.join()
+            shutil.rmtree(copy.folder, ignore_errors=True)
+
+    def keep_only(self, slides: set[Path]) -> None:
+        """Remove the copies of all others."""
+        for slide in set(self._copies) - slides:
+            self.remove(slide)
+
+    def close(self) -> None:
+        self.keep_only(set())
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
+        if self._in_main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def files_of(slide: Path) -> list[Path]:
+    """Return all files and folders that a slide is made of; empty where that is not known."""
+    kind = slide.suffix.lower()
+    if slide.is_dir():
+        slide, kind = dicom.the_series(slide), dicom.SUFFIX
+    if kind == dicom.SUFFIX or dicom.is_dicom(slide):
+        series = dicom.series_of(slide)
+        return dicom.series_in(slide.parent).get(series, [slide])
+    if kind == ".mrxs":
+        return [slide, slide.with_suffix("")]
+    return [] if kind in _BY_OTHER_NAMES else [slide]
+
+
+def _run(copy: _Copy) -> None:
+    try:
+        parts = files_of(copy.slide)
+        if not parts:
+            copy.reason = "its format names files that are not known here"
+            return
+        files = [one for part in parts for one in ((part,) if part.is_file() else sorted(part.rglob("*")))]
+        files = [one for one in files if one.is_file()]
+        root = parts[0].parent
+        needed = sum(one.stat().st_size for one in files)
+        free = shutil.disk_usage(copy.folder.parent).free
+        if needed + _SPARE_BYTES > free:
+            copy.reason = f"it needs {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB that are free"
+            return
+        for one in files:
+            _copy_file(copy, one, copy.folder / one.relative_to(root))
+        copy.path = copy.folder if copy.slide.is_dir() else copy.folder / copy.slide.name
+    except _Stopped:
+        pass
+    except (OSError, SlideError) as error:
+        shutil.rmtree(copy.folder, ignore_errors=True)
+        copy.reason = getattr(error, "strerror", None) or str(error)
+
+
+def _copy_file(copy: _Copy, source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reading, target.open("wb") as writing:
+        while piece := reading.read(_PIECE_BYTES):
+            if copy.stop.is_set():
+                raise _Stopped
+            writing.write(piece)
+            copy.copied_bytes += len(piece)
+
+
+def _own_folder(folder: Path) -> tuple[Path, IO[Any]]:
+    """Make a folder that no other run takes for a dead one: its lock is held, and it is still there."""
+    while True:
+        own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+        lock: IO[Any] = (own / _LOCK).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (own / _LOCK).exists():
+                return own, lock
+        except BlockingIOError:
+            pass  # another run has just started, has found the lock free, and is removing this folder
+        except OSError:
+            lock.close()
+            raise
+        lock.close()
+
+
+def _remove_dead(folder: Path) -> None:
+    for one in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), (one / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its owner is dead
+            shutil.rmtree(one, ignore_errors=True)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    sys.stdout.flush()
+    raise SystemExit(128 + signum)

@@ -1,0 +1,85 @@
+"""Recomputes some tiles of a finished slide the slow and plain way: OpenSlide reads, ONNX Runtime computes in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+
+from mtdp_runtime.backends import Backend
+from mtdp_runtime.backends.proof import run_backend
+from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.tolerance import cosines
+from mtdp_runtime.slide import Slide, SlideInfo
+from mtdp_runtime.slide.open import open_slide
+from mtdp_runtime.slide.openslide import OpenSlideReader
+from mtdp_runtime.store.layout import TileStatus
+
+_SEED: Final = 2020  # the same tiles each time
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What is asked for."""
+
+    tiles: int
+    reference: Backend
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How near the stored features are to the reference's."""
+
+    tiles: int
+    min_cosine: float
+    reference: str  # the reader and the engine
+
+
+def check_rows(
+    features: Path, info: SlideInfo, scale: float, tile_px: int, check: Check, beat: Callable[[int], None] | None = None
+) -> Agreement | None:
+    """Recompute random good tiles of a feature file; None where it has none.
+
+    Args:
+        features: the file, finished or still partial, with all rows in it.
+        info: its slide.
+        scale: level-0 pixels a pixel of a tile.
+        tile_px: side of a tile.
+        check: how many, and with what.
+        beat: called with 0 after each batch.
+
+    Raises:
+        SlideError: a tile cannot be read now.
+        BackendError: the reference engine fails.
+    """
+    with h5py.File(features, "r", locking=False) as file:
+        good = np.flatnonzero(file["status"][:] == TileStatus.GOOD)
+        if not len(good):
+            return None
+        chosen = np.sort(np.random.default_rng(_SEED).choice(good, min(check.tiles, len(good)), replace=False))
+        stored = np.stack([file[FEATURES][int(row)] for row in chosen]).astype(np.float32)
+        coords = np.stack([file["coords"][int(row)] for row in chosen])
+    smallest = 1.0
+    with _reference(info) as slide:
+        for start in range(0, len(chosen), check.reference.batch):
+            rows = slice(start, start + check.reference.batch)
+            tiles = np.zeros((len(coords[rows]), tile_px, tile_px, 3), np.uint8)
+            for tile, (x0, y0) in zip(tiles, coords[rows].tolist(), strict=True):
+                slide.read_into(tile, x0, y0, scale)
+            again = run_backend(check.reference, tiles)[FEATURES]
+            smallest = min(smallest, float(cosines(stored[rows], again).min()))
+            if beat is not None:
+                beat(0)
+        return Agreement(len(chosen), smallest, f"{slide.info.reader}; {check.reference.name}, fp32")
+
+
+def _reference(info: SlideInfo) -> Slide:
+    """Open the slide with OpenSlide where that reads it; else with a fresh reader of its own."""
+    path = info.read_from or info.path
+    if "openslide" in info.reader:
+        return OpenSlideReader(path, info.mpp, info.mpp_source)
+    return open_slide(path, info.mpp, info.mpp_source)

@@ -1,0 +1,71 @@
+"""Slides around a slide: one tells of each read, so that a run sees a decoder that hangs; one is read from a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.slide import Slide, SlideInfo
+
+
+def _named(info: SlideInfo, path: Path) -> SlideInfo:
+    return replace(info, path=path, read_from=info.read_from or info.path)
+
+
+class WatchedSlide:
+    """Another slide; `beat` is called after each read. `path` is its name where it is read from a copy."""
+
+    def __init__(self, slide: Slide, beat: Callable[[], None], path: Path | None = None) -> None:
+        self._slide = slide
+        self._info = slide.info if path is None else _named(slide.info, path)
+        self._beat = beat
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._info
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        self._slide.read_into(out, x0, y0, scale)
+        self._beat()
+
+    def close(self) -> None:
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class StagedSlide:
+    """A slide that is read from a copy: its errors name the slide, for the copy goes."""
+
+    def __init__(self, slide: Slide, copy: Path, path: Path) -> None:
+        self._slide = slide
+        self._copy, self._path = str(copy), str(path)
+
+    @property
+    def info(self) -> SlideInfo:
+        return self._slide.info
+
+    def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
+        try:
+            self._slide.read_into(out, x0, y0, scale)
+        except TileUnreadable as error:
+            raise TileUnreadable(str(error).replace(self._copy, self._path), error.hint) from error
+
+    def close(self) -> None:
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

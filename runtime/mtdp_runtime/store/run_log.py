@@ -1,0 +1,101 @@
+"""run.jsonl: a line a slide, appended by any number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from mtdp_runtime.errors import OutputUnwritable
+
+NAME: Final = "run.jsonl"
+
+
+def append(out: Path, line: Mapping[str, Any]) -> None:
+    """Append a line in one write, under a lock where the file system has locks.
+
+    O_APPEND alone keeps lines apart on a local disk; between the clients of a network share the lock does.
+
+    Raises:
+        OutputUnwritable: the folder cannot be written.
+    """
+    # A file name that is no UTF-8 holds surrogates; escaped like this they are JSON and read back as they were.
+    text = json.dumps(line, ensure_ascii=False) + "\n"
+    data = text.encode("utf-8", errors="backslashreplace")
+    path = out / NAME
+    try:
+        # Not through a link that somebody put there, and without waiting for the reader of a pipe.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(path, flags, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            with contextlib.suppress(OSError):
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            size_bytes = os.fstat(file).st_size
+            if size_bytes and os.pread(file, 1, size_bytes - 1) != b"\n":
+                data = b"\n" + data  # a full disk tore the last line: it must not swallow this one
+            while data:
+                data = data[os.write(file, data) :]
+        finally:
+            os.close(file)  # which unlocks
+    except OSError as error:
+        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise OutputUnwritable(
+            f"{path}: cannot be written: {what}",
+            hint="Free space, move what lies under this name away, or choose another --out.",
+        ) from error
+
+
+def absolute(path: str | Path) -> str:
+    """Return what names a slide whatever folder a run is started in; links are left alone, nothing is looked up."""
+    return os.path.normpath(Path(path).absolute())
+
+
+def failures(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the lines of slides whose last attempt failed, by attempt; lines that are not ours are skipped."""
+    last: dict[str, dict[str, dict[str, Any]]] = {}  # slide -> attempt -> line
+    try:
+        if not (out / NAME).is_file():
+            return {}
+        lines = (out / NAME).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return {}
+    for text in lines:
+        try:
+            line = json.loads(text)
+            slide, attempt, failed = absolute(line["slide"]), line.get("attempt", ""), line["status"] == "failed"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the torn last line of a machine that lost power
+        if failed and attempt:
+            last.setdefault(slide, {})[attempt] = line
+        elif not failed:
+            last.pop(slide, None)
+    return {attempt: line for lines_of in last.values() for attempt, line in lines_of.items()}
+
+
+def counts(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `totals` adds up of a line: short, and the same for a slide of which only the status is known."""
+    numbers = ("tiles", "bad_tiles", "seconds")
+    return {"status": line["status"]} | {name: line[name] for name in numbers if line.get(name)}
+
+
+def totals(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say what a run did in all, from the counts of its slides.
+
+    >>> totals([{"status": "done", "tiles": 900, "bad_tiles": 4, "seconds": 30.0}, {"status": "no-tissue"}])
+    '900 tiles in 30.0 s, 30.0 tiles/s, 1 without tissue, 4 bad tiles'
+    """
+    tiles, bad, seconds = (sum(line.get(name, 0) for line in lines) for name in ("tiles", "bad_tiles", "seconds"))
+    empty = sum(line["status"] == "no-tissue" for line in lines)
+    parts = [f"{tiles} tiles in {seconds:.1f} s"]
+    parts += [f"{tiles / seconds:.1f} tiles/s"] if seconds > 0 else []
+    parts += [f"{empty} without tissue"] if empty else []
+    parts += [f"{bad} bad tiles"] if bad else []
+    return ", ".join(parts)
