@@ -230,8 +230,9 @@ def _by_transformers(trunk: Any, tensors: Tensors) -> Tensors:
     """
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    said: Any = transformers.utils.logging  # without annotations
+    said.set_verbosity_error()
+    said.disable_progress_bar()
     options = {"add_pooling_layer": False} if getattr(trunk, "pooler", trunk) is None else {}
     loaded, info = type(trunk).from_pretrained(
         None,
