@@ -15,7 +15,7 @@ from mtdp_export.attention import attention
 from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.model_store import load_light, save_model
 from mtdp_export.rounding import in_fp32, run
-from mtdp_export.typed import KERNELS, LowType, kernel_names, to_low_type
+from mtdp_export.typed import KERNELS, LowType, float_values, kernel_names, low_types, to_low_type
 from mtdp_runtime.bundle.golden import FEATURES
 from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 
@@ -73,7 +73,7 @@ def write_typed(
             f"Export without --precision {low}.",
         )
     allowed = _SHARE * (1 - (MIN_COSINE[low] if least_cosine is None else least_cosine))
-    overflowing = near_the_end_of_fp16(model, kernels, tiles, folder) if low == "fp16" else frozenset[str]()
+    overflowing = near_the_end_of_fp16(model, tiles, folder) if low == "fp16" else frozenset[str]()
     tried: list[str] = []
     for said, nodes in plans(model, kernels):
         wide = nodes | overflowing
@@ -83,7 +83,7 @@ def write_typed(
         if 1 - cosine <= allowed:
             save_model(typed, folder, out)
             kept = [said] if said else []
-            kept += [f"{len(overflowing)} kernels that come near the end of fp16"] if overflowing else []
+            kept += [f"{len(overflowing)} nodes that come near the end of fp16"] if overflowing else []
             return TypedVariant(low, len(wide & set(kernels)), len(kernels), cosine, " and ".join(kept))
         tried.append(f"{cosine:.6f} with {said or 'none'}")
     where = first_divergence(model, in_fp32(to_low_type(model, low, (), folder)), tiles, low, folder)
@@ -119,20 +119,19 @@ def _sums(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset(n.name for n in model.graph.node if n.op_type in _OF_A_SUM and constants & set(n.input))
 
 
-def near_the_end_of_fp16(
-    model: onnx.ModelProto, kernels: Sequence[str], tiles: NDArray[np.uint8], folder: Path
-) -> frozenset[str]:
-    """Return the kernels of an fp32 graph whose operands or results on the tiles come near the largest fp16."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    among = set(kernels)
-    values = {n.name: [v for v in (*n.input, *n.output) if v and v not in weights] for n in model.graph.node}
-    names = list(dict.fromkeys(v for kernel in kernels for v in values[kernel]))
+def near_the_end_of_fp16(model: onnx.ModelProto, tiles: NDArray[np.uint8], folder: Path) -> frozenset[str]:
+    """Return the nodes of an fp32 graph that would compute in fp16, and whose values on the tiles come near its end."""
+    types, floats = low_types(model, "fp16", ()), float_values(model)
+    floats -= {tensor.name for tensor in model.graph.initializer}
+    among = [node for node in model.graph.node if types[node.name] == "fp16"]
+    values = {node.name: [v for v in (*node.input, *node.output) if v in floats] for node in among}
+    names = list(dict.fromkeys(value for of_node in values.values() for value in of_node))
     large: set[str] = set()
     for start in range(0, len(names), _VALUES_AT_ONCE):
         part = names[start : start + _VALUES_AT_ONCE]
         got = run(model, tiles, part, folder=folder)
         large |= {name for name in part if not float(np.abs(got[name]).max()) < _NEAR_FP16S_END}
-    return frozenset(kernel for kernel in among if large & set(values[kernel]))
+    return frozenset(name for name, of_node in values.items() if large & set(of_node))
 
 
 def first_divergence(

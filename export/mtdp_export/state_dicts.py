@@ -202,6 +202,8 @@ def _check_patches(
 
 def _by_library(trunk: nn.Module, found: Unwrapped) -> Tensors:
     """Rename by the filter of the network's own module of timm; a table of positions of another size is resampled."""
+    if hasattr(trunk, "from_pretrained"):
+        return _by_transformers(trunk, found.tensors)
     rename = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
     if rename is None:
         return found.tensors
@@ -218,6 +220,32 @@ def _by_library(trunk: nn.Module, found: Unwrapped) -> Tensors:
     if old is not None and new is not None and old[-2:] != tuple(new.shape[-2:]):
         found.done.append(f"the table of {old[-2]} positions resampled to {new.shape[-2]}, as timm does")
     return tensors
+
+
+def _by_transformers(trunk: Any, tensors: Tensors) -> Tensors:
+    """Load as transformers does: its names have changed, and it knows those of published files.
+
+    Returns:
+        By the network's own names what fits; an empty tensor under a name that does not.
+    """
+    import transformers
+
+    said: Any = transformers.utils.logging  # without annotations
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    options = {"add_pooling_layer": False} if getattr(trunk, "pooler", trunk) is None else {}
+    loaded, info = type(trunk).from_pretrained(
+        None,
+        config=trunk.config,
+        state_dict=tensors,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    missing = set(info["missing_keys"])
+    misshapen = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    fitting = {name: t for name, t in loaded.state_dict().items() if name not in missing | misshapen}
+    return {**fitting, **{name: torch.empty(0) for name in misshapen | set(info["unexpected_keys"])}}
 
 
 def _is_zip(path: Path) -> bool:

@@ -16,7 +16,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers import SwiGLUPacked
 from torch import nn
 from torchvision.transforms import v2
@@ -80,6 +80,10 @@ def original(recipe: Recipe) -> nn.Module:
 def published(recipe: Recipe, network: nn.Module, folder: Path) -> Path:
     """The weights as they are published, with what lies beside them there."""
     state = {name: value.clone() for name, value in network.state_dict().items()}
+    if recipe.library == "transformers":  # it writes names that are not those in memory
+        network.save_pretrained(folder / "saved")  # type: ignore[operator]
+        state = load_file(folder / "saved" / "model.safetensors")
+        assert not any(".q_proj." in name for name in state) or recipe.key == "plip"
     path = folder / recipe.weights.file
     wrapped: dict[str, Any] = dict(state)
     if recipe.key == "ctranspath":  # the authors' own; the mirror's is bare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -117,14 +118,14 @@ def some_tiles() -> NDArray[np.uint8]:
 
 def test_a_kernel_near_the_end_of_fp16_stays_in_fp32_and_the_others_do_not(tmp_path: Path) -> None:
     tiles = some_tiles()
-    for scale, wide in ((1.0, set()), (1e3, {"second"})):
+    for scale, wide in ((1.0, set()), (1e3, {"times", "second"})):
         model = products(scale)
         onnx.save(model, tmp_path / "base.onnx")
-        assert near_the_end_of_fp16(model, kernel_names(model), tiles, tmp_path) == wide
+        assert near_the_end_of_fp16(model, tiles, tmp_path) == wide
         expected = dict(run(model, tiles))
         typed = write_typed(tmp_path / "base.onnx", "fp16", tmp_path / "fp16.onnx", tiles, expected)
-        assert (typed.fp32_kernels, typed.kernels) == (len(wide), 2)
-        assert ("1 kernels that come near the end of fp16" in typed.kept) == bool(wide)
+        assert (typed.fp32_kernels, typed.kernels) == (len(wide & {"first", "second"}), 2)
+        assert ("2 nodes that come near the end of fp16" in typed.kept) == bool(wide)
 
 
 def test_attention_is_found_and_is_what_is_kept_before_kernels(dino: Dino, resnet18_bundle: Path) -> None:
@@ -168,7 +169,7 @@ class TestTheGate:
         assert least_cosine(measured, "bf16") == pytest.approx(least, abs=1e-9)
         assert least_cosine(measured, "fp16") == 0.9999
         assert least_cosine(manifest, "bf16") == 0.9999
-        assert Manifest.from_json(measured.to_json()) == measured
+        assert Manifest.from_json(json.loads(json.dumps(measured.to_json()))) == measured
         assert Replayed(least + 1e-6, 0.0, 0.0).shortfall("bf16", least) == ""
         assert "is required" in Replayed(least - 1e-6, 0.0, 0.0).shortfall("bf16", least)
 
