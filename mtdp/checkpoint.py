@@ -68,6 +68,7 @@ class CheckpointInfo:
 
 
 def current_versions() -> dict[str, str]:
+    """Return the versions of what trains, by name."""
     return {
         "mtdp": mtdp.__version__,
         "torch": torch.__version__,

@@ -69,6 +69,7 @@ def _name_type_plainly(parameter: Any) -> None:
 
 
 def print_version(wanted: bool) -> None:
+    """Print the version and end, where it was asked for."""
     if wanted:
         import mtdp
 
@@ -98,10 +99,12 @@ def begin(verbose: bool, huge_images: bool = False) -> None:
 
 
 def comma_list(text: str) -> tuple[str, ...]:
+    """Return the parts of a text between its commas."""
     return tuple(part.strip() for part in text.split(","))
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Return the whole numbers of a list such as 1,5,20."""
     try:
         return tuple(int(part) for part in comma_list(text))
     except ValueError:

@@ -23,6 +23,7 @@ _M_TOP_PAD: Final = -2
 
 
 def best_device() -> torch.device:
+    """Return the first GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

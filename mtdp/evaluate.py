@@ -145,6 +145,7 @@ RETRIEVAL: Final = f"precision@{FIRST}"
 
 
 def few_name(each: int) -> str:
+    """Return what so many groups of each class are called."""
     return f"{each} group{'s' * (each != 1)}"
 
 

@@ -23,8 +23,11 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """The input contract of a network: side of the square input, per-channel RGB statistics on the scale 0..1, and the
-    interpolation by which images of another size come to that side."""
+    """The input contract of a network.
+
+    Side of the square input, per-channel RGB statistics on the scale 0..1, and the interpolation by which images of
+    another size come to that side.
+    """
 
     image_px: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN

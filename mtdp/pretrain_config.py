@@ -146,6 +146,7 @@ def check_data(
     saved: RunState | None,
     dataset: dict[str, Any],
 ) -> None:
+    """Refuse to go on with other data than a saved run had."""
     if not tasks:
         raise UsageError("there is no task to train on")
     strangers = sorted(set(config.train_only) - {task.name for task in tasks})

@@ -24,8 +24,11 @@ from mtdp.weights import STATE_NAME
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Tensors `network.*`, of the optimiser (`momentum.*`; of AdamW `exp_avg.*`, `exp_avg_sq.*`, `step.*`) and `rng`,
-    and a JSON document, in fp16 with the state of the `scaler`."""
+    """What a run goes on from: tensors, and a JSON document.
+
+    The tensors are `network.*`, the optimiser's (`momentum.*`; AdamW's `exp_avg.*`, `exp_avg_sq.*`, `step.*`) and
+    `rng`; in fp16 the document has the state of the `scaler`.
+    """
 
     tensors: dict[str, torch.Tensor]
     data: dict[str, Any]
@@ -110,11 +113,13 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def restore_network(net: MultiTaskNet, saved: RunState, out: Path) -> None:
+    """Give a network the weights of a saved run."""
     state = {name.removeprefix("network."): t for name, t in saved.tensors.items() if name.startswith("network.")}
     fill_net(net, state, out / STATE_NAME)
 
 
 def restore_optimiser(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved: RunState) -> None:
+    """Give an optimiser the state of a saved run."""
     for name, parameter in net.named_parameters():
         for kind in (*_KINDS, "exp_avg", "exp_avg_sq", "step"):
             value = saved.tensors.get(f"{_KINDS.get(kind, kind)}.{name}")
@@ -124,6 +129,7 @@ def restore_optimiser(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, saved: RunState) -> None:
+    """Give a gradient scaler the state of a saved run, where it scales."""
     if scaler.is_enabled():
         scaler.load_state_dict(saved.data["scaler"])
 

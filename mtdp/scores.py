@@ -60,4 +60,5 @@ def score(logits: NDArray[np.float32], labels: NDArray[np.int64], metric: str) -
 
 
 def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """Return int64[N]: the label of each sample."""
     return np.array([sample.label for sample in samples], dtype=np.int64)

@@ -268,6 +268,7 @@ def download(url: str, file_name: str, sha256_prefix: str = "", timeout_s: float
 
 
 def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

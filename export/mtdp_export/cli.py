@@ -78,6 +78,7 @@ def _version(asked: bool) -> None:
 def export(
     ctx: typer.Context,
     source: o.Source = None,
+    *,
     out: o.Out = None,
     weights: o.Weights = None,
     feature: o.Feature = None,

@@ -190,7 +190,7 @@ def _prefixes(name: str) -> Iterator[str]:
 def _check_patches(
     tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path, arch: str
 ) -> None:
-    """timm's filter would resample a patch embedding of another size, and the result would be another encoder."""
+    """Refuse a patch embedding of another size: timm's filter would resample it, and that would be another encoder."""
     name = "patch_embed.proj.weight"
     if name in tensors and name in wanted and tensors[name].dim() == 4 and tensors[name].shape != wanted[name].shape:
         raise WeightsError(

@@ -53,8 +53,11 @@ _JANOWCZYK = re.compile(r"^(\d+)_(\d+)\.tif$")
 def _patches(
     image: Path, root: Path, seed: int, group: str, side: int, objects: Mapping[str, Sequence[Point]]
 ) -> list[Patch]:
-    """Windows around the objects of each class, and those without any. A window of a class holds none of the classes
-    named before it: what holds a mitosis is never an example of something else."""
+    """Return windows around the objects of each class, and those without any.
+
+    A window of a class holds none of the classes named before it: what holds a mitosis is never an example of something
+    else.
+    """
     width, height = image_size(image)
     if min(width, height) < side:
         raise TaskError(f"{image} is {width} x {height} pixels, less than a window of {side}", "is it the full image?")

@@ -40,7 +40,7 @@ def find(root: Path, patterns: Sequence[str], expected: str) -> list[Path]:
 
 
 def _hidden(path: Path, root: Path) -> bool:
-    """macOS leaves `._name` twins in archives."""
+    """Tell the `._name` twins that macOS leaves in archives."""
     return any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
 
 

@@ -37,6 +37,7 @@ class Cell:
 
 
 def set_name(left_out: Sequence[str]) -> str:
+    """Return what a set of left-out tasks is called."""
     return "-".join(left_out)
 
 

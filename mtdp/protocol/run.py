@@ -349,4 +349,5 @@ def _lock(path: Path) -> Iterator[bool]:
 
 
 def to_stderr(text: str) -> None:
+    """Print a line to stderr at once."""
     print(text, file=sys.stderr, flush=True)

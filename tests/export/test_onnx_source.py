@@ -37,6 +37,7 @@ def make_onnx(tmp_path: Path) -> Make:
 
     def make(
         name: str = "own.onnx",
+        *,
         batch: Any = "n",
         side: Any = PX,
         opset: int = 17,

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mtdp_runtime.cohort.requests import list_slides
-from mtdp_runtime.commands.extract import _target
+from mtdp_runtime.commands.options import target_mpp
 from mtdp_runtime.errors import SlideScaleUnknown, UsageError
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import MAX_ANISOTROPY, imagej_scale, ome_scale, scale_of, scale_of_tags
@@ -230,7 +230,7 @@ def test_an_absurd_scale_of_the_user_is_refused(tmp_path: Path, mpp: float) -> N
     with pytest.raises(UsageError, match="not a scale"):
         list_slides([SLIDE], mpp)
     with pytest.raises(UsageError, match="not a scale"):
-        _target(mpp, None)
+        target_mpp(mpp, None)
     if math.isnan(mpp):
         return  # in a table it is pandas' way to say nothing
     (tmp_path / "m.csv").write_text(f"slide,mpp\na.svs,{mpp}\n")
@@ -239,10 +239,10 @@ def test_an_absurd_scale_of_the_user_is_refused(tmp_path: Path, mpp: float) -> N
 
 
 def test_magnification_is_another_word_for_mpp() -> None:
-    assert _target(None, 20) == 0.5
-    assert _target(None, 40) == 0.25
+    assert target_mpp(None, 20) == 0.5
+    assert target_mpp(None, 40) == 0.25
     with pytest.raises(UsageError, match="twice"):
-        _target(0.5, 20)
+        target_mpp(0.5, 20)
     for wrong in (0, -20, float("nan")):
         with pytest.raises(UsageError, match="--magnification"):
-            _target(None, wrong)
+            target_mpp(None, wrong)

@@ -72,13 +72,10 @@ def extract(
 
     named = list(slides or [])
     if verify is not None:
-        if named or demo or dry_run:
-            raise UsageError("--verify takes a folder and no slides", hint=f"mtdp-extract --verify {verify}")
-        raise typer.Exit(exit_codes.of_run(_verify(verify, as_json), 0))
+        raise typer.Exit(_verify(verify, as_json, alone=not (named or demo or dry_run)))
     if not named and not demo:
         raise UsageError("no slide was named", hint="mtdp-extract SLIDE, or mtdp-extract --demo to try it without one.")
-    part = options.part_of(shard)
-    batch_size = options.count_or_auto("--batch", batch)
+    part, batch_size = options.part_of(shard), options.count_or_auto("--batch", batch)
     cores = options.count_or_auto("--threads", threads) or usable_cores()
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
     worker = supervise(stall_limit, partial(_lost, None if dry_run else out, as_json))
@@ -116,11 +113,13 @@ def extract(
     raise typer.Exit(_carry_out(job, worker, dry_run, demo, as_json))
 
 
-def _verify(out: Path, as_json: bool) -> int:
-    """Return how many files of a folder do not hold."""
+def _verify(out: Path, as_json: bool, *, alone: bool) -> int:
+    """Look at every file of a folder; return the exit code."""
     from mtdp_runtime.commands.verify import say_verdicts
 
-    return say_verdicts(out, as_json)
+    if not alone:
+        raise UsageError("--verify takes a folder and no slides", hint=f"mtdp-extract --verify {out}")
+    return exit_codes.of_run(say_verdicts(out, as_json), 0)
 
 
 def _requests(

@@ -102,6 +102,7 @@ def pictures_of(path: Path, series: str) -> tuple[list[list[Instance]], str]:
 
 
 def as_image(instance: Instance, first: Instance) -> Candidate:
+    """Return an instance as a candidate for a level of the pyramid that `first` begins."""
     width, height = instance.width, instance.height
     if width < 1 or height < 1 or instance.tile_width < 1 or instance.tile_height < 1:
         raise SlideUnreadable(

@@ -59,9 +59,9 @@ def is_scale(mpp: float) -> bool:
 
 
 def um_of(unit: str) -> float | None:
-    """Return how many micrometres a unit of length is, however it is written; None where it is no length.
+    r"""Return how many micrometres a unit of length is, however it is written; None where it is no length.
 
-    >>> um_of("&#181;m"), um_of(r"\\u00B5m"), um_of("Micron"), um_of("in"), um_of("pixel")
+    >>> um_of("&#181;m"), um_of(r"\u00B5m"), um_of("Micron"), um_of("in"), um_of("pixel")
     (1.0, 1.0, 1.0, 25400.0, None)
     """
     text = re.sub(r"\\\\?u00[bB]5|\\\\?u03[bB][cC]", "µ", html.unescape(html.unescape(unit))).strip()
