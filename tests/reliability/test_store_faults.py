@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mtdp_runtime.errors import ClaimLost, OutputUnwritable
+from mtdp_runtime.store import progress, writer
 from mtdp_runtime.store.layout import TileStatus
-from mtdp_runtime.store.writer import FeatureStore, partial_path, progress, writer
+from mtdp_runtime.store.writer import FeatureStore, partial_path
 from shim import under_shim
 from store_life import BATCH, ROWS, layout, live, problem, rows
 
