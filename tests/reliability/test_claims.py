@@ -148,7 +148,7 @@ def test_two_processes_do_each_slide_once(tiny_bundle: Path, tmp_path: Path, opt
     ]
     for process in both:
         process.communicate()
-        assert process.returncode == 0
+        assert process.returncode in ((0,) if options else (0, 3))  # 3: the other one is at the last slide
     lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
     done = [Path(line["slide"]).name for line in lines if line["status"] == "done"]
     assert sorted(done) == sorted(f"s{number}.tiff" for number in range(12))

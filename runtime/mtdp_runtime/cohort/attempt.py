@@ -152,7 +152,7 @@ def _failure(request: SlideRequest, error: Exception, evidence: Evidence, this: 
         failed(request.path, error, own) if isinstance(error, SlideError) else unforeseen(request.path, error, own)
     )
     if evidence.fault is not None and not this.stored:
-        message, hint = in_words(outcome.message, evidence.fault)
+        message, hint = in_words(outcome.message, outcome.hint, evidence.fault)
         outcome = replace(outcome, message=message, hint=hint)
     return replace(outcome, message=outcome.message.replace(str(this.read_from), str(request.path)))
 

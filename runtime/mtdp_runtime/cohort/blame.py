@@ -63,8 +63,10 @@ class Evidence:
         return self.contents >= 2 and self.fault is None
 
 
-def in_words(message: str, fault: Fault) -> tuple[str, str]:
+def in_words(message: str, hint: str, fault: Fault) -> tuple[str, str]:
     """Return the message and the hint for a slide that failed by what the system said."""
+    if fault.reason == os.strerror(errno.ENOENT) and hint:
+        return message, hint
     if fault.reason not in message:
         message = f"{message} ({fault.reason})"
     if fault.reason in _RIGHTS:
