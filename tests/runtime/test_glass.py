@@ -226,3 +226,13 @@ def test_narrow_stripes_of_four_percent_are_no_tissue(tint: tuple[int, int, int]
     dimmer = (1 - 0.04 * (np.arange(WIDE) // step % 2))[None, :, None]
     seen = np.array(tint) * dimmer + np.random.default_rng(step).normal(0, 1.5, (HIGH, WIDE, 3))
     assert not tissue_of(np.clip(np.rint(seen), 0, 255).astype(np.uint8), 8.0, SETTINGS)[0].any()
+
+
+def test_what_lies_beside_a_fill_of_one_value_is_no_glass_where_no_lamp_gives_its_colour() -> None:
+    """A writer's white around evenly stained tissue: the tissue is most of the picture, flat, and alike."""
+    image = np.full((128, 128, 3), 243, np.uint8)
+    pink = np.random.default_rng(0).normal((200, 120, 170), 1.5, (128, 96, 3))
+    image[:, 32:] = np.clip(np.rint(pink), 0, 255).astype(np.uint8)
+    mask, _ = tissue_of(image, 8.0, TissueSettings())
+    assert mask[:, 34:].all()
+    assert not mask[:, :30].any()

@@ -96,7 +96,7 @@ def find_glass(image: NDArray[np.uint8], mpp: float) -> Glass:
     unscanned = unscanned_cells(cells, one_value_cells(image, cells, cell_px))
     scanned = ~grown(unscanned)
     glass, colour = _glass_cells(cells, flat & scanned, scanned)
-    if unscanned.any() and (colour is None or not _grainy(cells, glass)):
+    if unscanned.any() and (colour is None or not _may_be_glass(OD_OF[colour]) or not _grainy(cells, glass)):
         # The one value is the glass, clipped or drawn, and what is beside it is tissue or drawn as well.
         unscanned, scanned = np.zeros_like(unscanned), np.ones_like(scanned)
         glass, colour = _glass_cells(cells, flat, scanned)
@@ -174,10 +174,8 @@ def _glass_cells(
     """Return bool[h, w], the cells that are glass, and its colour; None where there is none."""
     none = np.zeros(flat.shape, np.bool_)
     od = OD_OF[cells]
-    tint = greatest(od) - least(od)
     bright = least(od) < OD_OF[DARKEST_GLASS]
-    warm = (od[..., 0] <= od[..., 1]) & (od[..., 1] <= od[..., 2]) & (tint <= _WARM_OD)
-    candidates = flat & bright & (warm | (tint <= _TINT_OD))
+    candidates = flat & bright & _may_be_glass(od)
     if candidates.sum() >= _LEAST_CELLS:
         colour = _brightest_peak(cells[candidates])
     elif (flat & bright).any():
@@ -199,6 +197,13 @@ def _glass_cells(
     of_peak[0] = False
     glass = of_peak[labels] | (alike & (np.abs(level) <= max(_SAME_OD, _tolerance(colour))))
     return (glass, colour) if glass.sum() >= _LEAST_CELLS else (none, None)
+
+
+def _may_be_glass(od: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return bool[...]: a colour, int32[..., 3] in thousandths of optical density, that glass and lamp may have."""
+    tint = greatest(od) - least(od)
+    warm = (od[..., 0] <= od[..., 1]) & (od[..., 1] <= od[..., 2]) & (tint <= _WARM_OD)
+    return np.asarray(warm | (tint <= _TINT_OD))
 
 
 def _brightest_peak(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
