@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import TextIO
 
 STOPPED = "stopped: what was computed is kept; run the same command again to go on"
 
@@ -21,10 +22,18 @@ def prepare() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, leave_at_once)
     _open_missing_streams()
-    if not isinstance(getattr(sys.stderr, "buffer", None), _Deaf):
+    if _is_the_process_own(sys.stderr) and not isinstance(getattr(sys.stderr, "buffer", None), _Deaf):
         with contextlib.suppress(OSError, AttributeError):
             sys.stderr.flush()
         sys.stderr = io.TextIOWrapper(_Deaf(), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _is_the_process_own(stream: TextIO | None) -> bool:
+    """Tell whether a stream is the process's standard error, and not what a caller put in its place."""
+    try:
+        return stream is None or stream.fileno() == 2
+    except (OSError, ValueError):
+        return False
 
 
 def leave_at_once(signum: int, frame: FrameType | None) -> None:
