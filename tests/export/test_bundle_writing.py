@@ -315,3 +315,7 @@ def test_help_imports_neither_torch_nor_onnx() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.rstrip().endswith("[]")
+    for kind in ("<str>", "<int>", "<float", "list["):
+        assert kind not in result.stdout, "an option says what it takes, not the type of that"
+    assert "Exit codes: 0: all is done; 1:" in result.stdout
+    assert "--precision fp32|fp16|bf16|int8" in result.stdout
