@@ -16,7 +16,7 @@ class Level:
 
     width: int
     height: int
-    downsample: float  # level-0 pixels a pixel of this level covers
+    downsample: float  # level-0 pixels per pixel of this level covers
     whole: bool = True  # the reader gives its pixels as they are, wherever they lie; False where neighbours are blended
 
 
@@ -80,7 +80,7 @@ class Slide(Protocol):
             out: where the pixels go.
             x0: level-0 pixel.
             y0: level-0 pixel.
-            scale: level-0 pixels an output pixel.
+            scale: level-0 pixels per output pixel.
             source: what to resample from, the same for all tiles of a grid: `grid_source`. Where None, what the law
                 allows at this place (`source_at`).
 
