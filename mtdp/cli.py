@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from mtdp import cli_catalogue, cli_protocol, cli_train
-from mtdp.cli_options import Group, print_version
+from mtdp.cli_options import EXIT_CODES, Group, print_version
 
 app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # markup would eat [[task]]
+    epilog=EXIT_CODES,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Multi-task pre-training for digital pathology, and transfer to a task of your own (arXiv 2005.02561).",

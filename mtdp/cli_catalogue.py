@@ -14,8 +14,7 @@ _TENTHS = 10
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (tasks, convert, pool, split):
-        app.command(cls=o.Command)(command)
+    o.add(app, tasks, convert, pool, split)
 
 
 def tasks(
@@ -40,7 +39,9 @@ def tasks(
 def pool(
     *,
     folder: Annotated[Path, typer.Argument(help="Folder that holds tasks.", metavar="DIR")],
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="DIR/pool.toml")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="DIR/pool.toml")
+    ] = None,
     huge_images: o.HugeImages = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -59,19 +60,25 @@ def pool(
 def split(
     *,
     source: Annotated[Path, typer.Argument(help="Folder with a folder of images for each class.", metavar="CLASSES")],
-    out: Annotated[Path, typer.Option(help="Task folder to make; it must not be there yet.")],
-    shares: Annotated[str, typer.Option(help="Of train, val and test, in any unit.")] = "60,20,20",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Task folder to make; it must not be there yet.")],
+    shares: Annotated[
+        str, typer.Option(metavar="N,N,N", help="Shares of train, val and test: 60,20,20 or 3,1,1.")
+    ] = "60,20,20",
     groups: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="CSV with the columns image, group: images of one group stay in the same split.",
             show_default="the part of a file's name before its first underscore",
         ),
     ] = None,
     each_image: Annotated[
-        bool, typer.Option("--each-image", help="Each image is a group: right only if no two are of one patient.")
+        bool,
+        typer.Option(
+            "--each-image", help="Each image is its own group: right only if no two images are of one patient."
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split.")] = 0,
     huge_images: o.HugeImages = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -91,8 +98,8 @@ def convert(
     *,
     task: Annotated[str, typer.Argument(help="Name of a public task, as `mtdp-train tasks` lists it.", metavar="TASK")],
     source: Annotated[Path, typer.Argument(help="Folder of the unpacked download.", metavar="SOURCE_DIR")],
-    out: Annotated[Path, typer.Option(help="Task folder to make; it must not be there yet.")],
-    seed: Annotated[int, typer.Option(help="Of the split, and of the windows around objects.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Task folder to make; it must not be there yet.")],
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the split and of the windows around objects.")] = 0,
     huge_images: o.HugeImages = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -14,6 +14,13 @@ from mtdp.errors import MtdpError, UsageError
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 MetricName = Literal["auto", "accuracy", "roc_auc"]
+
+# What each exit code means: the last lines of every --help.
+EXIT_CODES: Final = (
+    "Exit codes: 0: all is done; 1: something failed (a task, an image, weights, memory, a training that diverged); "
+    "2: an option or a path cannot be used; 130, 143: stopped by SIGINT, SIGTERM; the state is saved where the command "
+    "has --resume."
+)
 
 # What other commands call an option; accepted here, too, and not shown.
 ALIASES: Final = {"--weights": "--init", "--tile-px": "--image-px", "--batch": "--batch-size"}
@@ -32,14 +39,26 @@ class Group(TyperGroup):
             raise typer.Exit(error.exit_code) from None
 
 
-class Command(TyperCommand):
-    """A command that takes an option by the names of the other commands, too."""
+class PlainHelp(TyperCommand):
+    """A command whose help names an argument without its type, which would say less than the name does."""
 
-    def get_params(self, ctx: Any) -> Any:
-        params = super().get_params(ctx)
-        for parameter in params:
-            _name_type_plainly(parameter)
-        return params
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options."""
+        arguments, options = [], []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and parameter.param_type_name == "argument":
+                arguments.append((record[0].split(" <")[0], record[1]))
+            elif record is not None:
+                options.append(record)
+        for title, records in (("Arguments", arguments), ("Options", options)):
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class Command(PlainHelp):
+    """A command that takes an option by the names of the other commands, too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {name for parameter in self.params for name in parameter.opts}
@@ -55,17 +74,11 @@ class Command(TyperCommand):
         return super().parse_args(ctx, given)
 
 
-def _name_type_plainly(parameter: Any) -> None:
-    """Of what takes no value the help would say <bool>, and <list[Path]> of what may be repeated."""
-    told = getattr(parameter, "display_type_rich", None)
-    if told is None or "display_type_rich" in vars(parameter):
-        return
-    flag = getattr(parameter, "is_flag", False)
-
-    def plain(ctx: Any) -> Any:
-        return None if flag else re.sub(r"list\[(\w+)\]", lambda found: found[1].lower(), told(ctx=ctx) or "")
-
-    vars(parameter)["display_type_rich"] = plain
+def add(app: typer.Typer, *commands: Callable[..., None]) -> None:
+    """Add commands whose help ends with the exit codes; the list of commands has their whole first sentences."""
+    for command in commands:
+        first = " ".join((command.__doc__ or "").split("\n\n")[0].split())
+        app.command(cls=Command, epilog=EXIT_CODES, short_help=first)(command)
 
 
 def print_version(wanted: bool) -> None:
@@ -111,29 +124,44 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
         raise UsageError(f"{option} {text!r} is not a list of whole numbers", "for example 1,5,20") from None
 
 
-Pool = Annotated[Path, typer.Option(help="TOML file that lists the tasks: one [\\[task]] with name and path for each.")]
-TaskPath = Annotated[Path, typer.Option("--task", help="Task folder, or its table.")]
-Arch = Annotated[str, typer.Option(help="A torchvision ResNet or DenseNet, or timm:NAME.")]
-OwnArch = Annotated[str | None, typer.Option(help="Architecture, where --init does not name it itself.")]
+Pool = Annotated[
+    Path, typer.Option(metavar="FILE", help="TOML file that lists the tasks: one [[task]] with name and path for each.")
+]
+TaskPath = Annotated[Path, typer.Option("--task", metavar="TASK", help="Task folder, or its table.")]
+Arch = Annotated[str, typer.Option(metavar="NAME", help="A torchvision ResNet or DenseNet, or timm:NAME.")]
+OwnArch = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Architecture, where --init does not name it itself.")
+]
 Init = Annotated[
-    str, typer.Option(help="Starting weights: imagenet, random, mtdp (the authors'), or a .safetensors, .pth or run.")
+    str,
+    typer.Option(
+        metavar="WEIGHTS",
+        help="Starting weights: imagenet, random, mtdp (the authors'), or a .safetensors, .pth or run.",
+    ),
 ]
 Source = Annotated[
     str,
-    typer.Option(help="Features of: a run, a checkpoint, a bundle; imagenet, random, mtdp, colour; or a weights file."),
+    typer.Option(
+        metavar="WEIGHTS",
+        help="What gives the features: a run, a checkpoint, a bundle, a weights file, imagenet, random, mtdp, colour.",
+    ),
 ]
-BatchSize = Annotated[int, typer.Option(help="Images in each batch, all tasks mixed.")]
-ImagePx = Annotated[int, typer.Option(help="Side of the square input in pixels.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", help="Images in each batch, all tasks mixed.")]
+ImagePx = Annotated[int, typer.Option(metavar="N", help="Side of the square input in pixels.")]
 OwnImagePx = Annotated[
-    int | None, typer.Option(help="Side of the square input in pixels.", show_default="that of --init, or its own")
+    int | None,
+    typer.Option(metavar="N", help="Side of the square input in pixels.", show_default="that of --init, or its own"),
 ]
-Iterations = Annotated[int, typer.Option(help="Of each pre-training, warm-up included.")]
-WarmupLr = Annotated[float, typer.Option(help="Learning rate of the heads in the warm-up.")]
+Iterations = Annotated[int, typer.Option(metavar="N", help="Iterations of each pre-training, warm-up included.")]
+WarmupLr = Annotated[float, typer.Option(metavar="X", help="Learning rate of the heads in the warm-up.")]
 Adaptation = Annotated[
     int,
-    typer.Option(help="Batches that first give batch norm the data's statistics, at unchanged outputs; 0: none."),
+    typer.Option(
+        metavar="N",
+        help="Before training, batch norm takes its statistics from this many batches; outputs stay the same. 0: off.",
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Of all that is random.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything that is random.")]
 Precision = Annotated[
     PrecisionName,
     typer.Option(help="auto: bf16 where the GPU or the CPU is faster in it, fp16 on a GPU that has fp16 only."),
@@ -141,13 +169,14 @@ Precision = Annotated[
 Metric = Annotated[MetricName, typer.Option(help="auto: ROC AUC for two classes, else accuracy.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state in --out.")]
 HugeImages = Annotated[bool, typer.Option("--huge-images", help="Also take images of more than 179 million pixels.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say results and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say versions, device and precision.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print versions, device and precision.")]
 PAPER_RATES: Final = "1e-3, 1e-4, 1e-5, 1e-6"
 
 Rate = Annotated[
     float | None,
     typer.Option(
+        metavar="X",
         help="Learning rate after the warm-up. The paper chose 1e-3 for ResNet-50 and 1e-4 for DenseNet-121.",
         show_default="1e-3 for resnet50, else 1e-4",
     ),
@@ -155,35 +184,62 @@ Rate = Annotated[
 Multiplier = Annotated[
     float | None,
     typer.Option(
+        metavar="X",
         help="The heads learn at --lr times this. The paper chose 1 for ResNet-50 and 5 for DenseNet-121.",
         show_default="5 for densenet121, else 1",
     ),
 ]
 Optimiser = Annotated[Literal["sgd", "adamw"], typer.Option(help="The paper uses sgd; vision transformers want adamw.")]
-WeightDecay = Annotated[float, typer.Option(help="Of matrices; 0.05 is usual with adamw.")]
+WeightDecay = Annotated[
+    float, typer.Option(metavar="X", help="Weight decay of the matrices; 0.05 is usual with adamw.")
+]
 Schedule = Annotated[
     Literal["constant", "cosine"], typer.Option(help="cosine: the rates fall to 0 at the last iteration.")
 ]
 LrRise = Annotated[
-    int, typer.Option(help="Iterations after the warm-up of the heads in which the rates rise linearly.")
+    int, typer.Option(metavar="N", help="Iterations after the warm-up of the heads in which the rates rise linearly.")
 ]
 LayerDecay = Annotated[
-    float, typer.Option(help="The rate of each layer is this times that of the next; 0.75 is usual for ViT.")
+    float,
+    typer.Option(metavar="X", help="The rate of each layer is this times that of the next; 0.75 is usual for ViT."),
 ]
-DropPath = Annotated[float, typer.Option(help="Chance that a branch of the last block is left out, for ViT.")]
+DropPath = Annotated[
+    float, typer.Option(metavar="X", help="Chance that a branch of the last block is left out, for ViT.")
+]
 
 Evaluated = Annotated[
-    list[str] | None, typer.Option(help="Task to leave out and judge; repeat.", show_default="all with val and test")
+    list[str] | None,
+    typer.Option(
+        metavar="TASK",
+        help="Task to leave out and evaluate; repeat it for several.",
+        show_default="all with val and test",
+    ),
 ]
-Rates = Annotated[list[float] | None, typer.Option(help="Of the grid; repeat.", show_default=PAPER_RATES)]
-Multipliers = Annotated[list[float] | None, typer.Option(help="Of the grid; repeat.", show_default="1, 5, 10")]
-Warmups = Annotated[list[int] | None, typer.Option(help="Of the grid, in iterations; repeat.", show_default="5000, 0")]
-Finetuned = Annotated[list[str] | None, typer.Option(help="Evaluated task to fine-tune on, too; repeat, or all.")]
+Rates = Annotated[
+    list[float] | None,
+    typer.Option(metavar="X", help="Learning rate of the grid; repeat it for several.", show_default=PAPER_RATES),
+]
+Multipliers = Annotated[
+    list[float] | None,
+    typer.Option(
+        metavar="X", help="The heads learn at --lr times this; repeat it for a grid.", show_default="1, 5, 10"
+    ),
+]
+Warmups = Annotated[
+    list[int] | None,
+    typer.Option(
+        metavar="N", help="Iterations that train only the heads; repeat it for a grid.", show_default="5000, 0"
+    ),
+]
+Finetuned = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TASK", help="Evaluated task to fine-tune on as well; repeat it, or say all."),
+]
 Release = Annotated[
     bool,
     typer.Option(
         "--release",
-        help="At last train one network on all images of all tasks, test splits too, by the combination that is best "
-        "over all, as the published networks were: OUT/release.",
+        help="At the end, also train one network on all images of all tasks, test splits included, with the "
+        "combination that is best overall, as the paper did for its published networks. It is written to OUT/release.",
     ),
 ]

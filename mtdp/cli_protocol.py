@@ -14,34 +14,42 @@ from mtdp.errors import Interrupted
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (loto, evaluate, breakhis):
-        app.command(cls=o.Command)(command)
+    o.add(app, loto, evaluate, breakhis)
 
 
 def loto(
     *,
     pool: o.Pool,
-    out: Annotated[Path, typer.Option(help="Folder of the cells and of table.md, table.csv and table.png.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the cells and of table.md, table.csv and table.png.")
+    ],
     arch: o.Arch = "resnet50",
     init: o.Init = "imagenet",
     evaluate: o.Evaluated = None,
     lr: o.Rates = None,
     head_lr_multiplier: o.Multipliers = None,
     warmup: o.Warmups = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each combination.")] = 5,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each combination.")] = 5,
     iterations: o.Iterations = 50_000,
     warmup_lr: o.WarmupLr = 1e-3,
     batch_size: o.BatchSize = 64,
-    image_px: Annotated[int, typer.Option(help="Side of the square input, in training and in transfer.")] = 224,
+    image_px: Annotated[
+        int, typer.Option(metavar="N", help="Side of the square input, in training and in transfer.")
+    ] = 224,
     precision: o.Precision = "auto",
     adaptation_batches: o.Adaptation = 20,
     finetune: o.Finetuned = None,
-    finetune_lr: Annotated[list[float] | None, typer.Option(help="Repeat.", show_default=o.PAPER_RATES)] = None,
-    finetune_epochs: Annotated[int, typer.Option(help="For each rate.")] = 100,
+    finetune_lr: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X", help="Learning rate of fine-tuning; repeat it for several.", show_default=o.PAPER_RATES
+        ),
+    ] = None,
+    finetune_epochs: Annotated[int, typer.Option(metavar="N", help="Epochs of fine-tuning for each rate.")] = 100,
     scratch: Annotated[
-        bool, typer.Option("--scratch", help="Also train from random weights, where fine-tuned.")
+        bool, typer.Option("--scratch", help="Also train the fine-tuned tasks from random weights.")
     ] = False,
-    joint: Annotated[bool, typer.Option("--joint", help="Also joint training on the whole pool.")] = False,
+    joint: Annotated[bool, typer.Option("--joint", help="Also do the joint training on the whole pool.")] = False,
     release: o.Release = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and the time they take; train nothing.")
@@ -52,9 +60,9 @@ def loto(
 ) -> None:
     """Run the paper's protocol: leave tasks out, pre-train on the rest, transfer, and put the results in a table.
 
-    A run that was stopped goes on with the next missing cell; several processes may share one --out. An option given
-    once makes a grid of one. By this protocol the paper chose 1e-3 and multiplier 1 for ResNet-50, 1e-4 and 5 for
-    DenseNet-121, with warm-up for both.
+    A run that was stopped goes on with the next missing cell; several processes may share one --out. Where an option
+    of the grid is given once, only this value is tried. By this protocol the paper chose 1e-3 and multiplier 1 for
+    ResNet-50, 1e-4 and 5 for DenseNet-121, with warm-up for both.
     """
     from mtdp.finetune import LEARNING_RATES
     from mtdp.protocol.config import ProtocolConfig
@@ -101,18 +109,29 @@ def loto(
 
 def evaluate(
     *,
-    task: Annotated[list[Path], typer.Option(help="Task folder, or its table; repeat.")],
-    bundle: Annotated[list[Path] | None, typer.Option(help="Exported bundle to judge, of any encoder; repeat.")] = None,
-    init: Annotated[
-        list[str] | None, typer.Option(help="Also judge a run, a checkpoint, or named weights with --arch; repeat.")
+    task: Annotated[list[Path], typer.Option(metavar="TASK", help="Task folder, or its table; repeat it for several.")],
+    bundle: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="BUNDLE", help="Exported bundle to evaluate, of any encoder; repeat it for several."),
     ] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture of --init, where it does not name it itself.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of evaluation.md, evaluation.csv and evaluation.png.")] = Path(
-        "evaluation"
-    ),
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Also evaluate a run, a checkpoint, or named weights with --arch; repeat it for several.",
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Architecture of --init, where it does not name it itself.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of evaluation.md, evaluation.csv and evaluation.png.")
+    ] = Path("evaluation"),
     metric: o.Metric = "auto",
     image_px: o.OwnImagePx = None,
-    seed: Annotated[int, typer.Option(help="Of the draws of few labels, the SVM and the random network.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of the draws of few labels, of the SVM and of the random network.")
+    ] = 0,
     precision: o.Precision = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers for programs, not the table.")] = False,
     huge_images: o.HugeImages = False,
@@ -122,7 +141,7 @@ def evaluate(
     """Compare encoders on labelled tasks: probe, few labels, k-NN and retrieval, with 95 % intervals.
 
     A network that was never trained and six colour numbers are always in the table: where they do as well as an
-    encoder, the task says nothing of encoders.
+    encoder, the task tells nothing about encoders.
     """
     import json
 
@@ -159,12 +178,17 @@ def breakhis(
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Fine-tune the whole network instead of fitting an SVM to its features.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the fine-tuned networks; needed by --finetune.")] = None,
-    lr: Annotated[
-        list[float] | None, typer.Option(help="Of fine-tuning; several are compared.", show_default=o.PAPER_RATES)
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the fine-tuned networks; needed by --finetune.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Of fine-tuning, for each rate.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="Images in each batch.")] = 64,
+    lr: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X", help="Learning rate of fine-tuning; repeat it to compare several.", show_default=o.PAPER_RATES
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(metavar="N", help="Epochs of fine-tuning for each rate.")] = 100,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in each batch.")] = 64,
     image_px: o.OwnImagePx = None,
     seed: o.Seed = 0,
     precision: o.Precision = "auto",

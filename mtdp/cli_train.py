@@ -13,21 +13,24 @@ from mtdp import cli_options as o
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (pretrain, finetune, probe):
-        app.command(cls=o.Command)(command)
+    o.add(app, pretrain, finetune, probe)
 
 
 def pretrain(
     *,
     pool: o.Pool,
-    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, state to resume from, metrics.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the run: checkpoint, state to resume from, metrics.")
+    ],
     arch: o.Arch = "resnet50",
     only_shippable: Annotated[
         bool, typer.Option("--only-shippable", help="Leave out the tasks that the pool does not mark `ships = true`.")
     ] = False,
     init: o.Init = "imagenet",
-    iterations: Annotated[int, typer.Option(help="In all, warm-up included.")] = 50_000,
-    warmup: Annotated[int, typer.Option(help="Iterations at the start that train only the heads.")] = 5_000,
+    iterations: Annotated[int, typer.Option(metavar="N", help="Number of iterations, warm-up included.")] = 50_000,
+    warmup: Annotated[
+        int, typer.Option(metavar="N", help="Iterations at the start that train only the heads.")
+    ] = 5_000,
     warmup_lr: o.WarmupLr = 1e-3,
     lr: o.Rate = None,
     head_lr_multiplier: o.Multiplier = None,
@@ -35,7 +38,9 @@ def pretrain(
     image_px: o.ImagePx = 224,
     seed: o.Seed = 0,
     precision: o.Precision = "auto",
-    splits: Annotated[str, typer.Option(help="Splits of each task to train on, with commas.")] = "train,val",
+    splits: Annotated[
+        str, typer.Option(metavar="NAMES", help="Splits of each task to train on, separated by commas.")
+    ] = "train,val",
     adaptation_batches: o.Adaptation = 20,
     optimiser: o.Optimiser = "sgd",
     weight_decay: o.WeightDecay = 0.0,
@@ -43,7 +48,7 @@ def pretrain(
     lr_rise: o.LrRise = 0,
     layer_decay: o.LayerDecay = 1.0,
     drop_path: o.DropPath = 0.0,
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 300.0,
+    checkpoint_every: Annotated[float, typer.Option(metavar="X", help="Seconds between two saved states.")] = 300.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write metrics to OUT/tensorboard.")] = False,
     resume: o.Resume = False,
     huge_images: o.HugeImages = False,
@@ -85,16 +90,23 @@ def pretrain(
 def finetune(
     *,
     task: o.TaskPath,
-    init: Annotated[str, typer.Option(help="Starting weights: as of pretrain, or a training run.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run: the best network, result.json, a run for each rate.")],
+    init: Annotated[str, typer.Option(metavar="WEIGHTS", help="Starting weights: as in pretrain, or a training run.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Folder of the run: the best network, result.json, a run for each rate."),
+    ],
     arch: o.OwnArch = None,
     lr: Annotated[
-        list[float] | None, typer.Option(help="Learning rate; several are compared on val.", show_default=o.PAPER_RATES)
+        list[float] | None,
+        typer.Option(
+            metavar="X", help="Learning rate; repeat it, and the best on val is taken.", show_default=o.PAPER_RATES
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="For each rate; the best on val is kept.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="Images in each batch.")] = 64,
+    epochs: Annotated[int, typer.Option(metavar="N", help="Epochs for each rate; the best on val is kept.")] = 100,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in each batch.")] = 64,
     image_px: Annotated[
-        int | None, typer.Option(help="Side of the square input in pixels.", show_default="that of --init, or 224")
+        int | None,
+        typer.Option(metavar="N", help="Side of the square input in pixels.", show_default="that of --init, or 224"),
     ] = None,
     metric: o.Metric = "auto",
     adaptation_batches: o.Adaptation = 0,
@@ -137,7 +149,7 @@ def probe(
     arch: o.OwnArch = None,
     metric: o.Metric = "auto",
     image_px: o.OwnImagePx = None,
-    seed: Annotated[int, typer.Option(help="Of random weights, and of the SVM's solver.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of random weights and of the SVM's solver.")] = 0,
     precision: o.Precision = "auto",
     huge_images: o.HugeImages = False,
     quiet: o.Quiet = False,

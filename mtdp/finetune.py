@@ -139,7 +139,7 @@ def finetune_best(
     """
     for split in ("val", "test"):
         if not task.of((split,)):
-            raise TaskError(f"{task.path} has no {split} split", "fine-tuning chooses on val, and is judged on test")
+            raise TaskError(f"{task.path} has no {split} split", "fine-tuning chooses on val and is scored on test")
     if not learning_rates:
         raise UsageError("no learning rate was given")
     if len({f"{lr:g}" for lr in learning_rates}) < len(learning_rates):
@@ -280,7 +280,7 @@ class _Epochs:
                 self._train(epoch, optimizer, scaler, log, caught)
                 if caught:
                     what = f"stopped in epoch {epoch + 1} of {config.epochs}"
-                    raise Interrupted(caught[0], what, "go on with --resume")
+                    raise Interrupted(caught[0], what, "continue with --resume")
                 better = self._judge(epoch, log)
                 # The state names the epoch of the checkpoint: with a new one it is written at once.
                 if better or epoch + 1 == config.epochs or time.monotonic() - saved_at_s >= SAVE_EVERY_S:

@@ -39,7 +39,7 @@ def read_rgb(path: Path, hint: str = _HINT) -> Image.Image:
     """The whole image in RGB, what is transparent in white.
 
     Raises:
-        ImageUnreadable: no such file, not an image, a truncated or a huge one, or one of more than 8 bits a channel.
+        ImageUnreadable: no such file, not an image, a truncated or a huge one, or one of more than 8 bits per channel.
     """
     try:
         image = Image.open(path)
@@ -109,7 +109,7 @@ def _check_depth(path: Path, image: Image.Image) -> None:
     raw = _raw_mode(image)
     if image.mode.startswith(("I", "F")) or _DEEP_RAW_MODE.match(raw) or _deep_jpeg_2000(path, image):
         named = raw or image.mode
-        raise ImageUnreadable(f"{path} has more than 8 bits a channel ({named})", "convert it to 8 bits first")
+        raise ImageUnreadable(f"{path} has more than 8 bits per channel ({named})", "convert it to 8 bits first")
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -1,11 +1,11 @@
 """Whether all images of a task can be decoded, and which are equal: asked before training, in parallel, remembered.
 
 To read the headers alone is fast and lets a truncated file pass, which then ends a run after hours. To decode took 0.3
-to 1.2 ms an image of the small public tasks, and 5 ms a PNG of tissue of 384 pixels: for a pool of the paper's size, up
-to an hour of one core on each start. Therefore each sound file is remembered by path, size and time of change, with a
-digest of its pixels: 16 bytes a file, in one small file for each task below `$XDG_CACHE_HOME/mtdp` (`~/.cache/mtdp`); a
-start then takes one `stat` an image. What has changed is decoded again. A cache that cannot be read or written costs
-the time to decode, nothing else.
+to 1.2 ms per image of the small public tasks, and 5 ms per PNG of tissue of 384 pixels: for a pool of the paper's
+size, up to an hour of one core on each start. Therefore each sound file is remembered by path, size and time of
+change, with a digest of its pixels: 16 bytes per file, in one small file for each task below `$XDG_CACHE_HOME/mtdp`
+(`~/.cache/mtdp`); a start then takes one `stat` per image. What has changed is decoded again. A cache that cannot be
+read or written costs the time to decode, nothing else.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def manifest_rows(path: Path) -> list[Row]:
         raise listed(
             path,
             problems,
-            f"every line needs {', '.join(MANIFEST_COLUMNS)}; split is train, val or test; an image stands in one line",
+            f"every line needs {', '.join(MANIFEST_COLUMNS)}; split is train, val or test; each image has one line",
         )
     if not rows:
         raise TaskError(f"{path} lists no image")
@@ -109,7 +109,7 @@ def _read_csv(path: Path) -> Iterable[tuple[int, dict[str, str | None]]]:
         )
     twice = [column for column in MANIFEST_COLUMNS if columns.count(column) > 1]
     if twice:
-        raise TaskError(f"{path} has the column {twice[0]} twice", "which one counts?")
+        raise TaskError(f"{path} has the column {twice[0]} twice", "remove one of them")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     found: list[tuple[int, dict[str, str | None]]] = []
     long = []

@@ -186,7 +186,7 @@ class _Training:
                     raise Interrupted(
                         self.caught[0] if self.caught else signal.SIGTERM,
                         f"stopped at iteration {done} of {config.iterations}; saved in {self.out}",
-                        "go on with --resume",
+                        "continue with --resume",
                     )
         return self.out / CHECKPOINT_NAME
 

@@ -78,7 +78,7 @@ def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
     if not path.is_file():
         return None
     if not resume:
-        raise UsageError(f"{out} holds a run already", "go on with --resume, or give another --out")
+        raise UsageError(f"{out} holds a run already", "continue with --resume, or give another --out")
     saved = RunState(*read_tensors_and_json(path))
     found = saved.data.get("kind", "pre-training")  # which does not state its kind
     if found != kind:

@@ -197,7 +197,9 @@ def probe_task(
     fit, test = task.of(fit_on), task.of((score_on,))
     if not test or not fit:
         missing = score_on if fit else " or ".join(fit_on)
-        raise TaskError(f"{task.path} has no {missing} split", "a probe is scored on images that nothing was fitted to")
+        raise TaskError(
+            f"{task.path} has no {missing} split", "a probe is scored on images that were not used for fitting"
+        )
     features = extract_features(extractor, (*fit, *test), precision)
     return judge_features(features, task, extractor.description, seed, fit_on, score_on, classifier)
 
@@ -304,7 +306,7 @@ def folds_of(
         if len(np.unique(values[fit])) >= 2 and (metric == "accuracy" or len(np.unique(values[held])) >= 2)
     ]
     if not splits:
-        raise TaskError("no cross-validation fold has both classes", "the task has too few groups a class")
+        raise TaskError("no cross-validation fold has both classes", "the task has too few groups per class")
     return splits
 
 

@@ -34,6 +34,7 @@ def open_files() -> int:
 class SlideContract:
     """Of `mtdp_runtime.slide.Slide`. A subclass says how to open a slide of WIDTH x HEIGHT px at 0.5 µm per pixel."""
 
+    own_decoder = False  # whether the reader decodes tiles itself
     mean_error = 0.6  # grey levels that means of pixels may be off, on average: levels are rounded when a slide is made
 
     @pytest.fixture(scope="class")
@@ -63,6 +64,9 @@ class SlideContract:
     def open(self, path: Path) -> Slide:
         raise NotImplementedError
 
+    def size_bytes(self, path: Path) -> int:
+        return path.stat().st_size
+
     def damaged(self, path: Path, folder: Path) -> Path | None:
         """Return a copy of the slide whose pixels cannot be decoded at its top left; None where the format has none."""
         return None
@@ -70,12 +74,13 @@ class SlideContract:
     def test_its_facts_are_of_the_file(self, slide: Slide, path: Path) -> None:
         info = slide.info
         assert info.path == path
-        assert info.size_bytes == path.stat().st_size
+        assert info.size_bytes == self.size_bytes(path)
         assert (info.width, info.height) == (WIDTH, HEIGHT)
         assert info.mpp == pytest.approx(0.5, rel=1e-6)
         assert info.mpp_source
         assert info.reader
         assert info.reader_reason
+        assert info.own_decoder == self.own_decoder
         downsamples = [level.downsample for level in info.levels]
         assert downsamples[0] == 1
         assert downsamples == sorted(downsamples)

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom.encaps
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import generate_uid
 
 EXPLICIT, IMPLICIT, RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.5"
@@ -51,6 +52,19 @@ def tiles_of(image: NDArray[np.uint8], tile: tuple[int, int]) -> Iterator[NDArra
     for y in range(0, padded.shape[0], height):
         for x in range(0, padded.shape[1], width):
             yield np.ascontiguousarray(padded[y : y + height, x : x + width])
+
+
+def rle(tile: NDArray[np.uint8]) -> bytes:
+    kind = {
+        "samples_per_pixel": 3,
+        "bits_allocated": 8,
+        "bits_stored": 8,
+        "pixel_representation": 0,
+        "planar_configuration": 0,
+    }
+    return RLELosslessEncoder.encode(
+        tile, rows=tile.shape[0], columns=tile.shape[1], number_of_frames=1, photometric_interpretation="RGB", **kind
+    )
 
 
 def write_dicom(path: Path, frames: Sequence[bytes], says: Written) -> Path:

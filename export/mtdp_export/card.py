@@ -49,7 +49,7 @@ def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None, lic
         "",
         (
             "Research and engineering only. It was not validated for any clinical purpose; no diagnosis may rest on "
-            f"it. At another scale than {manifest.mpp:g} µm a pixel, or another stain or scanner than in training, "
+            f"it. At another scale than {manifest.mpp:g} µm per pixel, or another stain or scanner than in training, "
             "nothing is promised: judge it there first."
         ),
         "",
@@ -126,7 +126,7 @@ def _engines(manifest: Manifest) -> list[str]:
 def _what(manifest: Manifest) -> str:
     return (
         f"A frozen {manifest.arch}: `uint8[N, {manifest.tile_px}, {manifest.tile_px}, 3]` RGB tiles at "
-        f"{manifest.mpp:g} µm a pixel in, `float32[N, {manifest.features_dim}]` features out. Normalisation and "
+        f"{manifest.mpp:g} µm per pixel in, `float32[N, {manifest.features_dim}]` features out. Normalisation and "
         "pooling are inside the graph."
     )
 
@@ -138,7 +138,7 @@ def _input(manifest: Manifest) -> list[str]:
         "| | |",
         "|---|---|",
         f"| tile | {manifest.tile_px} x {manifest.tile_px} px, {manifest.tile_px * manifest.mpp:g} µm wide |",
-        f"| scale | {manifest.mpp:g} µm a pixel |",
+        f"| scale | {manifest.mpp:g} µm per pixel |",
         *_resized(manifest),
         f"| normalisation (in the graph) | RGB of 0..1, mean {mean}, std {std} |",
         f"| who says these numbers | {manifest.preprocessing_source or 'not stated'} |",

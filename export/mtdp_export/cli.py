@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import typer
 
+from mtdp.cli_options import PlainHelp
 from mtdp_export import options as o
 from mtdp_export.errors import ExportUsageError
 from mtdp_export.ways import export_network, export_onnx, list_encoders_known, print_card, verify_bundle
@@ -31,6 +32,10 @@ class Way:
     run: Callable[[o.Options], int]  # returns the exit code
 
 
+_EXIT_CODES: Final = (
+    "Exit codes: 0: all is done; 1: a bundle or a variant of it was not written, or an engine fails its proof; "
+    "2: nothing could start or go on: a wrong option, model or folder, no engine; 130, 143: stopped by SIGINT, SIGTERM."
+)
 _SAID: Final = frozenset({"quiet", "verbose"})
 _PIXELS: Final = frozenset({"tile_px", "resize", "crop", "mean", "std", "interpolation", "mpp"})
 _MADE: Final = frozenset({"out", "name", "licence", "overwrite", "calibration", "precision", "probe_task", "as_json"})
@@ -74,7 +79,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=PlainHelp, epilog=_EXIT_CODES)
 def export(
     ctx: typer.Context,
     source: o.Source = None,
@@ -117,9 +122,11 @@ def export(
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
 ) -> None:
-    """Export a network to a bundle, verify one, or print its card. Exit code 1: an engine fails its proof."""
+    """Export a network to a bundle, verify one, or print its card."""
     given = _given(ctx)
     way = _WAYS[next((name for name in _WAYS if name in given), "source")]
     _check_together(way, given)

@@ -169,7 +169,7 @@ def load_probe_task(path: Path) -> Task:
 
     task = load_task(path)
     if not task.of(("test",)):
-        raise TaskError(f"{path} has no test split", "a probe is scored on images that nothing was fitted to")
+        raise TaskError(f"{path} has no test split", "a probe is scored on images that were not used for fitting")
     return task
 
 

@@ -41,6 +41,7 @@ class Comparison:
     length_max_error: float = 0.0  # of a feature vector's length, relative to the reference's
     least_cosine: float | None = None  # that is required; the precision's own where None
     least_agreement: float = 0.0  # of nearest neighbours, where the cosine is below the precision's own bar
+    library: str = ""  # the engine by the name that --backend takes; "" where the graph was computed as typed
 
     @property
     def passed(self) -> bool:

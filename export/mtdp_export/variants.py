@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,13 @@ from mtdp_export.model_store import load_light
 from mtdp_export.parity import CannotRun, Comparison, Row, require
 from mtdp_export.precision import first_divergence, write_typed
 from mtdp_export.rounding import in_fp32
-from mtdp_export.verify import AS_TYPED, replay
+from mtdp_export.verify import replay
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.bundle.manifest import Parity
+
+# Whose figures stand for a variant, where they are there: the graph as typed, and ONNX Runtime.
+_REFERENCES: Final = frozenset({"", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +105,10 @@ def prove(folder: Path, probe_task: Path | None) -> Proof:
             proof.refused.append(_with_place(error, folder, precision) if isinstance(error, ParityFailure) else error)
             continue
         compared = [row for row in ran if isinstance(row, Comparison)]
-        engines = tuple(row.parity for row in compared if not row.backend.startswith(AS_TYPED))
+        engines = tuple(row.parity for row in compared if row.library)
         reference = wanted[0].parity
         for row in wanted:
-            if row.backend.startswith((AS_TYPED, "onnxruntime")):
+            if row.library in _REFERENCES:
                 reference = row.parity
                 break
         if probe is not None:

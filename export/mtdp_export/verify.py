@@ -22,8 +22,8 @@ from mtdp_runtime.bundle.manifest import PRECISIONS
 from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.machine import usable_cores
 
-# Fp16 and bf16 as typed, whatever the engines here make of them. Its name, by which the row is found again.
-AS_TYPED: Final = "as typed"
+# Fp16 and bf16 as typed, whatever the engines here make of them.
+_AS_TYPED: Final = "as typed"
 _LOW: Final = ("fp16", "bf16")
 
 
@@ -98,7 +98,8 @@ def _on_engine(
                 comparison = compare(engine, tiles, expected)
             except ParityFailure as error:
                 return [Refused(engine.name, precision, str(error), required, engine.note)]
-            return [replace(judged(comparison, bundle.manifest), required=required, note=engine.note)]
+            found = judged(comparison, bundle.manifest)
+            return [replace(found, required=required, note=engine.note, library=name)]
     except (BackendError, UsageError) as error:  # of this engine alone: the others are to be seen
         return [CannotRun(name, precision, str(error), required)]
 
@@ -109,7 +110,7 @@ def _as_typed(
     import onnxruntime
 
     model = in_fp32(load_light(bundle.path / bundle.variant(precision).file.file))
-    name = f"{AS_TYPED} (onnxruntime {onnxruntime.__version__})"
+    name = f"{_AS_TYPED} (onnxruntime {onnxruntime.__version__})"
     try:
         return judged(
             compare_outputs(name, precision, run(model, tiles, folder=bundle.path), expected), bundle.manifest

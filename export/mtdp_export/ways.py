@@ -209,7 +209,7 @@ def _write(source: Source | OnnxSource, out: Path, settings: ExportSettings, opt
     bundle, report = write_bundle(source, out, settings, _stages(options))
     _say_what_was_written(out, bundle, report, options.as_json)
     if not said:
-        print(f"note: --mpp was left out: {settings.mpp:g} µm a pixel is taken as the model's scale", file=sys.stderr)
+        print(f"note: --mpp was left out: {settings.mpp:g} µm per pixel is taken as the model's scale", file=sys.stderr)
     for refusal in report.refused:
         print(f"error: {refusal}\nhint: {refusal.hint}", file=sys.stderr)
     return 1 if report.refused else 0

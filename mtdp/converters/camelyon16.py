@@ -8,7 +8,7 @@ Layout, as seen in public readers (kaiko-ai/eva, StAndrewsMedTech/wsipipe): `tra
 `training/tumor/tumor_001.tif`, `training/lesion_annotations/tumor_001.xml` (the unpacked lesion_annotations.zip): ASAP
 polygons in level-0 pixels. The groups `_0`, `_1` and `Tumor` are tumour, `_2`, `Exclusion` and `None` are cut out of
 it. The masks in TIFF form say the same and are not read. The official test set (`testing/`) is not used: the paper's
-292,226 images, at most 1000 a class and slide, fit the 270 training slides.
+292,226 images, at most 1000 per class and slide, fit the 270 training slides.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def read_rgb(path: Path) -> Image.Image:
     """The whole image in RGB, through the gate of all images.
 
     Raises:
-        ImageUnreadable: not an image, a truncated one, or one of more than 8 bits a channel.
+        ImageUnreadable: not an image, a truncated one, or one of more than 8 bits per channel.
     """
     return open_rgb(path, "download it again")
 

@@ -1,6 +1,6 @@
 """Warwick CRC (CRCHistoPhenotypes): 100 images of 500 x 500 pixels, nuclei given as points of four classes.
 
-The paper cuts tiles of 100 pixels, 25 an image, and calls a tile positive where an inflammatory nucleus lies in it.
+The paper cuts tiles of 100 pixels, 25 per image, and calls a tile positive where an inflammatory nucleus lies in it.
 
 Layout, as seen in several public readers: `Classification/img1/img1.bmp` with `img1_epithelial.mat`,
 `img1_fibroblast.mat`, `img1_inflammatory.mat` and `img1_others.mat`; each holds `detection`, float64[N, 2], x and y.

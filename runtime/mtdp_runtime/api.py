@@ -60,7 +60,7 @@ def extract(
         out: folder for `<slide>.h5`: `features` float32[N, D], `coords` int64[N, 2] (level-0 x, y), `status` uint8[N].
         model: bundle folders; the packaged model where None. Several share one reading of each tile, and their files
             go to `out/<model name>`.
-        mpp: micrometres a pixel of the tiles; the model's own where None.
+        mpp: micrometres per pixel of the tiles; the model's own where None.
         stride_px: pixels between tiles, at that scale; the tile size where None.
         min_tissue: part of a tile's area that must be tissue, 0 to 1; 0 takes every tile.
         slide_mpp: micrometres a level-0 pixel covers, where the slides do not say it or say it wrongly.

@@ -51,7 +51,7 @@ class TissueSettings:
 class ExtractSettings:
     """What decides which numbers come out."""
 
-    mpp: float  # target scale, micrometres a pixel
+    mpp: float  # target scale, micrometres per pixel
     stride_px: int
     min_tissue: float = 0.25  # part of a tile's area that must be tissue
     on_bad_tile: OnBadTile = "nan"

@@ -184,7 +184,7 @@ def test_a_checkpoint_keeps_its_heads_and_tells_its_story(small_network: MultiTa
     save_checkpoint(tmp_path / "checkpoint.safetensors", small_network, info)
     result = export(tmp_path, "--out", tmp_path / "b", "--name", "mine", "--licence", "CC0", "--json")
     assert result.returncode == 0, result.stderr
-    assert "note: --mpp was left out: 0.5 µm a pixel is taken as the model's scale" in result.stderr
+    assert "note: --mpp was left out: 0.5 µm per pixel is taken as the model's scale" in result.stderr
     manifest = load_bundle(tmp_path / "b").manifest
     assert [(h.name, h.class_names) for h in manifest.heads] == list(small_network.class_names.items())
     assert (manifest.name, manifest.weights.licence) == ("mine", "CC0")
@@ -304,7 +304,7 @@ class TestWrongUsage:
 
     def test_no_bundle_to_verify(self, tmp_path: Path) -> None:
         result = export("--verify", tmp_path)
-        assert (result.returncode, "not a model bundle" in result.stderr) == (1, True)
+        assert (result.returncode, "not a model bundle" in result.stderr) == (2, True)
 
 
 def test_help_imports_neither_torch_nor_onnx() -> None:
@@ -315,3 +315,7 @@ def test_help_imports_neither_torch_nor_onnx() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.rstrip().endswith("[]")
+    for kind in ("<str>", "<int>", "<float", "list["):
+        assert kind not in result.stdout, "an option says what it takes, not the type of that"
+    assert "Exit codes: 0: all is done; 1:" in result.stdout
+    assert "--precision fp32|fp16|bf16|int8" in result.stdout

@@ -98,7 +98,7 @@ def test_right_features_with_wrong_probabilities_fail(bundle_with_heads: Path, t
 
 def test_without_an_engine_nothing_is_verified(bundle_with_heads: Path, no_engines: Path) -> None:
     result = export("--verify", bundle_with_heads, shadow=no_engines)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith("error: no inference engine is usable here")
     assert "Traceback" not in result.stderr
 
@@ -106,7 +106,7 @@ def test_without_an_engine_nothing_is_verified(bundle_with_heads: Path, no_engin
 def test_without_the_reference_engine_nothing_is_exported(no_engines: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "b"
     result = export("resnet18", "--weights", "random", "--tile-px", 64, "--out", out, shadow=no_engines)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith("error: backend onnxruntime is not usable here")
     assert "pip install" in result.stderr
     assert "Traceback" not in result.stderr

@@ -171,10 +171,10 @@ def test_the_card_tells_what_the_bundle_states(run: Run) -> None:
     facts = [manifest.weights.origin, manifest.weights.licence, manifest.weights.sha256, "224 x 224 px, 112 µm wide"]
     facts += ["mean 0.485 0.456 0.406", f"| fp32 | {parity.backend} | {parity.tiles} | {parity.cosine_min:.8f}"]
     facts += [f"| {head.name} | {', '.join(head.class_names)} |" for head in manifest.heads]
-    for fact in (*facts, "no diagnosis may rest on it", "0.5 µm a pixel"):
+    for fact in (*facts, "no diagnosis may rest on it", "0.5 µm per pixel"):
         assert fact in card, fact
-    code, _, err = run("--card", default_bundle_path().parent)
-    assert (code, "not a model bundle" in err) == (1, True)
+    code, _, _ = run("--card", default_bundle_path().parent)
+    assert code == 2
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,9 @@ def test_resume_goes_on(pool_file: Path, tmp_path: Path) -> None:
     assert invoke(*common, "--iterations", 1)[0] == 0
     code, _, err = invoke(*common, "--iterations", 2)
     assert code == 2
-    assert err == f"error: {tmp_path / 'run'} holds a run already\nhint: go on with --resume, or give another --out\n"
+    assert (
+        err == f"error: {tmp_path / 'run'} holds a run already\nhint: continue with --resume, or give another --out\n"
+    )
     code, _, err = invoke(*common, "--iterations", 2, "--resume")
     assert code == 0
     assert "resuming at iteration 1" in err
@@ -128,7 +130,7 @@ def test_a_signal_is_the_exit_code(pool_file: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "hint: go on with --resume"
+    assert err.splitlines()[-1] == "hint: continue with --resume"
     assert "Traceback" not in err
     assert load_checkpoint(run)[1].iteration >= 10
 

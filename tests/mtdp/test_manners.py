@@ -43,10 +43,11 @@ def test_help_is_short_or_long_and_leaks_no_types(command: str) -> None:
     short, long = (CliRunner().invoke(app, [command, flag]) for flag in ("-h", "--help"))
     assert short.exit_code == long.exit_code == 0
     assert short.stdout == long.stdout
-    for words in ("<bool>", "list[", "[]"):
+    for words in ("<bool>", "<int>", "<float>", "<str>", "<path>", "list[", "[]"):
         assert words not in long.stdout, words
     for option in ("--quiet", "-q", "--verbose", "-v"):
         assert option in long.stdout
+    assert "Exit codes: 0: all is done; 1:" in long.stdout
     for alias in ALIASES:
         assert f"{alias} " not in long.stdout, "an alias is accepted, not shown"
 

@@ -27,8 +27,9 @@ from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.bundle.onnx_check import check_model_file
 from mtdp_runtime.commands import console
-from mtdp_runtime.commands.console import print_error, printable
+from mtdp_runtime.commands.console import print_error
 from mtdp_runtime.errors import BundleInvalid, SlideUnreadable
+from mtdp_runtime.printable import printable
 from mtdp_runtime.report import slide as report
 
 ROOT = Path(__file__).resolve().parents[2]

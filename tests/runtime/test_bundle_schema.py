@@ -134,7 +134,7 @@ def test_a_number_that_overflows_is_refused(folder: Path) -> None:
     with pytest.raises(BundleInvalid, match="mpp: a positive number, got inf"):
         load_bundle(folder)
     (folder / "bundle.json").write_text(text.replace("1e999", "NaN"))
-    with pytest.raises(BundleInvalid, match="NaN is no number of JSON"):
+    with pytest.raises(BundleInvalid, match="NaN is not a JSON number"):
         load_bundle(folder)
 
 

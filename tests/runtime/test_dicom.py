@@ -16,9 +16,8 @@ import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydicom.pixels.encoders import RLELosslessEncoder
 
-from dicom_files import EXPLICIT, IMPLICIT, J2K, J2K_LOSSLESS, JPEG, RLE, Written, tiles_of, write_dicom
+from dicom_files import EXPLICIT, IMPLICIT, J2K, J2K_LOSSLESS, JPEG, RLE, Written, rle, tiles_of, write_dicom
 from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.slide.dicom_frames import plainly
@@ -60,19 +59,6 @@ def raw(tile: Image) -> bytes:
 
 def raw_planes(tile: Image) -> bytes:
     return np.moveaxis(tile, 2, 0).tobytes()
-
-
-def rle(tile: Image) -> bytes:
-    kind = {
-        "samples_per_pixel": 3,
-        "bits_allocated": 8,
-        "bits_stored": 8,
-        "pixel_representation": 0,
-        "planar_configuration": 0,
-    }
-    return RLELosslessEncoder.encode(
-        tile, rows=tile.shape[0], columns=tile.shape[1], number_of_frames=1, photometric_interpretation="RGB", **kind
-    )
 
 
 def j2k(colour_transform: bool) -> Callable[[Image], bytes]:

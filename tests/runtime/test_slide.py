@@ -58,7 +58,7 @@ def test_a_whole_scale_is_the_mean_of_its_pixels(slide: Slide, image: NDArray[np
 
 
 def test_one_grating_at_several_mpp_gives_one_tile(tmp_path: Path) -> None:
-    """A grating of 32 µm, scanned at four scales, looks the same at 1 µm a pixel."""
+    """A grating of 32 µm, scanned at four scales, looks the same at 1 µm per pixel."""
     tiles = []
     for mpp in (0.2527, 0.25, 0.4612, 0.5):
         um = (np.arange(1500) + 0.5) * mpp

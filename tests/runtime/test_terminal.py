@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtdp_runtime
-from mtdp_runtime.commands import bench, console, doctor, output, units
+from mtdp_runtime import printable
+from mtdp_runtime.commands import bench, doctor, output, units
 from mtdp_runtime.commands import extract as command
 from mtdp_runtime.commands.progress import PLAIN_EVERY_S, Progress
 from mtdp_runtime.commands.units import cells, duration, shorten, size
@@ -405,7 +406,8 @@ class TestVoices:
             seconds=10,
             times=RunTimes(wall_s=10, tiles=100),
             tiles_before=900,
-            reader="mtdp 1",
+            reader="one of ours",
+            own_decoder=True,
         )
         (line,) = _lines(outcome)
         assert line.startswith("a.svs: 1000 tiles (900 were there already) in 10.0 s, 10.0 tiles/s, ")
@@ -482,10 +484,10 @@ def test_units_are_those_of_a_person() -> None:
 
 def test_printable_is_idempotent() -> None:
     evil = "a\x1b[2J\n\\x1b"
-    assert console.printable(console.printable(evil)) == console.printable(evil)
+    assert printable.printable(printable.printable(evil)) == printable.printable(evil)
 
 
-@pytest.mark.parametrize("module", [console, units, output, run_log], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [printable, units, output, run_log], ids=lambda module: module.__name__)
 def test_what_the_docstrings_show_is_so(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert (result.failed, result.attempted > 0) == (0, True)

@@ -239,6 +239,13 @@ class TestObtain:
         obtain(replace(bundle, trust_engines=False), WANTED, cache, building, refuses())
         assert told == ["building an engine for RTX 4090, batch 16, once; this takes minutes\n"]
 
+    def test_the_name_of_a_gpu_commands_no_terminal(
+        self, tiny_bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        wanted = replace(WANTED, gpu="RTX\x1b[2J\n4090")
+        obtain(load_bundle(tiny_bundle), wanted, cache, build, refuses())
+        assert "for RTX\\x1b[2J\\n4090, batch 16" in capsys.readouterr().err
+
     def test_an_engine_of_an_earlier_recipe_goes_with_its_files(self, tiny_bundle: Path, cache: Path) -> None:
         old = replace(WANTED.own_key(), recipe=0)
         EngineCache(private_folder(cache)).store(old, Built(b"old", ""))

@@ -249,7 +249,7 @@ def check_outputs(bundle: Bundle, names: Collection[str]) -> None:
 
 
 def auto_batch(threads: int) -> int:
-    """Return how many tiles a CPU takes at a time: two a thread, from 4 to 16.
+    """Return how many tiles a CPU takes at a time: two per thread, from 4 to 16.
 
     The rate hardly depends on it (benchmarks/RESULTS.md), but where it is small the first rows come sooner, and a slide
     of three tiles costs less. It follows from the threads alone, and is not tuned: the last digits of a feature depend

@@ -121,7 +121,7 @@ class Manifest:
     arch: str
     mtdp_version: str
     tile_px: int
-    mpp: float  # micrometres a pixel at which the model wants to see tissue
+    mpp: float  # micrometres per pixel at which the model wants to see tissue
     mean: tuple[float, float, float]  # of RGB in 0..1; applied inside the graph, stated for the record
     std: tuple[float, float, float]
     features_dim: int

@@ -211,7 +211,7 @@ def _living_owner(path: Path) -> Held | None:
         try:
             facts = os.fstat(file)
             if not stat.S_ISREG(facts.st_mode):
-                raise OSError(errno.EINVAL, "it is no file", str(path))
+                raise OSError(errno.EINVAL, "it is not a file", str(path))
             owner = _read_owner(file)
             lock_is_gone = bool(owner.get("lock")) and owner["lock"] == _kernel_and_mount(file) and _is_free(file)
             host, machine, pid, born = owner["host"], owner["machine"], int(owner["pid"]), owner["born"]

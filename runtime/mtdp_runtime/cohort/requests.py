@@ -171,7 +171,7 @@ def _in_folder(root: Path, passed: list[PassedOver]) -> list[SlideRequest]:
     try:
         met = search(root, lambda name: Path(name).suffix.lower() in SLIDE_SUFFIXES)
     except OSError as error:
-        raise UsageError(f"{root}: cannot be searched: {error.strerror}", hint="Check the rights of it.") from error
+        raise UsageError(f"{root}: cannot be searched: {error.strerror}", hint="Check its permissions.") from error
     passed += met.passed_over
     files = sorted(p for p in met.paths if _looks_like_a_slide(p, root))
     slides = {p.with_suffix("") for p in files if p.suffix.lower() not in _PICTURES}

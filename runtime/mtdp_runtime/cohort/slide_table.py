@@ -74,7 +74,9 @@ def _text(path: Path, say: Callable[[str], None]) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint="Check the path and its rights.") from error
+        raise UsageError(
+            f"{path}: cannot be read: {error.strerror}", hint="Check the path and its permissions."
+        ) from error
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "")
     if encoding:
         try:
@@ -84,7 +86,7 @@ def _text(path: Path, say: Callable[[str], None]) -> str:
                 f"{path}: it begins as {encoding}, and is not: {error}", hint="Save it as UTF-8."
             ) from error
     if content.count(b"\0") > len(content) // 4:
-        raise UsageError(f"{path}: is no UTF-8 text: it is full of zero bytes", hint="Save it as CSV in UTF-8.")
+        raise UsageError(f"{path}: is not UTF-8 text: it is full of zero bytes", hint="Save it as CSV in UTF-8.")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:

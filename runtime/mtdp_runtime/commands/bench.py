@@ -61,7 +61,7 @@ def bench(
     repeats: Annotated[
         int,
         typer.Option(
-            help="Each figure is the median of so many runs.", min=1, metavar="N", rich_help_panel=options.MEASURE
+            help="Each figure is the median of this many runs.", min=1, metavar="N", rich_help_panel=options.MEASURE
         ),
     ] = 3,
     cold: Annotated[

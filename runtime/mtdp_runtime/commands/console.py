@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import threading
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import typer
 from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.commands.entry import STOPPED, prepare
 from mtdp_runtime.errors import RuntimeFailure, SlideError, UsageError
+from mtdp_runtime.printable import printable
 
 # What Typer raises for a wrong command line: UsageError of the click that it carries or depends on.
 _WRONG_OPTION: Final[type[Exception]] = typer.BadParameter.__bases__[0]
@@ -58,15 +58,6 @@ def set_voice(*, quiet: bool | None = None, verbose: bool | None = None) -> None
 def is_quiet() -> bool:
     """Say whether `-q` was given."""
     return _STATE.quiet
-
-
-def printable(text: object) -> str:
-    r"""Return text for one line of a terminal: what would command the terminal, or reorder the line, is escaped.
-
-    >>> printable("a\x1b[2J\n.svs")
-    'a\\x1b[2J\\n.svs'
-    """
-    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in str(text))
 
 
 def say(text: object) -> None:

@@ -13,8 +13,8 @@ MEANINGS: Final = {
     "0": "all is done",
     "1": "something failed (a slide, an engine's test, a check); all else is done",
     "2": "nothing could start or go on: a wrong option, model or folder, a full disk",
-    "3": "nothing failed, and slides were left to another run that is at them",
-    "130, 143": "stopped by SIGINT, SIGTERM; the same command goes on",
+    "3": "nothing failed, but slides were left to another run that works on them",
+    "130, 143": "stopped by SIGINT, SIGTERM; the same command continues",
 }
 HELP: Final = "Exit codes: " + "; ".join(f"{code}: {meaning}" for code, meaning in MEANINGS.items()) + "."
 

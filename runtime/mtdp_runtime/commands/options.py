@@ -63,7 +63,7 @@ Shard = Annotated[
     typer.Option(
         metavar="I/N",
         help="Only part I (1 to N) of the slides, for N machines; a slide's part depends on its name alone. "
-        "Runs without it may share a folder, too: each takes slides that no other is at.",
+        "Runs without it may share a folder, too: each takes slides that no other run works on.",
         rich_help_panel=WORK,
     ),
 ]
@@ -159,8 +159,8 @@ Threads = Annotated[
 Check = Annotated[
     int,
     typer.Option(
-        help="Recompute this many random tiles of each slide with OpenSlide and ONNX Runtime in fp32, of finished "
-        "files, too; print and record the smallest cosine, and warn where the precision promises more.",
+        help="Recompute this many random tiles of each slide, also of finished files, with OpenSlide and ONNX Runtime "
+        "in fp32; print and record the smallest cosine, and warn where it is below what the precision promises.",
         metavar="N",
         min=0,
         rich_help_panel=ENGINE,
@@ -184,7 +184,7 @@ Overwrite = Annotated[
     typer.Option(
         "--overwrite",
         help="Replace files of other settings and incomplete ones, and try slides again that failed before. What "
-        "is already as it would be made now is left alone: delete it to have it computed again.",
+        "is complete and of these settings is left alone: delete it to have it computed again.",
         rich_help_panel=FILES,
     ),
 ]

@@ -78,7 +78,7 @@ def _say_outcome(outcome: Outcome, prefix: str, as_json: bool) -> None:
         for line in _lines(outcome):
             say(f"{prefix}{line}")
             prefix = ""
-        if outcome.reader.startswith("mtdp "):
+        if outcome.own_decoder:
             detail(f"  read by {outcome.reader}: {outcome.reader_reason}")
     if outcome.warning:
         warn(outcome.warning)
@@ -99,7 +99,7 @@ def _lines(outcome: Outcome) -> list[str]:
             f"{times.tiles_per_s:.1f} tiles/s, bottleneck {times.bottleneck}, "
             f"the engine waited {times.device_idle:.0%} of the time -> {_where(outcome)}"
         )
-        if not outcome.reader.startswith("mtdp "):
+        if not outcome.own_decoder:
             lines.append(f"  read by {outcome.reader}: {outcome.reader_reason}")
     else:
         where = f" -> {_where(outcome)}" if outcome.output is not None else ""

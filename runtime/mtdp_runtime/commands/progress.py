@@ -14,6 +14,7 @@ from mtdp_runtime.commands import console
 from mtdp_runtime.commands.units import cells, duration, shorten
 from mtdp_runtime.extraction.extract import TILES, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.printable import printable
 from mtdp_runtime.tiling.plan import Plan
 
 _TICK_S: Final = 0.5
@@ -79,7 +80,7 @@ class Progress:
         if columns - cells(prefix + tail) < min(cells(name), _NAME_COLUMNS):
             tail = f"  {now}"
         room = max(columns - cells(prefix + tail), min(8, columns))
-        return _cut(f"{prefix}{shorten(console.printable(name), room)}{tail}", columns)
+        return _cut(f"{prefix}{shorten(printable(name), room)}{tail}", columns)
 
     def _now(self) -> tuple[str, str]:
         """Return what happens to the slide now, and how long all slides still take, where that is known."""

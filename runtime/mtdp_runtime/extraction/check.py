@@ -48,7 +48,7 @@ def check_rows(
     Args:
         features: the file, finished or still partial, with all rows in it.
         info: its slide.
-        scale: level-0 pixels a pixel of a tile.
+        scale: level-0 pixels per pixel of a tile.
         tile_px: side of a tile.
         check: how many, and with what.
         beat: called with 0 after each batch.

@@ -103,7 +103,13 @@ def extract_targets(
     done = [target for target in targets if _is_done(target, made[target.path], overwrite, slide, settings)]
     todo = [target for target in targets if target not in done]
     read_by = Outcome(
-        info.path, "skipped", paths[0], outputs=paths, reader=info.reader, reader_reason=info.reader_reason
+        info.path,
+        "skipped",
+        paths[0],
+        outputs=paths,
+        reader=info.reader,
+        reader_reason=info.reader_reason,
+        own_decoder=info.own_decoder,
     )
     found = [_check(target.path, info, target.model, settings, listeners) for target in done]
     if not todo:

@@ -33,6 +33,7 @@ class Outcome:
     left_out: int = 0  # bad tiles that the file has no row of, where that was asked for
     reader: str = ""
     reader_reason: str = ""
+    own_decoder: bool = False  # as of SlideInfo
     tiles_before: int = 0  # rows of the file that an earlier run computed
     warning: str = ""  # what is done, and should be looked at
 

@@ -16,7 +16,7 @@ class Level:
 
     width: int
     height: int
-    downsample: float  # level-0 pixels a pixel of this level covers
+    downsample: float  # level-0 pixels per pixel of this level covers
     whole: bool = True  # the reader gives its pixels as they are, wherever they lie; False where neighbours are blended
 
 
@@ -47,6 +47,7 @@ class SlideInfo:
     quickhash: str  # identifies the content; empty where the format gives none
     reader: str  # which reader, with its version
     reader_reason: str  # why this one
+    own_decoder: bool = False  # whether tiles are decoded here, strictly, and not by a library that reads slides
     reductions: tuple[int, ...] = ()  # factors by which the reader's decoder may itself reduce a level; () where never
     tile_reductions: tuple[int, ...] = ()  # those of them whose pixels are near enough to averages for a tile
     read_from: Path | None = None  # the file that is read, where `path` is not it: a copy, or one of a DICOM folder
@@ -79,7 +80,7 @@ class Slide(Protocol):
             out: where the pixels go.
             x0: level-0 pixel.
             y0: level-0 pixel.
-            scale: level-0 pixels an output pixel.
+            scale: level-0 pixels per output pixel.
             source: what to resample from, the same for all tiles of a grid: `grid_source`. Where None, what the law
                 allows at this place (`source_at`).
 

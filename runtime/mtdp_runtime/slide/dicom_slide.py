@@ -93,6 +93,7 @@ class DicomReader(TiledTiffReader):
             quickhash=hashlib.sha256("\n".join(sorted(part.uid for part in read)).encode()).hexdigest(),
             reader="mtdp DICOM, " + " and ".join(codec + versions.get(codec, "") for codec in codecs),
             reader_reason="frames are decoded strictly, by the colours that they state" + missing + skipped,
+            own_decoder=True,
             reductions=REDUCTIONS if reducible else (),
         )
 

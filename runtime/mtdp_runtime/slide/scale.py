@@ -21,7 +21,7 @@ MOST_MPP: Final = 100.0
 LEAST_USUAL_MPP: Final = 0.05
 MOST_USUAL_MPP: Final = 20.0
 MAX_ANISOTROPY: Final = 0.01
-# 10 µm a pixel is 2540 dpi: no slide scanner is so coarse, and printers' 72, 96, 150, 300, 600, 1200, 2400 dpi are.
+# 10 µm per pixel is 2540 dpi: no slide scanner is so coarse, and printers' 72, 96, 150, 300, 600, 1200, 2400 dpi are.
 _MOST_MPP_OF_TAGS: Final = 10.0
 _UM_PER_UNIT: Final = {"centimeter": 1e4, "inch": 25_400.0}
 _UM_PER_INCH: Final = 25_400.0
@@ -50,11 +50,11 @@ _UM_OF: Final = {
 _PIXELS: Final = re.compile(r"<(?:\w{1,32}:)?Pixels\s[^<>]{0,4096}>")
 _NUMBER_AND_UNIT: Final = re.compile(r"\s*([-+]?[\d.,]{1,32}(?:[eE][-+]?\d{1,3})?)\s*([^\s;\d]*)[\s;]*")
 
-Scale = tuple[float | None, str]  # micrometres a pixel, None where unknown; and what said so, or why it is unknown
+Scale = tuple[float | None, str]  # micrometres per pixel, None where unknown; and what said so, or why it is unknown
 
 
 def is_scale(mpp: float) -> bool:
-    """Say whether a number can be micrometres a pixel: no microscope gives 0.01, no slide scanner 100."""
+    """Say whether a number can be micrometres per pixel: no microscope gives 0.01, no slide scanner 100."""
     return LEAST_MPP <= mpp <= MOST_MPP
 
 

@@ -62,7 +62,7 @@ def overview_source(info: SlideInfo, scale: float) -> Source:
 
 
 def level_for(levels: tuple[Level, ...], scale: float) -> int:
-    """Return the coarsest level that is at least as fine as `scale` (level-0 pixels an output pixel).
+    """Return the coarsest level that is at least as fine as `scale` (level-0 pixels per output pixel).
 
     >>> level_for((Level(4000, 4000, 1.0), Level(2000, 2000, 2.0), Level(500, 500, 8.0)), 4.0)
     1

@@ -85,6 +85,7 @@ class TiledTiffReader:
             reader_reason=f"every level is tiled {' or '.join(codecs)}"
             + colours_said(reference.info.path, self._levels[0])
             + reference.info.reader_reason.removeprefix(REFERENCE),
+            own_decoder=True,
             reductions=reductions,
             tile_reductions=tuple(k for k in reductions if all(k in near for near in nearly_averages)),
             levels=tuple(replace(level, whole=level.whole or not self._drawn_from_finer) for level in levels),

@@ -38,7 +38,7 @@ class Window:
     height: int
     phase_x: float  # where in them the first output pixel begins
     phase_y: float
-    scale: float  # source pixels an output pixel
+    scale: float  # source pixels per output pixel
 
 
 Fill = Callable[[NDArray[np.uint8], Window], None]  # fills uint8[height, width, 3]; the background lies outside

@@ -51,7 +51,7 @@ class WatchedSlide:
                     raise
                 if wait_s is None or not fault.passing:
                     raise StorageFailed(
-                        f"{error} ({fault.reason})", hint="The storage said so. The next run goes on from here."
+                        f"{error} ({fault.reason})", hint="The storage said so. The next run continues from here."
                     ) from error
             self._beat()
             time.sleep(wait_s)

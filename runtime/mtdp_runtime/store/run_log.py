@@ -70,7 +70,7 @@ def check(out: Path) -> None:
 
 def _must_be_a_file(file: int) -> None:
     if not stat.S_ISREG(os.fstat(file).st_mode):
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError(errno.EINVAL, "it is not a file")
 
 
 def _unwritable(path: Path, error: OSError) -> OutputUnwritable:

@@ -38,7 +38,7 @@ from mtdp_runtime.store.layout import COORDS, FEATURES, STATUS, Layout, TileStat
 from mtdp_runtime.store.progress import BYTES, Progress
 
 _SYNC_EVERY_S: Final = 5.0
-_RERUN: Final = "Free space or choose another --out; a rerun goes on where this one stopped."
+_RERUN: Final = "Free space or choose another --out; a rerun continues where this one stopped."
 _COPY_BYTES: Final = 1 << 20
 # What h5py raises on a file that is damaged or of another kind.
 _NOT_OURS: Final = (OSError, KeyError, ValueError, TypeError, RuntimeError)

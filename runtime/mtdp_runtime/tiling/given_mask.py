@@ -96,7 +96,7 @@ def coverage(mask: GivenMask, info: SlideInfo, scale: float, width: int, height:
     Args:
         mask: see `check_fits`.
         info: the slide.
-        scale: level-0 pixels a pixel of the result; the first is at the corner of `info.bounds`.
+        scale: level-0 pixels per pixel of the result; the first is at the corner of `info.bounds`.
         width: pixels.
         height: pixels.
     """

@@ -87,7 +87,7 @@ def find_glass(image: NDArray[np.uint8], mpp: float) -> Glass:
 
     Args:
         image: uint8[H, W, 3] RGB.
-        mpp: micrometres a pixel of it.
+        mpp: micrometres per pixel of it.
     """
     cell_px = min(max(3, round(CELL_UM / mpp)), *image.shape[:2])
     cells = cells_of(image, cell_px)

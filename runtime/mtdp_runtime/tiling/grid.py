@@ -13,10 +13,10 @@ from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slide.source import whole_scale
 
-# Slides sold as "20x" scan at 0.46 to 0.55 µm a pixel. Inventing this much detail at most is what a lab expects when
+# Slides sold as "20x" scan at 0.46 to 0.55 µm per pixel. Inventing this much detail at most is what a lab expects when
 # it asks for 0.5; more must be asked for by naming a coarser --mpp.
 MAX_UPSAMPLING = 1.15
-# Planning holds about 60 bytes a tile. A slide of 200,000 x 200,000 px has 0.8 million tiles of 224 px side by side.
+# Planning holds about 60 bytes per tile. A slide of 200,000 x 200,000 px has 0.8 million tiles of 224 px side by side.
 MOST_TILES = 20_000_000
 # The largest glass slides have 0.2 m.
 MOST_M = 1.0
@@ -93,7 +93,7 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
     Args:
         info: the slide.
         tile_px: side of a tile in pixels of the target scale.
-        mpp: target scale, micrometres a pixel.
+        mpp: target scale, micrometres per pixel.
         stride_px: distance between tiles in pixels of the target scale; tile_px where None.
 
     Raises:

@@ -13,7 +13,7 @@ from mtdp_runtime.tiling.cells import OD_OF, density, greatest, least
 from mtdp_runtime.tiling.glass import WHITE, Glass
 
 # Of the texture, see `_even_ones`. Ink has 0.04 to 0.065 with noise of 4.6 levels a pixel of the mask; tissue stained
-# in the same colours 0.16 to 0.7 at 8 µm a pixel, and 0.07 to 0.13 at 29 µm: averaging over n pixels leaves 1/sqrt(n).
+# in the same colours 0.16 to 0.7 at 8 µm per pixel, 0.07 to 0.13 at 29 µm: averaging over n pixels leaves 1/sqrt(n).
 _EVEN: Final = 0.12
 _EVEN_MPP: Final = 8.0
 _APART_UM: Final = 40.0
@@ -39,7 +39,7 @@ def marks_of(image: NDArray[np.uint8], mpp: float, settings: MarkSettings, glass
 
     Args:
         image: uint8[H, W, 3] RGB, its glass brought to `WHITE`.
-        mpp: micrometres a pixel of it.
+        mpp: micrometres per pixel of it.
         settings: see TissueSettings.
         glass: of the slide.
 

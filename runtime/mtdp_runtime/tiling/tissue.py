@@ -70,7 +70,7 @@ def find_tissue(slide: Slide, settings: TissueSettings, given: GivenMask | None 
     mpp = max(settings.mpp, info.mpp, info.mpp * max(width, height) / settings.max_side_px)
     scale = mpp / info.mpp
     image, unreadable = _read_blocks(slide, scale)
-    # Labels take four bytes a pixel: of a huge slide more than all else here.
+    # Labels take four bytes per pixel: of a huge slide more than all else here.
     unreadable_blocks = int(cv2.connectedComponents(unreadable.view(np.uint8))[0]) - 1 if unreadable.any() else 0
     if given is not None:
         areas = coverage(given, info, scale, image.shape[1], image.shape[0])
@@ -92,7 +92,7 @@ def tissue_of(image: NDArray[np.uint8], mpp: float, settings: TissueSettings) ->
 
     Args:
         image: uint8[H, W, 3] RGB.
-        mpp: micrometres a pixel of it.
+        mpp: micrometres per pixel of it.
         settings: see TissueSettings.
 
     Returns:

@@ -19,6 +19,7 @@ from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.engine_key import EngineKey, Wanted, misfit
 from mtdp_runtime.errors import BundleDigestMismatch, EngineRejected
 from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest, write_atomically
+from mtdp_runtime.printable import printable
 
 D = TypeVar("D")
 
@@ -94,7 +95,7 @@ class EngineCache:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def obtain(
