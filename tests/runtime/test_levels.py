@@ -115,6 +115,43 @@ def test_a_macro_of_the_slides_own_shape_is_no_level_either(tmp_path: Path, fact
         assert f"{1920 // factor} x {1280 // factor} px shows something else" in slide.info.reader_reason
 
 
+@pytest.mark.parametrize("kind", ["planes", "webp", "ome"])
+def test_nor_where_openslide_does_not_read_the_slide(tmp_path: Path, kind: str) -> None:
+    path, picture = tmp_path / ("macro.ome.tif" if kind == "ome" else "macro.tif"), clouds(1280, 1920)
+    macro = 255 - halved(halved(picture, False), False)
+    options: dict[str, Any] = {"tile": (128, 128), "photometric": "rgb", "compression": "zlib"}
+    if kind == "webp":
+        options |= {"compression": "webp", "compressionargs": {"lossless": True}}
+    if kind == "planes":
+        options |= {"planarconfig": "separate"}
+    with tifffile.TiffWriter(path, ome=kind == "ome") as tiff:
+        for number, pixels in enumerate((picture, halved(picture, False), macro)):
+            pixels = pixels.transpose(2, 0, 1) if kind == "planes" else pixels
+            if kind == "ome":
+                tiff.write(pixels, subifds=0 if number else 2, metadata={"axes": "YXS"}, **options)
+            else:
+                tiff.write(pixels, subfiletype=int(number > 0), metadata=None, **options)
+    with open_slide(path) as slide:
+        assert slide.info.reader.startswith("tifffile")
+        assert [level.downsample for level in slide.info.levels] == [1, 2]
+        assert "480 x 320 px shows something else" in slide.info.reader_reason
+        tile = read_square(slide, 320, 160, 64, 4.0)
+        assert np.abs(tile - area(picture, 4)[40:104, 80:144]).mean() < 0.5
+
+
+@pytest.mark.parametrize("factor", [2.9, 6.25, 10.5])
+def test_a_level_in_one_strip_is_not_padded_to_it(tmp_path: Path, factor: float) -> None:
+    """A side of a strip is a side of the image: it says nothing of whole tiles, which a level may be padded to."""
+    path, picture = tmp_path / "strip.ome.tif", clouds(1603, 2074)
+    size = (int(picture.shape[1] / factor), int(picture.shape[0] / factor))
+    level = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(picture, subifds=1, tile=(128, 128), photometric="rgb", metadata={"axes": "YXS"})
+        tiff.write(level, photometric="rgb", rowsperstrip=size[1], subfiletype=1)
+    with open_slide(path) as slide:
+        assert [one.downsample for one in slide.info.levels] == pytest.approx([1, factor], rel=0.01)
+
+
 @pytest.mark.parametrize("kind", ["average", "left out", "bright"])
 def test_levels_made_in_any_way_are_levels(tmp_path: Path, slides_dir: Path, kind: str) -> None:
     """Averaged, every second pixel left out, or of other brightness: all of it is the same picture."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -44,6 +45,17 @@ def test_it_reads_as_its_pixels(tmp_path: Path, image: NDArray[np.uint8], versio
         outside = read_square(slide, 580, 390, 64, 1.0)
         np.testing.assert_array_equal(outside[:10, :20], image[390:, 580:])
         assert (outside[10:] == 255).all()
+
+
+def test_a_level_in_one_chunk_is_not_padded_to_it(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    """2.9 is the factor: not 4, which would be one of a level that is padded to the whole of its only chunk."""
+    path = write(tmp_path / "a.ome.zarr", image, axes="yxc", levels=2)
+    small = cv2.resize(image, (round(600 / 2.9), round(400 / 2.9)), interpolation=cv2.INTER_AREA)
+    group = zarr.open_group(str(path), mode="a")
+    array = group.create_array("1", shape=small.shape, dtype="uint8", chunks=(512, 512, 3), overwrite=True)
+    array[...] = small
+    with open_slide(path) as slide:
+        assert [level.downsample for level in slide.info.levels] == pytest.approx([1, 2.9], rel=0.005)
 
 
 def test_shards_and_the_layout_of_bioformats2raw(tmp_path: Path, image: NDArray[np.uint8]) -> None:

@@ -85,6 +85,17 @@ def test_levels_padded_to_whole_tiles_without_a_spacing() -> None:
     assert downsamples([Candidate(1920, 1920, None, tile), Candidate(1024, 1024, None, tile)]) == [1.0, 2.0]
 
 
+@pytest.mark.parametrize(("width", "height"), [(35840, 28672), (107520, 99840), (76800, 69120)])
+def test_a_padded_level_whose_sides_would_fit_another_factor_follows_the_level_before(width: int, height: int) -> None:
+    """1/16 of 35840 x 28672 px is padded to 2560 x 2048: exactly 1/14 of it, which no pyramid after 1/8 has."""
+    tile = 512
+    factors = [1, 2, 4, 8, 16]
+    sizes = [[-(-side // (factor * tile)) * tile for side in (width, height)] for factor in factors]
+    assert downsamples([Candidate(*size, None, (tile, tile)) for size in sizes])[-1] == 16
+    alone = downsamples([Candidate(*sizes[0], None, (tile, tile)), Candidate(*sizes[-1], None, (tile, tile))])
+    assert alone[-1] == width / sizes[-1][0]  # without a level before it nothing speaks against what is exact
+
+
 def test_a_spacing_that_contradicts_the_size_is_no_level() -> None:
     first, tile = (4000, 3000), (256, 256)
     images = [Candidate(*first, None, tile), Candidate(2000, 1500, (4.0, 4.0), tile)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -24,6 +25,7 @@ from mtdp_runtime.slide.ome_zarr import levels_of_zarr
 from mtdp_runtime.slide.picture import JPEG_MAGIC, PNG_MAGIC, levels_of_picture
 from mtdp_runtime.slide.probe import UnknownKind
 from mtdp_runtime.slide.pyramid import Candidate, judge, left_out
+from mtdp_runtime.slide.same_picture import other_pictures, shows_something_else
 from mtdp_runtime.slide.scale import Scale
 from mtdp_runtime.slide.source import source_at
 from mtdp_runtime.slide.tiff_image import levels_of_tiff
@@ -79,10 +81,11 @@ class ImageReader:
         except Exception as error:  # a damaged structure finds many ways
             self.close()
             raise NotAnImage(f"it is damaged: {error}") from error
-        verdicts = judge([Candidate(one.width, one.height, None, _tile(one)) for one in self._levels])
+        verdicts = judge([Candidate(one.width, one.height, None, one.tile) for one in self._levels])
         kept = [
             (one, by.downsample) for one, by in zip(self._levels, verdicts, strict=True) if by.downsample is not None
         ]
+        kept.sort(key=lambda level: level[1])
         self._levels = tuple(one for one, _ in kept)
         first = self._levels[0]
         self.info = SlideInfo(
@@ -98,6 +101,29 @@ class ImageReader:
             reader=reader,
             reader_reason=reason + left_out(verdicts),
         )
+        self._leave_out_other_pictures()
+
+    def _leave_out_other_pictures(self) -> None:
+        """Keep as levels what shows the same as level 0; where a window cannot be read, reading says so later."""
+
+        def read(level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+            pixels = np.empty((height, width, 3), np.uint8)
+            self._fill(pixels, Window(Source(level), x, y, width, height, 0.0, 0.0, 1.0))
+            return pixels
+
+        try:
+            others = other_pictures(self.info.levels, read)
+        except TileUnreadable:
+            return
+        if others:
+            kept = [i for i in range(len(self._levels)) if i not in others]
+            self.info = replace(
+                self.info,
+                levels=tuple(self.info.levels[i] for i in kept),
+                reader_reason=self.info.reader_reason + shows_something_else(self.info.levels, others),
+            )
+            self._levels = tuple(self._levels[i] for i in kept)
+            self._cache = TileCache(_CACHE_BYTES)  # whose keys name levels by their numbers
 
     def _open(self, path: Path) -> tuple[tuple[Pieces, ...], Scale, str, str, tuple[Path, ...]]:
         """Return the levels, the scale, the vendor, the reader, and the files that tell this image from others."""
@@ -163,10 +189,6 @@ class ImageReader:
                 f"{self._path}: cannot decode segment {key[2]} of level {key[0]}: {error}",
                 hint="The file is damaged there: compare its checksum with the original and copy it again.",
             ) from error
-
-
-def _tile(level: Pieces) -> tuple[int, int]:
-    return level.piece_width, level.piece_height
 
 
 def _quickhash(files: Iterable[Path]) -> str:

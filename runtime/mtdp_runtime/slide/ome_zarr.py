@@ -8,6 +8,7 @@ well; elsewhere it is an error. Specification: https://ngff.openmicroscopy.org
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,7 +111,7 @@ def _as_stored(array: Any, names: list[str]) -> Pieces:
         high_here, wide_here = pixels.shape[order[0]], pixels.shape[order[1]]
         return np.ascontiguousarray(pixels.transpose(*others, *order).reshape(high_here, wide_here, 3))
 
-    return Pieces(width, height, wide, high, decode)
+    return Pieces(width, height, wide, high, decode, (chunks["x"], chunks["y"]))
 
 
 def _checked(array: Any, names: list[str], place: Path, number: int, as_stored: tuple[Pieces, ...]) -> Pieces:
@@ -128,7 +129,7 @@ def _checked(array: Any, names: list[str], place: Path, number: int, as_stored: 
         return level.decode(piece)
 
     probe((1,) * (level.across * -(-level.height // level.piece_height)), decode)
-    return Pieces(level.width, level.height, level.piece_width, level.piece_height, decode)
+    return replace(level, decode=decode)
 
 
 def _all_there(array: Any, names: list[str], stored: Mapping[str, int], corner: Mapping[str, int], place: Path) -> bool:

@@ -19,7 +19,7 @@ from mtdp_runtime.errors import SlideError, SlideUnreadable, TileUnreadable
 from mtdp_runtime.slide import Level, SlideInfo, Source
 from mtdp_runtime.slide.lattice import lattices_of
 from mtdp_runtime.slide.pyramid import Candidate, judge, left_out
-from mtdp_runtime.slide.same_picture import other_pictures
+from mtdp_runtime.slide.same_picture import other_pictures, shows_something_else
 from mtdp_runtime.slide.scale import resolution_of, scale_of
 from mtdp_runtime.slide.source import source_at
 from mtdp_runtime.slide.window import Window, read_averaged
@@ -72,8 +72,7 @@ class OpenSlideReader:
         except (openslide.OpenSlideError, SlideError):
             return
         if others:
-            sizes = (f"{self.info.levels[i].width} x {self.info.levels[i].height} px" for i in others)
-            why = f"; no level of this picture: {', '.join(sizes)} shows something else"
+            why = shows_something_else(self.info.levels, others)
             kept = [i for i in range(len(self.info.levels)) if i not in others]
             levels = tuple(self.info.levels[i] for i in kept)
             self.info = replace(self.info, levels=levels, reader_reason=self.info.reader_reason + why)

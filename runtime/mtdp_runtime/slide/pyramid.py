@@ -70,11 +70,15 @@ def _verdict(first: Candidate, image: Candidate, finer: float) -> Verdict:
         return Verdict(None, f"{says}, and the file says 1/{stated[0]:.4g} and 1/{stated[1]:.4g}")
     least, most = _within_a_pixel(first, image)
     wholes = range(math.floor(least) + 1, math.ceil(min(most, first.width + first.height + 1)))
-    if len(wholes):
-        return Verdict(float(min(wholes, key=lambda n: _unlikely(n, finer, by_size))))
+    whole = float(min(wholes, key=lambda n: _unlikely(n, finer, by_size))) if len(wholes) else None
+    if whole is not None and (whole / finer).is_integer():
+        return Verdict(whole)
+    # A side of 70 tiles and one of 5: 1/14 if it is exact, but where the level before is 1/8, more likely padded 1/16.
     power = 2.0 ** round(math.log2(math.sqrt(by_size[0] * by_size[1])))
     if power > 1 and _whole_tiles(image) and _padded(first, image, power, whole_tiles_only=True):
         return Verdict(power)
+    if whole is not None:
+        return Verdict(whole)
     if least < most and most > 1:
         longer = by_size[0] if first.width >= first.height else by_size[1]
         factor = min(max(longer, least), most)

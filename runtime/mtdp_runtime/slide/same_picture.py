@@ -35,6 +35,12 @@ def other_pictures(levels: tuple[Level, ...], read: Read) -> tuple[int, ...]:
     return tuple(others)
 
 
+def shows_something_else(levels: tuple[Level, ...], others: tuple[int, ...]) -> str:
+    """Say which images are no levels, to be added to a reader's reason."""
+    sizes = (f"{levels[i].width} x {levels[i].height} px" for i in others)
+    return f"; no level of this picture: {', '.join(sizes)} shows something else"
+
+
 def _differs(levels: tuple[Level, ...], number: int, finer: int, read: Read) -> bool:
     level, ratio = levels[number], levels[number].downsample / levels[finer].downsample
     side = min(_SIDE_PX, level.width, level.height, max(1, int(_MOST_PX / ratio)))

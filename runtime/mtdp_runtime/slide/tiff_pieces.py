@@ -33,6 +33,7 @@ class Pieces:
     piece_width: int
     piece_height: int
     decode: Callable[[int], NDArray[np.uint8]]  # number -> uint8[piece_height or less, piece_width or less, 3]
+    tile: tuple[int, int] | None = None  # width and height of its tiles, which a level may be padded to; none of strips
 
     @property
     def across(self) -> int:
@@ -111,7 +112,8 @@ def pieces_of(pages: Sequence[Any], file: int) -> Pieces:
 
     if first.wide * first.high * first.samples <= _MOST_PROBED_BYTES:
         probe(first.sizes_bytes, decode)
-    return Pieces(first.width, first.height, first.wide, first.high, decode)
+    tile = (first.wide, first.high) if first.tiled else None
+    return Pieces(first.width, first.height, first.wide, first.high, decode, tile)
 
 
 def samples_of(pieces: Pieces, most: int = 16) -> list[NDArray[np.uint8]]:
