@@ -22,7 +22,7 @@ import pytest
 
 from denied import run_without
 from mtdp_runtime.slide.open import open_slide
-from support import pyramid, read_square, stained
+from support import pyramid, read_square, slide_lines, stained
 
 MIB = 1 << 20
 
@@ -42,8 +42,7 @@ def extract(*arguments: object, prepare: str = "", limit: Callable[[], None] | N
 
 
 def statuses(out: Path) -> list[tuple[str, str]]:
-    lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
-    return [(Path(line["slide"]).name, line["status"]) for line in lines]
+    return [(Path(line["slide"]).name, line["status"]) for line in slide_lines(out)]
 
 
 # A decoder that a slide called b crashes or hangs: it is reached as a real one is, from the reading threads.
@@ -321,7 +320,7 @@ def test_a_name_that_is_no_text_is_a_slide_like_any_other(
     assert code == 0, errors
     assert said.splitlines()[-1].startswith(r"caf\udce9\n\x1b[31m.tiff: ")
     assert said.replace("\n", "").isprintable()  # a name cannot command the terminal
-    line = json.loads((tmp_path / "o" / "run.jsonl").read_text())
+    (line,) = slide_lines(tmp_path / "o")
     assert line["slide"] == str(odd)
     assert (tmp_path / "o" / f"{odd.stem}.h5").exists()
 

@@ -21,17 +21,22 @@ from mtdp_runtime.extraction.models import load_models, with_references
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.store import run_log
+from mtdp_runtime.store.run_log import RunMark
 
 _SAID: Final = 10  # of what is wrong with single slides
 OnModel = Callable[[Bundle, Backend, str], None]  # a model was loaded, on this engine, for this reason
 
 
 def look_first(
-    job: Job, worker: Worker = UNWATCHED, writes: bool = True, say: Callable[[str], None] = lambda text: None
+    job: Job,
+    worker: Worker = UNWATCHED,
+    writes: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+    mark: RunMark | None = None,
 ) -> None:
     """Look at what a run needs before any work: names, masks, and the folder, where it is written.
 
-    `say` takes what will fail single slides.
+    `say` takes what will fail single slides; `mark` is the run's in run.jsonl.
 
     Raises:
         UsageError: no slide can be done, or the folder cannot be written.
@@ -50,8 +55,9 @@ def look_first(
         writable_folder(job.out)
         run_log.check(job.out)
     if writes and not worker.started:
+        mark = mark or RunMark()
         for one in job.passed_over:
-            run_log.append(job.out, log_line(Outcome(one.path, "passed-over", message=one.why)))
+            mark.append(job.out, log_line(Outcome(one.path, "passed-over", message=one.why)))
     if not worker.started:
         worker.start()
 
@@ -74,6 +80,7 @@ def run_job(
     worker: Worker = UNWATCHED,
     on_model: OnModel = lambda bundle, engine, reason: None,
     say: Callable[[str], None] = lambda text: None,
+    mark: RunMark | None = None,
 ) -> Iterator[Outcome]:
     """Extract the slides of a job, and yield how each went.
 
@@ -83,13 +90,23 @@ def run_job(
         worker: is told where the run is.
         on_model: hears which engine each model got.
         say: takes what is no error: a slide that cannot be staged.
+        mark: the run's in run.jsonl.
 
     Raises:
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
+    mark = mark or RunMark()
+    loaded: dict[str, dict[str, str]] = {}  # by digest: a model that is loaded again, for fewer tiles, counts once
+
+    def on_loaded(bundle: Bundle, engine: Backend, reason: str) -> None:
+        loaded[bundle.digest] = _facts(bundle, engine, reason)
+        on_model(bundle, engine, reason)
+
     with ExitStack() as opened:
-        load_one = partial(load_engine, job, on_model=on_model)
+        load_one = partial(load_engine, job, on_model=on_loaded)
         models = opened.enter_context(load_models(job.bundles, load_one, job.batch))
+        if not worker.follows:
+            mark.begin(job.out, list(loaded.values()))
         run = Run(
             job,
             opened.enter_context(with_references(models, job.check, job.threads)),
@@ -97,5 +114,18 @@ def run_job(
             worker,
             None if job.stage is None else opened.enter_context(Staging(job.stage, say)),
             {} if job.retry_failed or job.overwrite else run_log.failures(job.out),
+            mark,
         )
         yield from extract_slides(job.slides, run)
+
+
+def _facts(bundle: Bundle, engine: Backend, reason: str) -> dict[str, str]:
+    """Return what run.jsonl says of a model."""
+    return {
+        "name": bundle.manifest.name,
+        "digest": bundle.digest,
+        "backend": engine.name,
+        "precision": engine.precision,
+        "reason": reason,
+        "note": engine.note,
+    }
