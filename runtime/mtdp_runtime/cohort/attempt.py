@@ -29,7 +29,7 @@ from mtdp_runtime.errors import (
 )
 from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
 from mtdp_runtime.extraction.models import Model, Target
-from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
+from mtdp_runtime.extraction.outcome import FOUND_EARLIER, Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive, without_file
 from mtdp_runtime.report.slide import Thumbnail, report_is_current, write_report
 from mtdp_runtime.slide import Slide
@@ -71,7 +71,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
     """
     before = failed_before(request, run)
     if before is not None:
-        message = f"{before.get('message', '')} (an earlier run found this; --retry-failed tries it again)"
+        message = f"{before.get('message', '')}{FOUND_EARLIER}"
         return Outcome(request.path, "failed", message=message, hint=str(before.get("hint", "")))
     refusal: RuntimeFailure | None
     mine: Claim | Held | None

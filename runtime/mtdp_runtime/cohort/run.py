@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from mtdp_runtime.backends import Backend, load
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort.attempt import Run
+from mtdp_runtime.cohort.failures import update_after
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.local import extract_slides
 from mtdp_runtime.cohort.preflight import refused
@@ -82,14 +83,14 @@ def run_job(
     say: Callable[[str], None] = lambda text: None,
     mark: RunMark | None = None,
 ) -> Iterator[Outcome]:
-    """Extract the slides of a job, and yield how each went.
+    """Extract the slides of a job, and yield how each went; at the end `failed.csv` says what is left to mend.
 
     Args:
         job: of which `look_first` found nothing wrong.
         listeners: hear of each slide while it is worked on.
         worker: is told where the run is.
         on_model: hears which engine each model got.
-        say: takes what is no error: a slide that cannot be staged.
+        say: takes what is no error: a slide that cannot be staged, failures that cannot be listed.
         mark: the run's in run.jsonl.
 
     Raises:
@@ -116,7 +117,11 @@ def run_job(
             {} if job.retry_failed or job.overwrite else run_log.failures(job.out),
             mark,
         )
-        yield from extract_slides(job.slides, run)
+        lines: dict[str, Mapping[str, Any]] = dict(worker.settled)
+        for outcome in extract_slides(job.slides, run):
+            lines[outcome.name] = run_log.counts(log_line(outcome))
+            yield outcome
+    update_after(job.out, job.slides, lines, say)
 
 
 def _facts(bundle: Bundle, engine: Backend, reason: str) -> dict[str, str]:

@@ -186,10 +186,10 @@ def _run(job: Job, worker: Worker, mark: RunMark, as_json: bool) -> int:
         work_begins()
         (quiet_model if as_json else say_model)(bundle, engine, reason)
 
-    slides, settled = len(job.slides), worker.settled.values()
-    with Progress(slides, len(settled), shown=not as_json) as progress:
+    settled = worker.settled
+    with Progress(len(job.slides), len(settled), shown=not as_json) as progress:
         outcomes = run_job(job, listeners=progress.listeners(), worker=worker, on_model=on_model, say=note, mark=mark)
-        return say_outcomes(outcomes, slides, settled, progress, job.out, as_json, len(job.passed_over))
+        return say_outcomes(outcomes, job.slides, settled, progress, job.out, as_json, len(job.passed_over))
 
 
 def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:

@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +84,20 @@ def append(out: Path, line: Mapping[str, Any]) -> None:
             os.close(file)  # which unlocks
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes from appending, and from this, where the file is there and its file system has locks.
+
+    What is done meanwhile must not append: a process loses its lock when it closes the file.
+    """
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):
+            file = os.open(out / NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            opened.callback(os.close, file)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def check(out: Path) -> None:
