@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import json
 import os
 import subprocess
@@ -163,6 +164,10 @@ class TestCauses:
         requests = [SlideRequest(Path(path), mask=Path(mask) if mask else None) for path, _ in lines]
         found = by_cause(requests, {Path(path).stem: line for path, line in lines})
         return [(cause.text, cause.slides) for cause in found]
+
+    def test_what_the_docstrings_show_is_so(self) -> None:
+        result = doctest.testmod(failures)
+        assert (result.failed, result.attempted > 0) == (0, True)
 
     def test_names_and_numbers_make_no_cause_of_their_own(self) -> None:
         assert self.groups(
