@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -151,6 +153,12 @@ def extract(*arguments: object) -> subprocess.CompletedProcess[str]:
     code = "from mtdp_runtime.commands.extract import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def slide_lines(out: Path) -> list[dict[str, Any]]:
+    """The lines of run.jsonl that are of slides, without those that say what a run is."""
+    lines = [json.loads(text) for text in (out / "run.jsonl").read_text().splitlines()]
+    return [line for line in lines if "slide" in line]
 
 
 def one_error(result: subprocess.CompletedProcess[str]) -> str:

@@ -16,6 +16,7 @@ from mtdp_runtime.errors import ListenerFailed, UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.machine import usable_cores
+from mtdp_runtime.store.run_log import RunMark
 from mtdp_runtime.tiling.plan import Plan
 
 OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles
@@ -113,9 +114,10 @@ def extract(
         retry_failed=retry_failed,
         stage=_path(stage),
     )
-    look_first(job, say=_warn)
+    mark = RunMark()
+    look_first(job, say=_warn, mark=mark)
     try:
-        return list(run_job(job, listeners=_listeners(on_progress), say=_warn))
+        return list(run_job(job, listeners=_listeners(on_progress), say=_warn, mark=mark))
     except ListenerFailed as error:
         raise error.__cause__ or error from None
 

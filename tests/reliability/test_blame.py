@@ -31,7 +31,7 @@ from mtdp_runtime.slide import wrappers
 from mtdp_runtime.slide.wrappers import WatchedSlide
 from mtdp_runtime.store import run_log
 from support import extract as run_command
-from support import pyramid, stained
+from support import pyramid, slide_lines, stained
 
 PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN]
 LASTING = [errno.EACCES, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENOENT]
@@ -306,5 +306,5 @@ def test_what_is_passed_over_is_said_counted_and_recorded(tiny_bundle: Path, tmp
     )
     assert "1 passed over in folders: .vsi is not read (1)" in result.stderr
     assert "0 failed, 1 passed over" in result.stdout
-    lines = [json.loads(text) for text in (tmp_path / "o" / "run.jsonl").read_text().splitlines()]
+    lines = slide_lines(tmp_path / "o")
     assert [line["status"] for line in lines] == ["passed-over", "done", "done"]

@@ -18,7 +18,7 @@ import pytest
 from mtdp_runtime.cohort import claims
 from mtdp_runtime.cohort.claims import Claim, Held, claim
 from mtdp_runtime.cohort.requests import SlideRequest, shard_of
-from support import pyramid, stained
+from support import pyramid, slide_lines, stained
 
 
 def test_one_has_it_and_the_other_is_told(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_two_processes_do_each_slide_once(tiny_bundle: Path, tmp_path: Path, opt
     for process in both:
         process.communicate()
         assert process.returncode in ((0,) if options else (0, 3))  # 3: the other one is at the last slide
-    lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
+    lines = slide_lines(out)
     done = [Path(line["slide"]).name for line in lines if line["status"] == "done"]
     assert sorted(done) == sorted(f"s{number}.tiff" for number in range(12))
     assert sorted(p.name for p in out.iterdir()) == sorted([*(f"s{n}.h5" for n in range(12)), "run.jsonl"])

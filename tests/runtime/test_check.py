@@ -22,7 +22,7 @@ from mtdp_runtime.extraction.check import Check, check_rows
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.wrappers import WatchedSlide
-from support import TILE_PX, extract, write_tiny_bundle
+from support import TILE_PX, extract, slide_lines, write_tiny_bundle
 
 
 def test_a_check_is_printed_stored_and_would_fail(
@@ -137,7 +137,7 @@ def test_a_finished_file_is_checked_too_and_what_is_too_far_off_is_a_warning(
     assert result.returncode == 0
     assert result.stderr.startswith(f"warning: {slide}: the check of tiny found a cosine of 0.")
     assert result.stderr.endswith("fp32 has at least 0.999999\n")
-    lines = [json.loads(text) for text in (out / "run.jsonl").read_text().splitlines()]
+    lines = slide_lines(out)
     assert ["check" in line for line in lines] == [False, True, True]
     assert ["warning" in line for line in lines] == [False, False, True]
 

@@ -20,7 +20,7 @@ from mtdp_runtime.backends import BACKENDS, backend_class
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.commands import bench
 from mtdp_runtime.errors import UsageError
-from support import damage_tile, extract, one_error, pyramid, stained
+from support import damage_tile, extract, one_error, pyramid, slide_lines, stained
 
 
 def test_help_needs_no_heavy_library() -> None:
@@ -74,7 +74,8 @@ def test_a_slide_to_features(tiny_bundle: Path, make_slide: Callable[..., Path],
         assert file.attrs["backend"].startswith(backend)
         assert file.attrs["mpp_source"] == "TIFF resolution tags"
         assert len(file.attrs["bundle_digest"]) == 64
-    assert json.loads((out / "run.jsonl").read_text()) == line
+    (recorded,) = slide_lines(out)
+    assert recorded == line | {name: recorded[name] for name in ("time", "host", "run")}
     report = (out / "report" / "slide.html").read_text()
     assert "data:image/jpeg;base64," in report
     assert "http" not in report
@@ -127,7 +128,7 @@ def test_one_bad_slide_does_not_stop_the_others(
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "2 of 5 slides done, 3 failed" in result.stdout
-    lines = [json.loads(line) for line in (tmp_path / "o" / "run.jsonl").read_text().splitlines()]
+    lines = slide_lines(tmp_path / "o")
     assert [(Path(line["slide"]).name, line["status"]) for line in lines] == [
         ("a.tiff", "done"),
         ("b.svs", "failed"),
@@ -393,7 +394,7 @@ def test_tiles_that_are_left_out_are_no_rows_and_said_so(tiny_bundle: Path, tmp_
     damage_tile(slide, 3)
     result = extract(slide, "--model", tiny_bundle, "--out", out, "--on-bad-tile", "drop")
     assert "a.tiff: 140 tiles, 4 bad ones left out in " in result.stdout
-    line = json.loads((out / "run.jsonl").read_text())
+    (line,) = slide_lines(out)
     assert (line["tiles"], line["bad_tiles"], line["left_out"]) == (140, 4, 4)
     with h5py.File(out / "a.h5") as file:
         assert len(file["features"]) == 140
@@ -418,7 +419,7 @@ def test_a_run_says_its_sum_and_which_reader_read(
     assert "3 of 4 slides done, 1 failed; 288 tiles in " in said
     assert " tiles/s, 1 without tissue; see " in said
     assert said.count("  read by openslide ") == 1, "the fast reader read a.tiff, and b.tiff is not JPEG"
-    lines = [json.loads(text) for text in (tmp_path / "o" / "run.jsonl").read_text().splitlines()]
+    lines = slide_lines(tmp_path / "o")
     assert [line.get("reader", "").split(" ")[0] for line in lines] == ["mtdp", "openslide", "openslide", ""]
     assert "the fast reader does not read this" in lines[1]["reader_reason"]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.store import run_log
+from mtdp_runtime.version import __version__
 
 
 def lines_of(out: Path) -> list[str]:
@@ -48,3 +51,23 @@ def test_what_is_no_file_is_said_and_nothing_waits_for_it(tmp_path: Path, what: 
     with pytest.raises(OutputUnwritable, match=r"run\.jsonl: cannot be written"):
         run_log.append(tmp_path, {"slide": "/a.svs", "status": "done"})
     assert elsewhere.read_text() == ""
+
+
+def test_the_line_of_a_run_is_skipped_and_each_slides_line_says_of_which_run_it_is(tmp_path: Path) -> None:
+    mark = run_log.RunMark(["mtdp-extract", "a.svs"])
+    mark.begin(tmp_path, [{"name": "tiny", "digest": "0"}])
+    mark.append(tmp_path, {"slide": "/a.svs", "status": "failed", "attempt": "1"})
+    with (tmp_path / run_log.NAME).open("a") as stream:
+        stream.write('{"run": "x", "started": "20')  # of another run, torn by a full disk
+    mark.append(tmp_path, {"slide": "/b.svs", "status": "failed", "attempt": "2"})
+    first, *others = lines_of(tmp_path)
+    run = json.loads(first)
+    assert run["arguments"] == ["mtdp-extract", "a.svs"]
+    assert run["models"] == [{"name": "tiny", "digest": "0"}]
+    assert (run["host"], run["version"]) == (socket.gethostname(), __version__)
+    assert datetime.fromisoformat(run["started"]).tzinfo is not None
+    for line in map(json.loads, (others[0], others[2])):
+        assert (line["run"], line["host"]) == (run["run"], run["host"])
+        assert datetime.fromisoformat(line["time"]) >= datetime.fromisoformat(run["started"])
+    assert sorted(run_log.failures(tmp_path)) == ["1", "2"]
+    assert run_log.RunMark().run != mark.run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from mtdp_runtime.extraction.models import load_models
 from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.store.writer import FeatureStore
-from support import write_tiny_bundle
+from support import slide_lines, write_tiny_bundle
 
 SAME = {"backend": "onnxruntime", "batch": 8, "threads": 2}
 
@@ -57,7 +56,7 @@ def test_two_models_read_each_tile_once_and_write_what_each_alone_writes(
             assert one.attrs["fingerprint"] == other.attrs["fingerprint"]
             for dataset in ("features", "coords", "status"):
                 np.testing.assert_array_equal(one[dataset][:], other[dataset][:])
-    (line,) = [json.loads(text) for text in (tmp_path / "both/run.jsonl").read_text().splitlines()]
+    (line,) = slide_lines(tmp_path / "both")
     assert line["outputs"] == [str(path) for path in outcome.outputs]
 
 

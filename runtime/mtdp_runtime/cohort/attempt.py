@@ -29,11 +29,12 @@ from mtdp_runtime.errors import (
 )
 from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
 from mtdp_runtime.extraction.models import Model, Target
-from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
+from mtdp_runtime.extraction.outcome import FOUND_EARLIER, Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive, without_file
 from mtdp_runtime.report.slide import Thumbnail, report_is_current, write_report
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import run_log
+from mtdp_runtime.store.run_log import RunMark
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.plan import Plan, make_plan
 
@@ -48,6 +49,7 @@ class Run:
     worker: Worker = field(default_factory=Unwatched)
     staging: Staging | None = None
     failures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of earlier runs: `run_log.failures`
+    mark: RunMark = field(default_factory=RunMark)
 
 
 def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = None) -> Outcome | Held:
@@ -69,7 +71,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
     """
     before = failed_before(request, run)
     if before is not None:
-        message = f"{before.get('message', '')} (an earlier run found this; --retry-failed tries it again)"
+        message = f"{before.get('message', '')}{FOUND_EARLIER}"
         return Outcome(request.path, "failed", message=message, hint=str(before.get("hint", "")))
     refusal: RuntimeFailure | None
     mine: Claim | Held | None
@@ -83,7 +85,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
     if mine is None:
         assert refusal is not None
         outcome = failed(request.path, refusal)
-        run_log.append(run.job.out, log_line(outcome))
+        run.mark.append(run.job.out, log_line(outcome))
         return outcome
     if isinstance(mine, Held):
         return mine
@@ -93,7 +95,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
         run.worker.begin(request.name, log_line(Outcome(request.path, "failed", attempt=key)), str(mine.path))
         outcome = _extract(request, run, mine, following, key)
         line = log_line(outcome)
-        run_log.append(run.job.out, line)
+        run.mark.append(run.job.out, line)
         run.worker.end(request.name, run_log.counts(line))
     return outcome
 

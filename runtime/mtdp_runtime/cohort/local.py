@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from mtdp_runtime.cohort.attempt import Run, all_there, attempt, failed_before
@@ -39,7 +40,7 @@ def extract_slides(requests: Sequence[SlideRequest], run: Run) -> Iterator[Outco
         if isinstance(outcome, Held):
             held[request] = outcome
         else:
-            yield outcome
+            yield replace(outcome, name=request.name)
     yield from _wait_for(held, run)
 
 
@@ -54,7 +55,7 @@ def _wait_for(held: Mapping[SlideRequest, Held], run: Run) -> Iterator[Outcome]:
             del left[request]
             if isinstance(outcome, Held):
                 outcome = Outcome(request.path, "claimed", message=f"{outcome.by} works on it")
-            yield outcome
+            yield replace(outcome, name=request.name)
         if left:
             time.sleep(_LOOK_EVERY_S)
 

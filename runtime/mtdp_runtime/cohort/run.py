@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from mtdp_runtime.backends import Backend, load
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort.attempt import Run
+from mtdp_runtime.cohort.failures import update_after
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.local import extract_slides
 from mtdp_runtime.cohort.preflight import refused
@@ -21,17 +22,22 @@ from mtdp_runtime.extraction.models import load_models, with_references
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.store import run_log
+from mtdp_runtime.store.run_log import RunMark
 
 _SAID: Final = 10  # of what is wrong with single slides
 OnModel = Callable[[Bundle, Backend, str], None]  # a model was loaded, on this engine, for this reason
 
 
 def look_first(
-    job: Job, worker: Worker = UNWATCHED, writes: bool = True, say: Callable[[str], None] = lambda text: None
+    job: Job,
+    worker: Worker = UNWATCHED,
+    writes: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+    mark: RunMark | None = None,
 ) -> None:
     """Look at what a run needs before any work: names, masks, and the folder, where it is written.
 
-    `say` takes what will fail single slides.
+    `say` takes what will fail single slides; `mark` is the run's in run.jsonl.
 
     Raises:
         UsageError: no slide can be done, or the folder cannot be written.
@@ -50,8 +56,9 @@ def look_first(
         writable_folder(job.out)
         run_log.check(job.out)
     if writes and not worker.started:
+        mark = mark or RunMark()
         for one in job.passed_over:
-            run_log.append(job.out, log_line(Outcome(one.path, "passed-over", message=one.why)))
+            mark.append(job.out, log_line(Outcome(one.path, "passed-over", message=one.why)))
     if not worker.started:
         worker.start()
 
@@ -74,22 +81,33 @@ def run_job(
     worker: Worker = UNWATCHED,
     on_model: OnModel = lambda bundle, engine, reason: None,
     say: Callable[[str], None] = lambda text: None,
+    mark: RunMark | None = None,
 ) -> Iterator[Outcome]:
-    """Extract the slides of a job, and yield how each went.
+    """Extract the slides of a job, and yield how each went; at the end `failed.csv` says what is left to mend.
 
     Args:
         job: of which `look_first` found nothing wrong.
         listeners: hear of each slide while it is worked on.
         worker: is told where the run is.
         on_model: hears which engine each model got.
-        say: takes what is no error: a slide that cannot be staged.
+        say: takes what is no error: a slide that cannot be staged, failures that cannot be listed.
+        mark: the run's in run.jsonl.
 
     Raises:
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
+    mark = mark or RunMark()
+    loaded: dict[str, dict[str, str]] = {}  # by digest: a model that is loaded again, for fewer tiles, counts once
+
+    def on_loaded(bundle: Bundle, engine: Backend, reason: str) -> None:
+        loaded[bundle.digest] = _facts(bundle, engine, reason)
+        on_model(bundle, engine, reason)
+
     with ExitStack() as opened:
-        load_one = partial(load_engine, job, on_model=on_model)
+        load_one = partial(load_engine, job, on_model=on_loaded)
         models = opened.enter_context(load_models(job.bundles, load_one, job.batch))
+        if not worker.follows:
+            mark.begin(job.out, list(loaded.values()))
         run = Run(
             job,
             opened.enter_context(with_references(models, job.check, job.threads)),
@@ -97,5 +115,22 @@ def run_job(
             worker,
             None if job.stage is None else opened.enter_context(Staging(job.stage, say)),
             {} if job.retry_failed or job.overwrite else run_log.failures(job.out),
+            mark,
         )
-        yield from extract_slides(job.slides, run)
+        lines: dict[str, Mapping[str, Any]] = dict(worker.settled)
+        for outcome in extract_slides(job.slides, run):
+            lines[outcome.name] = run_log.counts(log_line(outcome))
+            yield outcome
+    update_after(job.out, job.slides, lines, say)
+
+
+def _facts(bundle: Bundle, engine: Backend, reason: str) -> dict[str, str]:
+    """Return what run.jsonl says of a model."""
+    return {
+        "name": bundle.manifest.name,
+        "digest": bundle.digest,
+        "backend": engine.name,
+        "precision": engine.precision,
+        "reason": reason,
+        "note": engine.note,
+    }

@@ -18,8 +18,12 @@ from typing import Final
 from mtdp_runtime.errors import UsageError
 
 COLUMNS: Final = ("slide", "mpp", "mask", "name")
+FAILED_COLUMNS: Final = (*COLUMNS, "message")  # of the table of failed slides that a run writes
 SHOWN_COLUMNS: Final = "slide[,mpp][,mask][,name]"
 _SEPARATORS: Final = ",;\t"
+# How that table begins as it was written, and not saved by another program: there the bytes of each name are kept, and
+# a name may hold line ends.
+_OUR_FIRST_LINE: Final = ",".join(FAILED_COLUMNS) + "\n"
 _MARKS: Final = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 # What stands for "nothing here": pandas' own spellings (read_csv, na_values), in small letters.
 _NOTHING: Final = frozenset(
@@ -49,6 +53,7 @@ class SlideRow:
     mpp: str  # with a decimal point
     mask: str
     name: str
+    message: str = ""  # of a run in which it failed
 
 
 def read_slide_table(path: Path, say: Callable[[str], None]) -> list[SlideRow]:
@@ -67,7 +72,8 @@ def read_slide_table(path: Path, say: Callable[[str], None]) -> list[SlideRow]:
     _look_at_columns(path, columns, say)
     if not rows:
         raise UsageError(f"{path}: names no slide", hint="One line per slide, after the line of the columns.")
-    return [_row(path, columns, line, fields) for line, fields in rows]
+    ours = ",".join(names) + "\n" == _OUR_FIRST_LINE
+    return [_row(path, columns, line, fields, ours) for line, fields in rows]
 
 
 def _text(path: Path, say: Callable[[str], None]) -> str:
@@ -77,6 +83,8 @@ def _text(path: Path, say: Callable[[str], None]) -> str:
         raise UsageError(
             f"{path}: cannot be read: {error.strerror}", hint="Check the path and its permissions."
         ) from error
+    if content.startswith(_OUR_FIRST_LINE.encode()):
+        return content.decode("utf-8", errors="surrogateescape")
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "")
     if encoding:
         try:
@@ -102,13 +110,15 @@ def _text(path: Path, say: Callable[[str], None]) -> str:
 def _lines(path: Path, text: str) -> list[tuple[int, list[str]]]:
     """Return the lines that hold something, with their numbers, split at the separator that makes a column `slide`."""
     skip = 0
-    separators = _SEPARATORS
+    separators, newline = _SEPARATORS, None
+    if text.startswith(_OUR_FIRST_LINE):
+        separators, newline = _OUR_FIRST_LINE[5], ""
     first, _, rest = text.partition("\n")
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # a spreadsheet's own hint
         separators, skip, text = first.strip()[4], 1, rest
     found: list[list[tuple[int, list[str]]]] = []
     for separator in separators:
-        reader = csv.reader(io.StringIO(text, newline=None), delimiter=separator, skipinitialspace=True)
+        reader = csv.reader(io.StringIO(text, newline=newline), delimiter=separator, skipinitialspace=True)
         try:
             lines = [(reader.line_num + skip, fields) for fields in reader if any(_clean(field) for field in fields)]
         except csv.Error as error:
@@ -135,7 +145,7 @@ def _look_at_columns(path: Path, columns: Sequence[str], say: Callable[[str], No
         if columns.count(column) > 1:
             raise UsageError(f"{path}: {columns.count(column)} columns named {column}", hint="Keep one of them.")
     _refuse_near_misses(path, columns)
-    ignored = [column for column in columns if column and column not in COLUMNS]
+    ignored = [column for column in columns if column and column not in FAILED_COLUMNS]
     if ignored:
         say(f"{path}: columns that are not read: {', '.join(ignored)}")
 
@@ -150,8 +160,8 @@ def _refuse_near_misses(path: Path, columns: Sequence[str], slides: Collection[s
             )
 
 
-def _row(path: Path, columns: Sequence[str], line: int, fields: Sequence[str]) -> SlideRow:
-    if any("\n" in field for field in fields):
+def _row(path: Path, columns: Sequence[str], line: int, fields: Sequence[str], ours: bool) -> SlideRow:
+    if any("\n" in field for field in fields) and not (ours and len(fields) == len(columns)):
         raise UsageError(
             f"{path}: before line {line} a quotation mark opens that is not closed on its line",
             hint='A quotation mark in a name is written "like ""this""".',
@@ -168,7 +178,7 @@ def _row(path: Path, columns: Sequence[str], line: int, fields: Sequence[str]) -
         raise UsageError(f"{path}: line {line}: no slide named", hint="Remove the line or name a file.")
     if _DECIMAL_COMMA.fullmatch(said["mpp"]):
         said["mpp"] = said["mpp"].replace(",", ".")
-    return SlideRow(line, said["slide"], said["mpp"], said["mask"], said["name"])
+    return SlideRow(line, said["slide"], said["mpp"], said["mask"], said["name"], row.get("message", ""))
 
 
 def _clean(field: str) -> str:

@@ -38,9 +38,10 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 class Worker:
     """The worker's side: it tells the parent where it is."""
 
-    settled: dict[str, dict[str, Any]]  # slide -> its status and counts, of the workers before this one
+    settled: dict[str, dict[str, Any]]  # slide -> `run_log.counts` of it, of the workers before this one
     _pipe: int
     started: bool = False  # what is said before work starts was said by a worker before this one
+    follows: bool = False  # a worker before this one began the work
     _beaten_s: float = 0.0
 
     def begin(self, slide: str, line: dict[str, Any], claim: str) -> None:
@@ -131,7 +132,7 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
             os.close(reader)
             _die_with(parent)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            return Worker(dict(state.settled), writer, state.started)
+            return Worker(dict(state.settled), writer, state.started, state.started)
         os.close(writer)
         known = len(state.settled)
         code, why = _watch(pid, reader, stall_limit_s, state)
@@ -155,7 +156,7 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
             line.pop("attempt", None)
         lost(line)
         lost_in_a_row = lost_in_a_row + 1 if len(state.settled) == known else 1
-        state.settled[slide] = {"status": "failed"}
+        state.settled[slide] = {name: line[name] for name in ("status", "message", "hint")}
         state.at = None
         if lost_in_a_row >= MOST_LOST_IN_A_ROW:
             print(f"error: {lost_in_a_row} slides in a row ended the process: the run ends", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mtdp_runtime.cohort.job import Job
     from mtdp_runtime.cohort.requests import SlideRequest
     from mtdp_runtime.cohort.watchdog import Worker
+    from mtdp_runtime.store.run_log import RunMark
 
 app = new_app()
 
@@ -69,6 +71,7 @@ def extract(
     A run that was stopped goes on where it was; a file that is complete is left alone.
     """
     from mtdp_runtime.cohort.watchdog import supervise
+    from mtdp_runtime.store.run_log import RunMark
 
     named = list(slides or [])
     if verify is not None:
@@ -78,7 +81,8 @@ def extract(
     part, batch_size = options.part_of(shard), options.count_or_auto("--batch", batch)
     cores = options.count_or_auto("--threads", threads) or usable_cores()
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
-    worker = supervise(stall_limit, partial(_lost, None if dry_run else out, as_json))
+    mark = RunMark(["mtdp-extract", *sys.argv[1:]])
+    worker = supervise(stall_limit, partial(_lost, None if dry_run else out, mark, as_json))
 
     from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
 
@@ -110,7 +114,7 @@ def extract(
         retry_failed=retry_failed,
         stage=stage,
     )
-    raise typer.Exit(_carry_out(job, worker, dry_run, demo, as_json))
+    raise typer.Exit(_carry_out(job, worker, mark, dry_run, demo, as_json))
 
 
 def _verify(out: Path, as_json: bool, *, alone: bool) -> int:
@@ -143,12 +147,12 @@ def _requests(
     return chosen
 
 
-def _carry_out(job: Job, worker: Worker, dry_run: bool, demo: bool, as_json: bool) -> int:
+def _carry_out(job: Job, worker: Worker, mark: RunMark, dry_run: bool, demo: bool, as_json: bool) -> int:
     """Do a job, or plan it; return the exit code."""
     from mtdp_runtime.cohort.requests import list_slides
     from mtdp_runtime.cohort.run import look_first
 
-    look_first(job, worker, writes=not dry_run, say=note)
+    look_first(job, worker, writes=not dry_run, say=note, mark=mark)
     with ExitStack() as opened:
         if demo:
             work_begins()
@@ -157,16 +161,14 @@ def _carry_out(job: Job, worker: Worker, dry_run: bool, demo: bool, as_json: boo
             job = replace(job, slides=(*job.slides, *made))
         if not job.slides:
             return 0
-        return _dry_run(job, worker, as_json) if dry_run else _run(job, worker, as_json)
+        return _dry_run(job, worker, as_json) if dry_run else _run(job, worker, mark, as_json)
 
 
-def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
+def _lost(out: Path | None, mark: RunMark, as_json: bool, line: dict[str, Any]) -> None:
     """Say, and record in `out`, that a slide ended its process. Runs in the parent, which stays small."""
-    from mtdp_runtime.store import run_log
-
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # a slide may be lost while masks are looked at, before any work
-        run_log.append(out, line)
+        mark.append(out, line)
     if as_json:
         result_json(line)
     else:
@@ -174,7 +176,7 @@ def _lost(out: Path | None, as_json: bool, line: dict[str, Any]) -> None:
         hint(line["hint"], "  ")
 
 
-def _run(job: Job, worker: Worker, as_json: bool) -> int:
+def _run(job: Job, worker: Worker, mark: RunMark, as_json: bool) -> int:
     """Extract all slides; return the exit code."""
     from mtdp_runtime.cohort.run import run_job
     from mtdp_runtime.commands.output import quiet_model, say_model, say_outcomes
@@ -184,10 +186,10 @@ def _run(job: Job, worker: Worker, as_json: bool) -> int:
         work_begins()
         (quiet_model if as_json else say_model)(bundle, engine, reason)
 
-    slides, settled = len(job.slides), worker.settled.values()
-    with Progress(slides, len(settled), shown=not as_json) as progress:
-        outcomes = run_job(job, listeners=progress.listeners(), worker=worker, on_model=on_model, say=note)
-        return say_outcomes(outcomes, slides, settled, progress, job.out, as_json, len(job.passed_over))
+    settled = worker.settled
+    with Progress(len(job.slides), len(settled), shown=not as_json) as progress:
+        outcomes = run_job(job, listeners=progress.listeners(), worker=worker, on_model=on_model, say=note, mark=mark)
+        return say_outcomes(outcomes, job.slides, settled, progress, job.out, as_json, len(job.passed_over))
 
 
 def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:

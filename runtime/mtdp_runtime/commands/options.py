@@ -31,7 +31,9 @@ Slides = Annotated[
 Out = Annotated[
     Path,
     typer.Option(
-        metavar="FOLDER", help="Folder for <slide>.h5, report/<slide>.html and run.jsonl.", rich_help_panel=WORK
+        metavar="FOLDER",
+        help="Folder for <slide>.h5, report/<slide>.html, run.jsonl and failed.csv.",
+        rich_help_panel=WORK,
     ),
 ]
 Model = Annotated[

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.speed import EngineSpeed
 from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.cohort import failures
+from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.commands.console import detail, hint, result, result_json, say, trouble, warn
 from mtdp_runtime.commands.progress import Progress
@@ -16,6 +18,9 @@ from mtdp_runtime.commands.units import duration, size
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.store import run_log
 from mtdp_runtime.tiling.plan import Plan
+
+_MOST_CAUSES: Final = 10
+_MOST_NAMES: Final = 3
 
 
 def say_model(bundle: Bundle, engine: Backend, reason: str) -> None:
@@ -33,8 +38,8 @@ def quiet_model(bundle: Bundle, engine: Backend, reason: str) -> None:
 
 def say_outcomes(
     outcomes: Iterable[Outcome],
-    slides: int,
-    settled: Iterable[Mapping[str, Any]],
+    requests: Sequence[SlideRequest],
+    settled: failures.Lines,
     progress: Progress,
     out: Path,
     as_json: bool,
@@ -44,28 +49,49 @@ def say_outcomes(
 
     Args:
         outcomes: as they come; what failed, and warnings, go to stderr.
-        slides: how many there are.
+        requests: all slides of the run.
         settled: the counts of those that a process before this one did.
         progress: hears of each.
         out: the folder of run.jsonl.
         as_json: one JSON object per slide, and no more.
         passed_over: how many files and folders were met in folders and are no work.
     """
-    lines = list(settled)
+    by_name, slides = dict(settled), len(requests)
     for outcome in outcomes:
         progress.on_outcome(outcome)
-        lines.append(run_log.counts(log_line(outcome)))
-        _say_outcome(outcome, f"[{len(lines)}/{slides}] " if slides > 1 else "", as_json)
+        by_name[outcome.name] = run_log.counts(log_line(outcome))
+        _say_outcome(outcome, f"[{len(by_name)}/{slides}] " if slides > 1 else "", as_json)
+    lines = list(by_name.values())
     statuses = [line["status"] for line in lines]
-    failures, elsewhere = statuses.count("failed"), statuses.count("claimed")
+    failed, elsewhere = statuses.count("failed"), statuses.count("claimed")
     if slides > 1 and not as_json:
         others = f", {elsewhere} left to another run" if elsewhere else ""
         others += f", {passed_over} passed over" if passed_over else ""
         say(
-            f"{slides - failures - elsewhere} of {slides} slides done, {failures} failed{others}; "
+            f"{slides - failed - elsewhere} of {slides} slides done, {failed} failed{others}; "
             f"{run_log.totals(lines)}; see {out / run_log.NAME}"
         )
-    return exit_codes.of_run(failures, elsewhere)
+        _say_causes(failures.by_cause(requests, by_name))
+        if failed and (out / failures.NAME).is_file():
+            say(f"{out / failures.NAME}: a manifest of what failed; mend it and give it to mtdp-extract")
+    code = exit_codes.of_run(failed, elsewhere)
+    if code and slides > 1 and not as_json:
+        say(f"exit code {code}: {exit_codes.MEANINGS[str(code)]}")
+    return code
+
+
+def _say_causes(causes: Sequence[failures.Cause]) -> None:
+    """Say of what slides failed, each cause once with its hint."""
+    for cause in causes[:_MOST_CAUSES]:
+        names = ", ".join(cause.slides[:_MOST_NAMES])
+        more = len(cause.slides) - _MOST_NAMES
+        say(f"{len(cause.slides)} failed: {cause.text}")
+        say(f"  {names}{f' and {more} more' if more > 0 else ''}")
+        if cause.hint:
+            say(f"  hint: {cause.hint}")
+    rest = causes[_MOST_CAUSES:]
+    if rest:
+        say(f"{sum(len(cause.slides) for cause in rest)} failed of {len(rest)} other causes")
 
 
 def _say_outcome(outcome: Outcome, prefix: str, as_json: bool) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from mtdp_runtime.errors import RuntimeFailure
 from mtdp_runtime.extraction.check import Agreement
 from mtdp_runtime.pipeline.timing import RunTimes
 
 Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed", "passed-over"]
+FOUND_EARLIER: Final = " (an earlier run found this; --retry-failed tries it again)"  # at the end of a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Outcome:
     own_decoder: bool = False  # as of SlideInfo
     tiles_before: int = 0  # rows of the file that an earlier run computed
     warning: str = ""  # what is done, and should be looked at
+    name: str = ""  # of its output, without extension; empty where it was not attempted
 
 
 def failed(slide: Path, error: RuntimeFailure, attempt: str = "") -> Outcome:

@@ -1,4 +1,4 @@
-"""run.jsonl: one line per slide, appended by any number of processes."""
+"""run.jsonl: a line that says what a run is, and one line per slide, appended by any number of processes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,52 @@ import errno
 import fcntl
 import json
 import os
+import secrets
+import socket
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.errors import OutputUnwritable
+from mtdp_runtime.version import __version__
 
 NAME: Final = "run.jsonl"
+_MOST_CHARACTERS: Final = 300  # of a message or a hint, where it is repeated
+
+
+def _now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601 writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class RunMark:
+    """What tells a run from the others of its folder; workers that follow one another share it."""
+
+    arguments: Sequence[str] | str = "api"  # the command line; "api" for a call from Python
+    run: str = field(default_factory=lambda: secrets.token_hex(6))
+    started: str = field(default_factory=_now)
+    host: str = field(default_factory=socket.gethostname)
+
+    def begin(self, out: Path, models: Sequence[Mapping[str, Any]]) -> None:
+        """Append the line that says what this run is; it has no key `slide`.
+
+        Raises:
+            OutputUnwritable: the folder cannot be written.
+        """
+        facts = {"run": self.run, "started": self.started, "host": self.host, "version": __version__}
+        append(out, facts | {"arguments": self.arguments, "models": list(models)})
+
+    def append(self, out: Path, line: Mapping[str, Any]) -> None:
+        """Append the line of a slide, with the time, the host and the run.
+
+        Raises:
+            OutputUnwritable: the folder cannot be written.
+        """
+        append(out, {**line, "time": _now(), "host": self.host, "run": self.run})
 
 
 def append(out: Path, line: Mapping[str, Any]) -> None:
@@ -46,6 +84,20 @@ def append(out: Path, line: Mapping[str, Any]) -> None:
             os.close(file)  # which unlocks
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes from appending, and from this, where the file is there and its file system has locks.
+
+    What is done meanwhile must not append: a process loses its lock when it closes the file.
+    """
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):
+            file = os.open(out / NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            opened.callback(os.close, file)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def check(out: Path) -> None:
@@ -98,6 +150,8 @@ def failures(out: Path) -> dict[str, dict[str, Any]]:
     for text in lines:
         try:
             line = json.loads(text)
+            if "slide" not in line:
+                continue  # the line of a run
             slide, attempt, failed = absolute(line["slide"]), line.get("attempt", ""), line["status"] == "failed"
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # the torn last line of a machine that lost power
@@ -109,9 +163,13 @@ def failures(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def counts(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `totals` adds up of a line: short, and the same for a slide of which only the status is known."""
+    """Return what the end of a run says of a slide: what `totals` adds up, and why it failed."""
     numbers = ("tiles", "bad_tiles", "seconds", "tiles_before")
-    return {"status": line["status"]} | {name: line[name] for name in numbers if line.get(name)}
+    short: dict[str, Any] = {"status": line["status"]} | {name: line[name] for name in numbers if line.get(name)}
+    if line["status"] == "failed":
+        # Cut, for it goes through a pipe, whose writes are whole up to 4096 bytes.
+        short |= {name: str(line.get(name, ""))[:_MOST_CHARACTERS] for name in ("message", "hint")}
+    return short
 
 
 def totals(lines: Sequence[Mapping[str, Any]]) -> str:
