@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,7 +23,7 @@ from PIL import Image
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.settings import TissueSettings
 from mtdp_runtime.slide.open import open_slide
-from mtdp_runtime.tiling.given_mask import check_fits, coverage, load_mask
+from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, coverage, load_mask
 from mtdp_runtime.tiling.grid import Grid
 from mtdp_runtime.tiling.tissue import find_tissue, tissue_fractions
 from support import extract, info_of, one_error
@@ -146,6 +151,147 @@ def test_every_other_class_is_tissue(tmp_path: Path, kind: Any) -> None:
     assert area0(write(tmp_path / "m.geojson", feature(polygon(SQUARE), kind))) == pytest.approx(160_000, rel=0.02)
 
 
+@pytest.mark.parametrize("where", ["beside", "within"])
+def test_what_qupath_nests_counts_as_if_it_lay_beside(tmp_path: Path, where: str) -> None:
+    """QuPath's hierarchy: a fold within an annotation, and within the fold a region that stays ignored."""
+    fold = feature(polygon([HOLED[1]]), ("name", "Ignore*"))
+    region, tissue = feature(polygon([HOLED[1]])), feature(polygon(SQUARE), None)
+    (fold if where == "beside" else fold["properties"])["childObjects"] = [region]
+    (tissue if where == "beside" else tissue["properties"])["childObjects"] = [fold]
+    assert area0(write(tmp_path / "m.geojson", [tissue])) == pytest.approx(120_000, rel=0.02)
+
+
+def test_a_core_that_qupath_calls_missing_is_no_tissue(tmp_path: Path) -> None:
+    cores = [feature(polygon(SQUARE)), feature(polygon([[[600, 0], [700, 0], [700, 100], [600, 100]]]))]
+    for core, missing in zip(cores, (True, False), strict=True):
+        core["properties"] |= {
+            "objectType": "tma_core",
+            "isMissing": missing,
+            "childObjects": [feature(core["geometry"])],
+        }
+    assert area0(write(tmp_path / "m.geojson", cores)) == pytest.approx(10_000, rel=0.05)
+    with pytest.raises(UsageError, match="holds no polygon"):
+        load_mask(write(tmp_path / "m.geojson", cores[:1]))
+
+
+@pytest.mark.parametrize("bad", [[], [[0, 0]], [[0, 0], [700, 700]]])
+def test_a_ring_without_area_takes_nothing_from_the_others(tmp_path: Path, bad: Any) -> None:
+    as_outline = [feature(polygon([bad])), feature(polygon(SQUARE))]
+    assert area0(write(tmp_path / "m.geojson", as_outline)) == pytest.approx(160_000, rel=0.02)
+    as_hole = feature(polygon([*HOLED, bad]))
+    assert area0(write(tmp_path / "m.geojson", as_hole)) == pytest.approx(120_000, rel=0.03)
+    with_hole = [feature(polygon([bad, *SQUARE])), feature(polygon([HOLED[1]]))]  # a hole in nothing is nothing
+    assert area0(write(tmp_path / "m.geojson", with_hole)) == pytest.approx(40_000, rel=0.05)
+
+
+def drawn_whole(mask: GivenMask, scale: float, width: int, height: int) -> NDArray[np.float32]:
+    """The oracle: every polygon is drawn over a whole band of 64 rows, eight times as fine, one after the other."""
+    bands = []
+    for top in range(0, height, 64):
+        band = np.zeros((min(64, height - top) * 8, width * 8), np.uint8)
+        for value, polygons in ((1, mask.polygons), (0, mask.ignored)):
+            for rings in polygons:
+                piece = np.zeros_like(band)
+                points = [np.rint((ring * 8 / scale - 0.5 - (0, top * 8)) * 16).astype(np.int32) for ring in rings]
+                cv2.fillPoly(piece, points, 1, shift=4)
+                band[piece == 1] = value
+        bands.append(band)
+    cells: NDArray[np.float32] = np.concatenate(bands).reshape(height, 8, width, 8).mean(axis=(1, 3), dtype=np.float32)
+    return cells
+
+
+corners = st.lists(st.tuples(st.integers(-300, 1300), st.integers(-300, 3300)), min_size=3, max_size=5)
+
+
+@given(drawn=st.lists(st.tuples(st.lists(corners, min_size=1, max_size=3), st.booleans()), min_size=1, max_size=6))
+def test_polygons_drawn_in_pieces_are_what_they_are_drawn_whole(
+    drawn: list[tuple[list[list[tuple[int, int]]], bool]],
+) -> None:
+    """Three bands of rows; outlines that leave the slide on each side, with holes that leave the outline."""
+    polygons = {
+        which: tuple(
+            tuple(np.array(ring, np.float64) for ring in rings) for rings, ignored in drawn if ignored == which
+        )
+        for which in (False, True)
+    }
+    mask = GivenMask(Path("m.geojson"), "", polygons[False], None, polygons[True])
+    inside = [tuple(np.clip(ring, 0, None) for ring in rings) for rings in mask.polygons]
+    for one in (mask, GivenMask(Path("m.geojson"), "", tuple(inside), None)):
+        got = coverage(one, info_of(1024, 3000, 0.5), 16.0, 64, 188)
+        np.testing.assert_array_equal(got, drawn_whole(one, 16.0, 64, 188))
+
+
+def test_many_polygons_with_holes_cost_what_they_cover_and_not_what_the_slide_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """400 rings of 40 px on a slide of 40,000 px: what is drawn apart is their boxes and no whole bands."""
+    made = 0
+    zeros = np.zeros
+
+    def counted(shape: Any, *arguments: Any) -> Any:
+        nonlocal made
+        made += int(np.prod(shape))
+        return zeros(shape, *arguments)
+
+    rings = [
+        polygon([[[x + d, y + d], [x + 40 - d, y + d], [x + 40 - d, y + 40 - d], [x + d, y + 40 - d]] for d in (0, 10)])
+        for x in range(0, 40_000, 2000)
+        for y in range(0, 40_000, 2000)
+    ]
+    mask = load_mask(write(tmp_path / "m.geojson", {"type": "GeometryCollection", "geometries": rings}))
+    monkeypatch.setattr(np, "zeros", counted)
+    covered = coverage(mask, info_of(40_000, 40_000, 0.5), 16.0, 2500, 2500)
+    assert covered.sum() * 16**2 == pytest.approx(400 * (1600 - 400), rel=0.2)
+    bands = 2500 * 2500 * (64 + 1)
+    assert made < bands + 400 * 100 * 100
+
+
+def test_an_image_of_more_pixels_than_a_library_likes_is_read_within_its_memory(tmp_path: Path) -> None:
+    """13,000 x 14,000 px RGBA, which Pillow alone holds in 728 MB: the labels add a byte a pixel, and strips."""
+    path = tmp_path / "m.png"
+    rgba = Image.new("RGBA", (13_000, 14_000))
+    rgba.paste((1, 0, 0, 255), (0, 0, 6500, 7000))
+    rgba.save(path, compress_level=1)
+    del rgba
+    code = (
+        "import resource, sys; from pathlib import Path; from mtdp_runtime.tiling.given_mask import load_mask;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "labels = load_mask(Path(sys.argv[1])).labels;"
+        "print(int(labels.sum()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    marked, more_kib = map(int, done.stdout.split())
+    assert marked == 6500 * 7000
+    assert more_kib * 1024 < 13_000 * 14_000 * 7
+
+
+def test_a_mask_with_levels_gives_its_finest(tmp_path: Path) -> None:
+    """15,000 x 12,000 px: Pillow counts again when it looks for more pages."""
+    labels = np.zeros((12_000, 15_000), np.uint8)
+    labels[:6000, :7500] = 1
+    with tifffile.TiffWriter(tmp_path / "m.tif") as tiff:
+        for level in range(3):
+            tiff.write(
+                labels[:: 2**level, :: 2**level], tile=(512, 512), compression="deflate", subfiletype=level and 1
+            )
+    read = load_mask(tmp_path / "m.tif").labels
+    assert read is not None
+    np.testing.assert_array_equal(read, labels != 0)
+
+
+def test_an_image_too_large_for_memory_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    Image.new("1", (40_000, 30_000)).save(tmp_path / "m.png")
+    with pytest.raises(UsageError, match="40000 x 30000 px is too large a mask") as caught:
+        load_mask(tmp_path / "m.png")
+    assert "Scale it down" in (caught.value.hint or "")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.geojson")
+    with pytest.raises(UsageError, match="the mask is not a file"):
+        load_mask(tmp_path / "m.geojson")
+
+
 def test_nothing_but_what_is_ignored_is_no_mask(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no polygon but the 1 of class Ignore\*"):
         load_mask(write(tmp_path / "m.geojson", feature(polygon(SQUARE), ("name", "Ignore*"))))
@@ -176,13 +322,21 @@ def test_a_label_image_of_the_whole_slide_is_cut_to_the_scanned_area(tmp_path: P
     [
         ("m.geojson", "{", "not a GeoJSON mask"),
         ("m.geojson", '{"type": "Sphere"}', "unknown type 'Sphere'"),
-        ("m.geojson", '{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "a ring of 2 points"),
+        ("m.geojson", '{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', r"no polygon \(1 of fewer than 3"),
+        ("m.geojson", '{"type": "Polygon", "coordinates": [[[1], [1], [2]]]}', "not a GeoJSON mask"),
+        (
+            "m.geojson",
+            f'{{"type": "Polygon", "coordinates": [[[{"9" * 4000}, 0], [1, 1], [2, 2]]]}}',
+            "a coordinate that",
+        ),
+        ("m.geojson", f'{{"type": "Polygon", "coordinates": [[[{"9" * 5000}, 0], [1, 1], [2, 2]]]}}', "not a GeoJSON"),
         ("m.geojson", '{"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [2, 2]]]}', "not a GeoJSON mask"),
         ("m.geojson", '{"type": "Polygon", "coordinates": [[[NaN, 0], [1, 1], [2, 2]]]}', "a coordinate that no slide"),
         ("m.geojson", "[" * 100_000, "not a GeoJSON mask"),
         ("m.geojson", '{"type": "FeatureCollection", "features": []}', "holds no polygon"),
         ("m.geojson", '{"type": "LineString", "coordinates": [[0, 0], [1, 1]]}', "holds no polygon"),
         ("m.png", "no picture", "neither GeoJSON"),
+        ("m.png", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify"),  # Pillow would start gs
     ],
 )
 def test_what_is_no_mask_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

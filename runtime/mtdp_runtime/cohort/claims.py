@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from mtdp_runtime.errors import OutputUnwritable
+from mtdp_runtime.errors import BackendError, OutputUnwritable
 
 FOLDER: Final = ".claims"
 BEAT_S: Final = 15.0
@@ -57,7 +57,16 @@ class Claim:
         self._earlier = [folder / f"{name}.{i}" for i in range(number - 1, 0, -1)]
         self._released = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="mtdp-claim", daemon=True)
-        self._heart.start()
+        try:
+            self._heart.start()
+        except RuntimeError as error:  # no memory or no right for one more thread
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            raise BackendError(
+                f"the system gives no more threads: {error}",
+                hint="Raise the limit of processes or of memory (ulimit -u, -v; the container's), or use fewer "
+                "--threads.",
+            ) from error
 
     def lost(self) -> bool:
         """Say whether another process took over, because this one was asleep for too long."""

@@ -69,7 +69,7 @@ def list_slides(
     passed: list[PassedOver] = [] if passed_over is None else passed_over
     seen: set[tuple[Path, str]] = set()
     for path in named:
-        if path.is_dir() and not zarr_folder.is_zarr(path):
+        if _is_folder(path) and not zarr_folder.is_zarr(path):
             found = _in_folder(path, passed)
             if not found:
                 over = f"; passed over: {_counted(passed)}" if passed else ""
@@ -121,6 +121,13 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
                 hint="Leave one out, or give each a name of its own: a manifest with the column name.",
             )
     return list(by_name.values())
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return "\0" not in str(path) and path.is_dir()
+    except OSError:  # it may not be looked at, or its server is away: that is said at its turn
+        return False
 
 
 def _is_missing(path: Path) -> bool:

@@ -24,7 +24,8 @@ def write_pt(h5: Path, target: Path) -> None:
     with open_features(h5) as file, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         features, good = file.features, file.good
         rows, columns = int(good.sum()), features.shape[1]
-        root = h5.stem.strip(".") or "archive"
+        # A name that is no UTF-8 cannot stand in a ZIP; torch takes whatever stands there.
+        root = h5.stem.strip(".").encode("utf-8", "backslashreplace").decode() or "archive"
         # A ZipInfo has no time of its own: the same features make the same bytes.
         archive.writestr(zipfile.ZipInfo(f"{root}/data.pkl"), _tensor_pickle(rows, columns))
         archive.writestr(zipfile.ZipInfo(f"{root}/byteorder"), "little")

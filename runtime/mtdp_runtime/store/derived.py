@@ -82,7 +82,7 @@ def make(h5: Path, kind: str, parts: Sequence[tuple[Path, Callable[[Path], None]
                 _remove_dead(path)
                 write(partial)
                 made[_place(h5, path)] = _facts_of(partial, sync=True)
-                if path.is_dir() and not path.is_symlink():
+                if path.is_dir() and not path.is_symlink() and partial.is_dir():  # else it is not one of ours
                     shutil.rmtree(path)
                 partial.replace(path)
                 sync_folder(path.parent)
@@ -92,7 +92,7 @@ def make(h5: Path, kind: str, parts: Sequence[tuple[Path, Callable[[Path], None]
     except OSError as error:
         raise OutputUnwritable(
             f"{path}: cannot be written: {error.strerror or error}",
-            hint=f"{h5} is complete: free space, and run the same command again.",
+            hint=f"{h5} is complete: {_remedy(error)}, and run the same command again.",
         ) from error
 
 
@@ -113,6 +113,14 @@ def remove(h5: Path, kind: str, paths: Sequence[Path]) -> None:
         raise OutputUnwritable(
             f"{path}: cannot be removed: {error.strerror or error}", hint="Remove it by hand: it holds no tiles."
         ) from error
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "let its owner give you the right to write there"
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
+        return "move away what lies under this name"
+    return "free space"
 
 
 def records(h5: Path) -> dict[str, Any]:

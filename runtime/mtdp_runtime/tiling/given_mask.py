@@ -5,7 +5,7 @@ polygons are level-0 pixels from the corner of what was scanned (`openslide.boun
 For most formats that corner is (0, 0).
 
 What a QuPath annotation of the class `Ignore*` covers is not tissue, whatever else covers it: a fold or a pen mark
-that was drawn within the tissue.
+that was drawn within the tissue. A core of a tissue microarray that QuPath calls missing is none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,16 @@ from typing import Any, Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.slide import SlideInfo
+from mtdp_runtime.tiling.label_image import read_labels
 
 Ring = NDArray[np.float64]  # [points, 2]: x, y
 
 _JSON: Final = frozenset({".geojson", ".json"})
 _IGNORE: Final = "Ignore"  # QuPath's class of what is no result; an asterisk follows
+_FEWEST: Final = 3  # points of what has an area
 _FINE: Final = 8  # polygons are drawn this much finer than the mask, then averaged: areas, not centre points
 _BAND_PX: Final = 64  # rows of the mask drawn at once
 _SHIFT: Final = 4  # fractional bits of the corners
@@ -59,6 +59,8 @@ def load_mask(path: Path) -> GivenMask:
         UsageError: there is no such file, or it holds no mask.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end
+            raise UsageError(f"{path}: the mask is not a file", hint="Check the path.")
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: the mask cannot be read: {error.strerror}", hint="Check the path.") from error
@@ -66,7 +68,7 @@ def load_mask(path: Path) -> GivenMask:
     if path.suffix.lower() in _JSON:
         polygons, ignored = _polygons(path, data)
         return GivenMask(path, digest, polygons, None, ignored)
-    return GivenMask(path, digest, (), _labels(path))
+    return GivenMask(path, digest, (), read_labels(path))
 
 
 def check_fits(mask: GivenMask, info: SlideInfo) -> None:
@@ -109,36 +111,54 @@ def coverage(mask: GivenMask, info: SlideInfo, scale: float, width: int, height:
         for value, polygons in ((1, mask.polygons), (0, mask.ignored))
         for polygon in polygons
     ]
+    highest = np.array([min(ring[:, 1].min() for ring in rings) for rings, _ in drawn])
+    lowest = np.array([max(ring[:, 1].max() for ring in rings) for rings, _ in drawn])
     for top in range(0, height, _BAND_PX):
         rows = min(_BAND_PX, height - top)
         band = np.zeros((rows * _FINE, width * _FINE), np.uint8)
-        for polygon, value in drawn:
-            highest, lowest = polygon[0][:, 1].min(), polygon[0][:, 1].max()
-            if lowest < top * _FINE - 1 or highest > (top + rows) * _FINE + 1:
-                continue
-            piece = np.zeros_like(band) if len(polygon) > 1 else band
-            shifted = [np.rint((ring - (0, top * _FINE)) * 2**_SHIFT).astype(np.int32) for ring in polygon]
-            # even-odd: a ring within a ring is a hole
-            cv2.fillPoly(piece, shifted, value if piece is band else 1, shift=_SHIFT)
-            if piece is not band:
-                band[piece == 1] = value
+        # in their order: what is ignored comes last
+        for number in np.flatnonzero((lowest >= top * _FINE - 1) & (highest <= (top + rows) * _FINE + 1)):
+            _draw(band, *drawn[number], top * _FINE)
         cells = band.reshape(rows, _FINE, width, _FINE)
         result[top : top + rows] = cells.mean(axis=(1, 3), dtype=np.float32)
     return result
 
 
+def _draw(band: NDArray[np.uint8], rings: list[Ring], value: int, top: int) -> None:
+    """Fill a polygon with a value; `top` is the band's first row. A ring within a ring is a hole: even-odd."""
+    left, right = 0, band.shape[1]
+    first, last = 0, band.shape[0]
+    piece = band
+    if len(rings) > 1:  # apart, so that its holes leave what is there: no more of it than its box
+        points = np.concatenate(rings)
+        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        left, right = max(0, math.floor(x0) - 2), max(0, min(right, math.ceil(x1) + 3))
+        first, last = max(0, math.floor(y0) - top - 2), max(0, min(last, math.ceil(y1) - top + 3))
+        if left >= right or first >= last:
+            return
+        piece = np.zeros((last - first, right - left), np.uint8)
+    corner = (left, top + first)
+    shifted = [np.rint((ring - corner) * 2**_SHIFT).astype(np.int32) for ring in rings]
+    cv2.fillPoly(piece, shifted, value if piece is band else 1, shift=_SHIFT)
+    if piece is not band:
+        band[first:last, left:right][piece == 1] = value
+
+
 def _polygons(path: Path, data: bytes) -> tuple[tuple[Polygon, ...], tuple[Polygon, ...]]:
     """Return the polygons of tissue, and those to be ignored."""
     try:
-        read = [(_rings(polygon), ignored) for polygon, ignored in _walk(json.loads(data), False)]
+        walked = [(_rings(polygon), ignored) for polygon, ignored in _walk(json.loads(data), False)]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path}: not a GeoJSON mask: {' '.join(str(error).split())[:200]}",
             hint="In QuPath: File > Export objects as GeoJSON.",
         ) from error
+    read = [(polygon, is_ignored) for polygon, is_ignored in walked if polygon]
     found, ignored = (tuple(polygon for polygon, is_ignored in read if is_ignored == which) for which in (False, True))
     if not found:
         what = f"no polygon but the {len(ignored)} of class {_IGNORE}*" if ignored else "no polygon"
+        if len(walked) > len(read):
+            what += f" ({len(walked) - len(read)} of fewer than {_FEWEST} points)"
         raise UsageError(
             f"{path}: holds {what}", hint="A mask is made of areas; points and lines have none. Draw annotations."
         )
@@ -158,8 +178,14 @@ def _walk(node: Any, ignored: bool) -> Iterator[tuple[Any, bool]]:
     if kind == "FeatureCollection":
         yield from _walk(node["features"], ignored)
     elif kind == "Feature":
+        properties = node.get("properties")
+        if _is_missing(node) or _is_missing(properties):
+            return
         if node["geometry"] is not None:
-            yield from _walk(node["geometry"], _is_ignored(node.get("properties")))
+            yield from _walk(node["geometry"], _is_ignored(properties))
+        for holder in (node, properties):  # QuPath's hierarchy, where it was exported with its children
+            if isinstance(holder, dict) and holder.get("childObjects"):
+                yield from _walk(holder["childObjects"], False)
     elif kind == "GeometryCollection":
         yield from _walk(node["geometries"], ignored)
     elif kind == "Polygon":
@@ -178,36 +204,38 @@ def _is_ignored(properties: Any) -> bool:
     return isinstance(name, str) and name.startswith(_IGNORE)
 
 
+def _is_missing(said: Any) -> bool:
+    """Tell whether QuPath says so of a core of a tissue microarray: nothing is there, whatever is drawn in it."""
+    return isinstance(said, dict) and said.get("isMissing") is True
+
+
 def _rings(polygon: Any) -> Polygon:
+    """Return an outline and its holes, without those that have no area; nothing where the outline has none."""
     rings = []
-    for points in polygon:
-        ring = np.asarray([point[:2] for point in points], np.float64)
-        if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3:
-            raise ValueError(f"a ring of {len(points)} points")
-        if not np.isfinite(ring).all() or np.abs(ring).max() > 2**26:
+    for number, points in enumerate(polygon):
+        ring = _ring(points)
+        if ring.size and (not np.isfinite(ring).all() or np.abs(ring).max() > 2**26):
             raise ValueError("a coordinate that no slide has")
-        rings.append(ring)
+        if len(ring) >= _FEWEST:
+            rings.append(ring)
+        elif number == 0:
+            return ()
     return tuple(rings)
 
 
-def _labels(path: Path) -> NDArray[np.bool_]:
+def _ring(points: Any) -> Ring:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                pixels = np.asarray(image)  # a palette image gives its indices
-                bands = image.getbands()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(
-            f"{path}: neither GeoJSON (*.geojson) nor an image that can be read: {error}",
-            hint="A mask is QuPath's GeoJSON, or a PNG whose non-zero pixels are tissue.",
-        ) from error
-    if pixels.ndim == 2:
-        return np.asarray(pixels != 0)
-    alpha = bands.index("A") if "A" in bands else None
-    colours = [i for i in range(pixels.shape[2]) if i != alpha]
-    labels: NDArray[np.bool_] = (pixels[..., colours] != 0).any(axis=2)
-    return labels if alpha is None else labels & (pixels[..., alpha] != 0)
+        try:
+            ring = np.asarray(points, np.float64)
+        except ValueError:  # some have a third coordinate, and some have none
+            ring = np.asarray([point[:2] for point in points], np.float64)
+    except OverflowError as error:  # an integer of more digits than a float holds
+        raise ValueError("a coordinate that no slide has") from error
+    if len(points) == 0:
+        return np.empty((0, 2))
+    if ring.ndim != 2 or ring.shape[1] < 2:
+        raise ValueError(f"a ring of shape {ring.shape}, not of points")
+    return np.ascontiguousarray(ring[:, :2])
 
 
 def _extent(mask: GivenMask, info: SlideInfo) -> tuple[int, int, int, int]:
@@ -228,7 +256,7 @@ def _of_labels(mask: GivenMask, info: SlideInfo, scale: float, width: int, heigh
     assert mask.labels is not None
     x0, y0, wide, high = _extent(mask, info)
     size = (max(1, round(wide / scale)), max(1, round(high / scale)))
-    labels = mask.labels.astype(np.uint8) * np.uint8(255)
+    labels = np.multiply(mask.labels, np.uint8(255), dtype=np.uint8)
     more = max(-(-size[0] // labels.shape[1]), -(-size[1] // labels.shape[0]))
     if more > 1:  # whole copies first, so that the averaging below is by area and never between labels
         labels = labels.repeat(more, axis=0).repeat(more, axis=1)
