@@ -19,6 +19,8 @@ from PIL import Image
 from mtdp.errors import ImageUnreadable
 
 _HINT: Final = "replace the file, or remove it from the task"
+# What is opened, by content: Pillow would start Ghostscript for PostScript, whatever the file's name.
+FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _RESAMPLING: Final = {  # of Pillow: area-weighted where they shrink
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -42,7 +44,7 @@ def read_rgb(path: Path, hint: str = _HINT) -> Image.Image:
         ImageUnreadable: no such file, not an image, a truncated or a huge one, or one of more than 8 bits per channel.
     """
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageUnreadable(f"{path} is huge: {error}", "if it is meant, give --huge-images") from error
     except (OSError, ValueError, SyntaxError) as error:

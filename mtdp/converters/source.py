@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp.errors import ImageUnreadable, TaskError, UsageError
+from mtdp.images import FORMATS
 from mtdp.images import read_rgb as open_rgb
 
 _SHOWN = 5
@@ -90,7 +91,7 @@ def image_size(path: Path) -> tuple[int, int]:
         ImageUnreadable: not an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageUnreadable(f"{path} is not a readable image: {error}", "download it again") from error
@@ -107,7 +108,7 @@ def read_rgb(path: Path) -> Image.Image:
 
 def _decode(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             return image.copy()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

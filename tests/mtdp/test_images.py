@@ -17,7 +17,7 @@ from PIL import Image
 from mtdp.augment import evaluation_view, training_view
 from mtdp.converters.source import read_rgb as of_a_converter
 from mtdp.errors import ImageUnreadable
-from mtdp.images import ImageCache, allow_huge_images, check_image, load_image
+from mtdp.images import ImageCache, allow_huge_images, check_image, load_image, read_rgb
 
 Make = Callable[..., Path]  # writes files, returns where
 
@@ -170,3 +170,11 @@ def test_every_place_of_the_crop_is_equally_likely(places: int) -> None:
     image = numbered(3, 3 + places - 1)
     lefts = [int(training_view(image, (k + 0.5) / (100 * places), False, False)[0, 0, 1]) for k in range(100 * places)]
     assert np.bincount(lefts).tolist() == [100] * places
+
+
+def test_postscript_by_another_name_starts_no_other_program(tmp_path: Path) -> None:
+    """Pillow runs `gs` for it, whatever the file is called."""
+    path = tmp_path / "tile.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with pytest.raises(ImageUnreadable, match="not a readable image"):
+        read_rgb(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,25 @@ def test_an_ome_tiff_whose_pixels_lie_in_another_file_is_refused(tmp_path: Path)
     (tmp_path / "0.ome.tif").unlink()  # without it, the image that is there is the only one
     with open_slide(tmp_path / "1.ome.tif") as slide:
         np.testing.assert_array_equal(read_square(slide, 0, 0, 256, 1.0), pixels[1])
+
+
+@pytest.mark.parametrize("named", ["../0.ome.tif", "/etc/hostname", "a&#47;b.ome.tif", "pipe"])
+def test_an_ome_tiff_that_names_what_is_no_file_beside_it_opens_nothing(tmp_path: Path, named: str) -> None:
+    """tifffile would open whatever the XML names; of a pipe it would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        'UUID="urn:uuid:00000000-0000-0000-0000-000000000000">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="256" SizeY="256" '
+        'SizeC="3" SizeZ="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="1">'
+        f'<UUID FileName="{named}">urn:uuid:11111111-0000-0000-0000-000000000000</UUID></TiffData>'
+        "</Pixels></Image></OME>"
+    )
+    path = tmp_path / "sub" / "1.ome.tif" if named.startswith("..") else tmp_path / "1.ome.tif"
+    path.parent.mkdir(exist_ok=True)
+    tifffile.imwrite(path, stained(256, 256), description=xml, tile=(64, 64), photometric="rgb", metadata=None)
+    with pytest.raises(SlideUnreadable, match="its OME-XML names"):
+        open_slide(path)
 
 
 def test_a_damaged_strip_is_a_bad_tile_and_no_other_is(tmp_path: Path, image: NDArray[np.uint8]) -> None:
