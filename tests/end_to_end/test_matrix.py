@@ -85,7 +85,11 @@ def test_all_outputs_of_a_run_agree(
         place, size = tuple(coords[-1].tolist()), (TILE_PX, TILE_PX)
         with openslide.OpenSlide(slide) as clams, open_slide(slide, slide_mpp) as ours:
             patch = np.asarray(clams.read_region(place, int(patch_level), size).convert("RGB"))
-            np.testing.assert_array_equal(read_square(ours, *place, TILE_PX, mpp / info.mpp), patch)
+            tile = read_square(ours, *place, TILE_PX, mpp / info.mpp)
+            if clams.level_downsamples[int(patch_level)].is_integer():
+                np.testing.assert_array_equal(tile, patch)
+            else:  # OpenSlide blends neighbours then, as we do not
+                assert np.abs(tile.astype(int) - patch).mean() < 3
     assert len(features) == outcome.tiles > 0
     assert (status == 0).all()
     assert np.isfinite(features).all()
@@ -105,7 +109,8 @@ def test_all_outputs_of_a_run_agree(
     np.testing.assert_array_equal(table[:, 2:4], side0)
     np.testing.assert_allclose(table[:, 4:], probabilities, rtol=1e-6)
 
-    tiles = json.loads((tmp_path / f"model-outputs-geojson/{slide.stem}.geojson").read_text())["features"]
+    shapes = json.loads((tmp_path / f"model-outputs-geojson/{slide.stem}.geojson").read_text())["features"]
+    tiles = [shape for shape in shapes if shape["properties"]["objectType"] == "tile"]  # the others are the tissue
     corners = np.array([tile["geometry"]["coordinates"][0] for tile in tiles])
     np.testing.assert_array_equal(corners.min(axis=1), coords)
     np.testing.assert_array_equal(corners.max(axis=1), coords + side0)
