@@ -235,6 +235,8 @@ Finetuned = Annotated[
     list[str] | None,
     typer.Option(metavar="TASK", help="Evaluated task to fine-tune on as well; repeat it, or say all."),
 ]
+Scratch = Annotated[bool, typer.Option("--scratch", help="Also train the fine-tuned tasks from random weights.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the cells and the time they take; train nothing.")]
 Release = Annotated[
     bool,
     typer.Option(

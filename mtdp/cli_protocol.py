@@ -46,14 +46,10 @@ def loto(
         ),
     ] = None,
     finetune_epochs: Annotated[int, typer.Option(metavar="N", help="Epochs of fine-tuning for each rate.")] = 100,
-    scratch: Annotated[
-        bool, typer.Option("--scratch", help="Also train the fine-tuned tasks from random weights.")
-    ] = False,
+    scratch: o.Scratch = False,
     joint: Annotated[bool, typer.Option("--joint", help="Also do the joint training on the whole pool.")] = False,
     release: o.Release = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the cells and the time they take; train nothing.")
-    ] = False,
+    dry_run: o.DryRun = False,
     huge_images: o.HugeImages = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

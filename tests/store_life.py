@@ -30,7 +30,7 @@ def layout() -> Layout:
         "r",
         {"probabilities_x": {"class_names": ["a", "b", "c"]}},
         mask=mask,
-        mask_attrs={"scale": 16.0},
+        mask_attrs={"scale": 16.0, "x0": 0, "y0": 0},
     )
 
 

@@ -136,7 +136,7 @@ def test_a_flipped_bit_is_found(resnet18_bundle: Path, tmp_path: Path, name: str
     with pytest.raises(BundleDigestMismatch, match=name):
         verify_bundle(copy)
     result = export("--verify", copy)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"{name}: sha256" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -133,7 +133,7 @@ class TestVerifySaysWhatIsWrong:
     def test_a_missing_file(self, damaged: Path, run: Run, name: str) -> None:
         (damaged / name).unlink()
         code, _, err = run("--verify", damaged)
-        assert (code, err.splitlines()[0]) == (1, f"error: {damaged / name}: missing from the bundle")
+        assert (code, err.splitlines()[0]) == (2, f"error: {damaged / name}: missing from the bundle")
 
     @pytest.mark.parametrize(
         ("place", "value", "message"),
@@ -148,7 +148,7 @@ class TestVerifySaysWhatIsWrong:
         document[place] = value
         (damaged / "bundle.json").write_text(json.dumps(document))
         code, _, err = run("--verify", damaged)
-        assert code == 1
+        assert code == 2
         assert message in err.splitlines()[0]
         assert err.splitlines()[1].startswith("hint: ")
 
