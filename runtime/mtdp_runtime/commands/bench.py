@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtdp_runtime.commands import exit_codes, options
+from mtdp_runtime.commands import bench_output, exit_codes, options
 from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, new_app
 from mtdp_runtime.commands.console import detail, result, result_json, run_app
 from mtdp_runtime.errors import OutputUnwritable, UsageError
@@ -34,11 +34,12 @@ app = new_app()
 
 
 class What(StrEnum):
-    """What is measured: a stage alone, or the whole way with its stages beside it."""
+    """What is measured: a stage alone, or the whole way with its stages beside it; or two recorded runs."""
 
     READ = "read"
     INFER = "infer"
     EXTRACT = "extract"
+    COMPARE = "compare"
 
 
 @app.command(cls=GroupedCommand, epilog=exit_codes.HELP)
@@ -46,11 +47,18 @@ def bench(
     what: Annotated[
         What,
         typer.Argument(
-            metavar="read|infer|extract",
-            help="read: tiles from the slide; infer: the model; extract: all, and both alone.",
+            metavar="read|infer|extract|compare",
+            help="read: tiles from the slide; infer: the model; extract: all, and both alone; "
+            "compare: two recorded runs.",
         ),
     ],
-    slide: Annotated[Path | None, typer.Argument(metavar="SLIDE", help="A slide; a synthetic one if left out.")] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="SLIDE | A.json B.json",
+            help="A slide; a synthetic one if left out. For compare, two files that --json wrote.",
+        ),
+    ] = None,
     *,
     model: options.Model = None,
     backend: options.EngineName = "auto",
@@ -78,19 +86,24 @@ def bench(
     version: Version = False,
 ) -> None:
     """Measure tiles per second on this machine. Stages are measured in turn, so that drift hits all of them alike."""
+    named = list(paths or [])
+    if what is What.COMPARE:
+        _compare(named, as_json)
+        return
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.settings import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
 
+    if len(named) > 1:
+        raise UsageError(f"{len(named)} slides, one is measured", hint=f"mtdp-bench {what} {named[0]}")
     bundle = load_bundle(model if model is not None else default_bundle_path())
     settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)
     batch_size = options.count_or_auto("--batch", batch)
     cores = options.count_or_auto("--threads", threads) or usable_cores()
     with tempfile.TemporaryDirectory(prefix="mtdp-bench-") as folder:
-        path = slide
-        if path is None:
-            path = Path(folder) / "demo-slide.tiff"
+        path = named[0] if named else Path(folder) / "demo-slide.tiff"
+        if not named:
             write_demo_slide(path)
         with open_slide(path, slide_mpp, "--slide-mpp") as opened:
             rates = measure(
@@ -106,7 +119,19 @@ def bench(
                 folder=Path(folder),
                 cold=cold,
             )
-    result_json(rates, indent=1) if as_json else _print(rates)
+    result_json(rates, indent=1) if as_json else bench_output.show(rates)
+
+
+def _compare(paths: list[Path], as_json: bool) -> None:
+    """Say how two recorded runs stand to each other."""
+    if len(paths) != 2:
+        raise UsageError(f"compare takes two files, not {len(paths)}", hint="mtdp-bench compare A.json B.json")
+    found = bench_output.comparison(paths[0], paths[1])
+    if as_json:
+        result_json(found, indent=1)
+        return
+    for line in bench_output.comparison_lines(found):
+        result(line)
 
 
 def measure(
@@ -248,24 +273,6 @@ def _extract_rate(
     assert outcome.times is not None
     last.update(bottleneck=outcome.times.bottleneck, device_idle=round(outcome.times.device_idle, 3))
     return outcome.times.tiles_per_s
-
-
-def _print(rates: dict[str, Any]) -> None:
-    result(
-        f"{rates['slide']}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {rates['threads']} threads, "
-        f"{rates['file_cache']} file cache"
-    )
-    if "engine" in rates:
-        result(f"engine {rates['engine']}, {rates['precision']}, batch {rates['batch']}; model {rates['model']}")
-    for stage in ("read", "infer", "extract"):
-        if f"{stage}_tiles_per_s" in rates:
-            result(f"{stage:<8} {rates[f'{stage}_tiles_per_s']:9.1f} tiles/s   runs {rates[f'{stage}_runs']}")
-    if "ceiling_tiles_per_s" in rates:
-        result(
-            f"ceiling  {rates['ceiling_tiles_per_s']:9.1f} tiles/s, {rates['ceiling_from']}; "
-            f"extract is {rates['extract_of_ceiling']:.0%} of it "
-            f"and {rates['extract_of_infer']:.0%} of the model alone; bottleneck {rates['bottleneck']}"
-        )
 
 
 def main() -> None:
