@@ -73,11 +73,13 @@ def jpeg_rgb(tile: Image) -> bytes:
     return bytes(imagecodecs.jpeg8_encode(tile, level=95, colorspace="RGB", outcolorspace="RGB"))
 
 
-def without_markers(encode: Callable[[Image], bytes], names: bytes = b"") -> Callable[[Image], bytes]:
-    """As `encode`, without JFIF's and Adobe's markers; the components may get other names."""
+def without_markers(
+    encode: Callable[[Image], bytes], names: bytes = b"", markers: bytes = b""
+) -> Callable[[Image], bytes]:
+    """As `encode`, with these markers instead of JFIF's and Adobe's; the components may get other names."""
 
     def bare(tile: Image) -> bytes:
-        frame, at, kept = encode(tile), 2, b"\xff\xd8"
+        frame, at, kept = encode(tile), 2, b"\xff\xd8" + markers
         while frame[at + 1] != 0xDA:
             end = at + 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
             segment = bytearray(frame[at:end])
@@ -93,6 +95,8 @@ def without_markers(encode: Callable[[Image], bytes], names: bytes = b"") -> Cal
     return bare
 
 
+JFIF_MARKER = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+ADOBES_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 JFIF_420, JFIF_444 = jpeg("420"), jpeg("444")
 BARE_420, BARE_444 = without_markers(JFIF_420), without_markers(JFIF_444)
 LOSSLESS: dict[str, tuple[Callable[[Image], bytes], Written]] = {
@@ -122,6 +126,13 @@ AS_JPEG: dict[str, tuple[Callable[[Image], bytes], str, str]] = {  # how, the la
     "without markers, labelled YBR_FULL_422": (BARE_444, "YBR_FULL_422", "YCBCR"),
     "without markers, named R, G, B, labelled YBR_FULL": (without_markers(jpeg_rgb), "YBR_FULL", "RGB"),
     "without markers, named 1, 2, 3, labelled RGB": (without_markers(jpeg_rgb, b"\x01\x02\x03"), "RGB", "RGB"),
+    "JFIF, named R, G, B, labelled RGB": (without_markers(jpeg_rgb, b"RGB", JFIF_MARKER), "RGB", "RGB"),
+    "JFIF, named R, G, B, labelled YBR_FULL": (without_markers(jpeg_rgb, b"RGB", JFIF_MARKER), "YBR_FULL", "RGB"),
+    "JFIF and Adobe's RGB, labelled RGB": (
+        without_markers(jpeg_rgb, b"\x01\x02\x03", JFIF_MARKER + ADOBES_RGB),
+        "RGB",
+        "RGB",
+    ),
 }
 
 

@@ -34,11 +34,6 @@ _ITEM_HEADER: Final = struct.Struct("<II")
 _ITEM_AS_READ: Final = 0xE000FFFE  # the tag (FFFE,E000) read as one number of four bytes
 _END_AS_READ: Final = 0xE0DDFFFE
 _STARTS: Final = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # of a JPEG, of a JPEG 2000 codestream
-_SUBSAMPLED, _SOF = "subsampled", (0xC0, 0xC1, 0xC2)
-
-
-class KindError(ValueError):
-    """A frame is whole, and of a kind of pixels that is not read here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +143,17 @@ def own_colours(codec: str, frame: bytes) -> str:
     """Return "RGB" or "YCBCR" as a frame says itself that its decoded pixels are; nothing where it does not say.
 
     Raises:
-        KindError: it is not of three components of 8 bits.
+        UnknownKind: it is not of three components of 8 bits, or of another kind that is not read.
         ValueError: it is no such frame.
     """
     if codec == JPEG:
-        return _jpeg_colours(frame)
+        head = tile_jpeg.read_head(frame)
+        tile_jpeg.check_kind(head, 3)
+        return tile_jpeg.own_colours(head)
     if codec == JPEG_2000:
         header = tile_jpeg2000.read_header(frame)
-        if header.components != ((7, 1, 1),) * 3:
-            raise KindError(f"JPEG 2000 components (bits - 1, subsampling) {header.components}, not 8-bit RGB")
-        return "RGB" if _colour_transform(frame) else ""
+        tile_jpeg2000.check_kind(header, 3)
+        return "RGB" if header.transformed else ""
     return ""
 
 
@@ -175,12 +171,13 @@ def decode_frame(codec: str, frame: bytes, colours: str, planar: bool, reduction
     Raises:
         ValueError: damaged, or of another size or kind.
     """
+    if codec == JPEG:
+        tile_jpeg.decode_tile(frame, None, colours, reduction, out)
+        return
     colours = own_colours(codec, frame) or colours
     if not colours:
         raise ValueError("nothing says what its colours are")
-    if codec == JPEG:
-        tile_jpeg.decode_tile(frame, None, colours, reduction, out)
-    elif codec == JPEG_2000:
+    if codec == JPEG_2000:
         tile_jpeg2000.decode_tile(frame, colours == "YCBCR", out)
     else:
         pixels = _unpacked(frame, out.shape[0], out.shape[1]) if codec == RLE else _plain(frame, out.shape, planar)
@@ -218,51 +215,6 @@ def _rgb(ycbcr: NDArray[np.uint8]) -> NDArray[np.uint8]:
     red, blue = y + 1.402 * (cr - 128), y + 1.772 * (cb - 128)
     green = y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128)
     return np.asarray(np.clip(np.rint(np.stack([red, green, blue], axis=2)), 0, 255), np.uint8)
-
-
-def _jpeg_colours(frame: bytes) -> str:
-    """Follow libjpeg, which takes JFIF above Adobe's marker and both above the components' names."""
-    if frame[:2] != b"\xff\xd8":
-        raise ValueError("no JPEG")
-    jfif, adobe, at = False, -1, 2
-    while at + 4 <= len(frame) and frame[at] == 0xFF:
-        marker, size = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
-        content = frame[at + 4 : at + 2 + size]
-        jfif |= marker == 0xE0 and content.startswith(b"JFIF\0")
-        if marker == 0xEE and content.startswith(b"Adobe") and len(content) >= 12:
-            adobe = content[11]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return _of_components(marker, content, jfif, adobe)
-        if marker == 0xDA:
-            break
-        at += 2 + size
-    raise ValueError("a JPEG without a header")
-
-
-def _of_components(marker: int, content: bytes, jfif: bool, adobe: int) -> str:
-    if marker not in _SOF or len(content) < 15 or content[0] != 8 or content[5] != 3:
-        kind = "lossless or hierarchical JPEG" if marker not in _SOF else "JPEG"
-        bits, components = (content[0], content[5]) if len(content) > 5 else (0, 0)
-        raise KindError(f"{kind} of {components} components of {bits} bits, not 8-bit RGB")
-    names, sampling = bytes(content[6:15:3]), bytes(content[7:15:3])
-    if jfif or adobe == 1:
-        return "YCBCR"
-    if adobe == 0 or names == b"RGB":
-        return "RGB"
-    return "YCBCR" if len(set(sampling)) > 1 else ""  # nobody subsamples green and blue
-
-
-def _colour_transform(codestream: bytes) -> bool:
-    """Tell whether JPEG 2000 transformed the colours (T.800, A.6.1): then the decoder undoes it."""
-    at = 2
-    while at + 4 <= len(codestream):
-        marker, size = struct.unpack_from(">HH", codestream, at)
-        if marker == 0xFF52:
-            return codestream[at + 8] == 1
-        if marker == 0xFF90 or size < 2:
-            break
-        at += 2 + size
-    raise ValueError("no coding style in a JPEG 2000 header")
 
 
 def plainly(pixels: NDArray[np.uint8]) -> str:

@@ -21,13 +21,13 @@ from mtdp_runtime.slide.dicom_frames import (
     JPEG_2000,
     RAW,
     Frames,
-    KindError,
     decode_frame,
     frame_of,
     locate,
     own_colours,
     plainly,
 )
+from mtdp_runtime.slide.probe import UnknownKind
 from mtdp_runtime.slide.pyramid import Candidate
 
 VOLUME: Final = "VOLUME"  # the third word of ImageType (PS3.3, C.8.12.4.1.1): a picture of the slide
@@ -222,7 +222,7 @@ def _colours(level: DicomLevel, label: str, descriptors: dict[int, int]) -> str:
             if not said and not by_label:
                 raise NotRead(f"its colours are {label}, which {level.codec} frames without a word on it cannot be")
             decode_frame(level.codec, frame, "RGB", level.planar, 1, out)  # as they are, where they do not say
-        except KindError as error:
+        except UnknownKind as error:
             raise NotRead(str(error)) from error
         except ValueError as error:
             reasons.append(str(error))

@@ -62,14 +62,15 @@ def decode_tile(data: bytes, tables: bytes | None, colour_space: str, reduction:
 
     Args:
         data: the tile; abbreviated where `tables` holds its quantisation and Huffman tables (TIFF Technical Note 2).
-        colour_space: "RGB", "YCBCR" or "GRAY", as the TIFF says it; `colours_of` tells what is made of it.
+        colour_space: "RGB", "YCBCR" or "GRAY", as the file around it says it, or nothing; `colours_of` tells what is made
+            of it.
         reduction: 1, or one of `REDUCTIONS`.
         out: uint8[height / reduction, width / reduction, 3] (1 for "GRAY"), filled with RGB or grey; its content is
             undefined after an error.
 
     Raises:
         UnknownKind: a JPEG of a kind that is not decoded here.
-        ValueError: no JPEG, of another size or other components, or damaged.
+        ValueError: no JPEG, of another size or other components, damaged, or nothing says what its colours are.
     """
     head = read_head(data)
     check_kind(head, out.shape[2])
@@ -79,6 +80,8 @@ def decode_tile(data: bytes, tables: bytes | None, colour_space: str, reduction:
             f"a JPEG of {head.width} x {head.height} px, {width * reduction} x {height * reduction} px were expected"
         )
     colours = colours_of(head, colour_space)
+    if not colours:
+        raise ValueError("nothing says what its colours are")
     parts = (_SOI, _COLOUR_SPACE[colours], _segments_of_tables(tables), head.segments)
     least = {"min_height": height, "min_width": width} if reduction > 1 else {}
     wanted = "GRAY" if colours == "GRAY" else "RGB"
@@ -100,14 +103,22 @@ def check_kind(head: JpegHead, samples: int) -> None:
 def colours_of(head: JpegHead, said: str) -> str:
     """Return how the components hold the colours: "RGB", "YCBCR" or "GRAY".
 
-    Of three components the JPEG's own word counts first, in libjpeg's order: JFIF (ITU-T T.871) is YCbCr, and Adobe's
-    marker names its transform. Where both stand and differ, or neither does, the TIFF decides, unless components are
-    named R, G and B, or those of an "RGB" image are subsampled, which only colour differences are.
+    The JPEG's own word counts first (`own_colours`). Where it says nothing, what the file around it says decides.
 
     >>> from dataclasses import replace
     >>> plain = JpegHead(0xC0, 8, 16, 16, ((1, 0x11), (2, 0x11), (3, 0x11)), False, None, b"")
     >>> colours_of(plain, "RGB"), colours_of(replace(plain, jfif=True), "RGB")
     ('RGB', 'YCBCR')
+    """
+    return own_colours(head) or said
+
+
+def own_colours(head: JpegHead) -> str:
+    """Return "RGB", "YCBCR" or "GRAY" as a JPEG says itself; nothing where it does not say, or contradicts itself.
+
+    Components named R, G and B are, whatever markers stand there: nobody names differences of colours so. Then JFIF
+    (ITU-T T.871) is YCbCr, and Adobe's marker names its transform. Where both stand and differ, or neither does,
+    subsampled components still are YCbCr: nobody subsamples green and blue.
     """
     if len(head.components) == 1:
         return "GRAY"
@@ -118,7 +129,7 @@ def colours_of(head: JpegHead, said: str) -> str:
         words.add(("RGB", "YCBCR")[head.adobe])
     if len(words) == 1:
         return words.pop()
-    return "YCBCR" if said == "RGB" and head.subsampled else said
+    return "YCBCR" if head.subsampled else ""
 
 
 @lru_cache(maxsize=64)
