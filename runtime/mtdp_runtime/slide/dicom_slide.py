@@ -74,7 +74,7 @@ class DicomReader(TiledTiffReader):
         self._drawn_from_finer = False
         self._cache = TileCache(_CACHE_BYTES)
         self._own = threading.local()
-        scale = (slide_mpp, given_by) if slide_mpp is not None else _scale(path, pictures[0][0])
+        scale = (slide_mpp, given_by) if slide_mpp is not None else _scale(pictures[0][0])
         codecs = sorted({level.codec for level in levels})
         versions = {JPEG: f" (simplejpeg {simplejpeg.__version__})", JPEG_2000: f" ({imagecodecs.jpeg2k_version()})"}
         reducible = all(
@@ -129,7 +129,7 @@ class DicomReader(TiledTiffReader):
             ) from error
 
 
-def _scale(path: Path, first: Instance) -> Scale:
+def _scale(first: Instance) -> Scale:
     if first.spacing_mm is None:
         return None, "the slide does not say (no PixelSpacing)"
-    return checked(path, first.spacing_mm[0] * 1000, first.spacing_mm[1] * 1000, "DICOM PixelSpacing")
+    return checked(first.spacing_mm[0] * 1000, first.spacing_mm[1] * 1000, "DICOM PixelSpacing")

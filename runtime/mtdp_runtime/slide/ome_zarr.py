@@ -75,7 +75,7 @@ def levels_of_zarr(folder: Path) -> tuple[tuple[Pieces, ...], Scale, str, str, t
     files = [path / name for path in (folder, place, *paths) for name in (*METADATA, ".zarray")]
     files += [path for path in paths[-1].rglob("*") if not path.name.startswith(".")]
     found = tuple(sorted({path for path in files if path.is_file()}))
-    return levels, _scale(folder, scales, axes), "ome-zarr", f"zarr {zarr.__version__}", found
+    return levels, _scale(scales, axes), "ome-zarr", f"zarr {zarr.__version__}", found
 
 
 def _check(array: Any, names: list[str]) -> None:
@@ -170,7 +170,7 @@ def _window(level: Pieces, top: int, bottom: int, left: int, right: int) -> NDAr
     return np.concatenate(rows)[top - y : bottom - y, left - x : right - x]
 
 
-def _scale(folder: Path, scales: Mapping[str, Any], axes: list[Mapping[str, Any]]) -> Scale:
+def _scale(scales: Mapping[str, Any], axes: list[Mapping[str, Any]]) -> Scale:
     factors = np.ones(len(axes))
     for told in (scales["datasets"][0], scales):
         for transformation in told.get("coordinateTransformations", ()):
@@ -183,4 +183,4 @@ def _scale(folder: Path, scales: Mapping[str, Any], axes: list[Mapping[str, Any]
             sides[str(axis["name"])] = float(factor) * um
     if len(sides) != 2:
         return None, "the OME-Zarr does not say the unit of its axes"
-    return checked(folder, sides["x"], sides["y"], "OME-Zarr (coordinateTransformations)")
+    return checked(sides["x"], sides["y"], "OME-Zarr (coordinateTransformations)")

@@ -176,7 +176,7 @@ def _info(
     levels, own_levels, missing = _levels(handle, vendor)
     if slide_mpp is None:
         size = (levels[0].width, levels[0].height)
-        mpp, mpp_source = scale_of(path, _of_level_0(path, properties, vendor, size), vendor, size)
+        mpp, mpp_source = scale_of(_of_level_0(path, properties, vendor, size), vendor, size)
     else:
         mpp, mpp_source = slide_mpp, given_by
     info = SlideInfo(

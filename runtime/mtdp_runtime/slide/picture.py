@@ -46,7 +46,7 @@ def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
             if image.mode == "L":
                 check_bright([pixels], GREY)
     height, width, _ = pixels.shape
-    scale = scale_of_tags(path, str(dpi[0]), str(dpi[1]), "inch")
+    scale = scale_of_tags(str(dpi[0]), str(dpi[1]), "inch")
     return (Pieces(width, height, width, height, lambda _: pixels),), scale, kind
 
 

@@ -9,7 +9,6 @@ import html
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import openslide
@@ -71,28 +70,28 @@ def um_of(unit: str) -> float | None:
     return _UM_OF.get(text.lower()) if text not in ("Mm", "Pm", "MM") else None  # mega- and peta- are no small lengths
 
 
-def scale_of(path: Path, properties: Mapping[str, str], vendor: str, size: tuple[int, int] | None = None) -> Scale:
+def scale_of(properties: Mapping[str, str], vendor: str, size: tuple[int, int] | None = None) -> Scale:
     """Return a slide's scale from its properties as OpenSlide gives them; `size` is level 0's.
 
     Where the vendor's number cannot be, the resolution tags are asked.
     """
     impossible: Scale | None = None
     if vendor != "generic-tiff":
-        said = _of_vendor(path, properties, vendor)
+        said = _of_vendor(properties, vendor)
         if said is not None and said[0] is not None:
             return said
         impossible = said
     description = properties.get("tiff.ImageDescription", "")
     x, y = properties.get("tiff.XResolution", ""), properties.get("tiff.YResolution", "")
     unit = properties.get("tiff.ResolutionUnit", "")
-    described = ome_scale(path, description, size) or imagej_scale(path, description, x, y)
+    described = ome_scale(description, size) or imagej_scale(description, x, y)
     if described is not None:
         return described
-    tags = scale_of_tags(path, x, y, unit)
+    tags = scale_of_tags(x, y, unit)
     return tags if impossible is None or tags[0] is not None else impossible
 
 
-def _of_vendor(path: Path, properties: Mapping[str, str], vendor: str) -> Scale | None:
+def _of_vendor(properties: Mapping[str, str], vendor: str) -> Scale | None:
     """Return what the vendor's metadata say; None where they say nothing."""
     texts = (properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y))
     if texts[0] is not None and texts[1] is not None:
@@ -100,7 +99,7 @@ def _of_vendor(path: Path, properties: Mapping[str, str], vendor: str) -> Scale 
             mpp_x, mpp_y = float(texts[0]), float(texts[1])
         except ValueError:
             return None, f"the slide says {texts[0]!r} x {texts[1]!r}, which are no numbers"
-        return checked(path, mpp_x, mpp_y, f"{vendor} metadata (openslide.mpp-x, -y)")
+        return checked(mpp_x, mpp_y, f"{vendor} metadata (openslide.mpp-x, -y)")
     # OpenSlide takes Aperio's number only where nothing follows it, and by one spelling of its name.
     written = [text for name, text in properties.items() if name.lower() == "aperio.mpp"] if vendor == "aperio" else []
     for text in written:
@@ -112,7 +111,7 @@ def _of_vendor(path: Path, properties: Mapping[str, str], vendor: str) -> Scale 
             mpp = float(found[1].replace(",", ".")) * um
         except ValueError:
             return None, f"the slide says MPP = {text!r}, which is no number"
-        return checked(path, mpp, mpp, "aperio metadata (MPP)")
+        return checked(mpp, mpp, "aperio metadata (MPP)")
     return None
 
 
@@ -126,7 +125,7 @@ def resolution_of(page: Any) -> tuple[str, str, str]:
     return texts[0], texts[1], _TIFF_UNITS.get(int(unit.value) if unit is not None else 2, "")
 
 
-def scale_of_tags(path: Path, x: str, y: str, unit: str) -> Scale:
+def scale_of_tags(x: str, y: str, unit: str) -> Scale:
     """Return the scale that resolution tags state, as texts: pixels per centimetre or inch."""
     um = _UM_PER_UNIT.get(unit)
     if um is None or not x or not y:
@@ -140,10 +139,10 @@ def scale_of_tags(path: Path, x: str, y: str, unit: str) -> Scale:
             f"the TIFF resolution tags say {25_400 / mpp_x:.4g} dpi ({mpp_x:.4g} µm/px), "
             "which is for a printer or a screen"
         )
-    return checked(path, mpp_x, mpp_y, "TIFF resolution tags")
+    return checked(mpp_x, mpp_y, "TIFF resolution tags")
 
 
-def imagej_scale(path: Path, description: str, x: str, y: str) -> Scale | None:
+def imagej_scale(description: str, x: str, y: str) -> Scale | None:
     """Return the scale of a TIFF that ImageJ wrote: pixels per the unit that its description names.
 
     None where it names none, or where that cannot be the unit that the resolution was meant in.
@@ -158,10 +157,10 @@ def imagej_scale(path: Path, description: str, x: str, y: str) -> Scale | None:
         return None
     if not (is_scale(mpp_x) and is_scale(mpp_y)):
         return None
-    return checked(path, mpp_x, mpp_y, "ImageJ description and TIFF resolution tags")
+    return checked(mpp_x, mpp_y, "ImageJ description and TIFF resolution tags")
 
 
-def ome_scale(path: Path, description: str, size: tuple[int, int] | None = None) -> Scale | None:
+def ome_scale(description: str, size: tuple[int, int] | None = None) -> Scale | None:
     """Return the scale that an OME-XML states; None where there is no OME-XML, or none in it.
 
     Args:
@@ -185,7 +184,7 @@ def ome_scale(path: Path, description: str, size: tuple[int, int] | None = None)
             sides.append(float(text) * um)
         except ValueError:
             return None, f"the OME-XML says {text!r}, which is no number"
-    return checked(path, sides[0], sides[1], "OME-XML (PhysicalSizeX, -Y)")
+    return checked(sides[0], sides[1], "OME-XML (PhysicalSizeX, -Y)")
 
 
 def _texts(size: tuple[int, int]) -> tuple[str, str]:
@@ -203,7 +202,7 @@ def _attribute(element: str, name: str) -> str:
     return html.unescape(found[1] or found[2] or "").strip() if found else ""
 
 
-def checked(path: Path, mpp_x: float, mpp_y: float, source: str) -> Scale:
+def checked(mpp_x: float, mpp_y: float, source: str) -> Scale:
     """Return one scale for both directions; None where they differ by more than MAX_ANISOTROPY, or cannot be."""
     if not (is_scale(mpp_x) and is_scale(mpp_y)):
         return None, f"{source} say {mpp_x:g} x {mpp_y:g} µm/px, which cannot be"

@@ -42,7 +42,7 @@ def levels_of_tiff(path: Path, file: int) -> tuple[tuple[Pieces, ...], Scale, st
                 pages.append(page.aspage())
                 check_offsets(path, pages[-1].dataoffsets, pages[-1].databytecounts)
             levels.append(pieces_of(pages, file))
-        scale = scale_in(path, tiff, series.levels[0].pages[0].aspage())
+        scale = scale_in(tiff, series.levels[0].pages[0].aspage())
         if not named:
             check_bright(samples_of(levels[-1]), NO_NAMES)
         elif len(series.levels[0].pages) == 1 and kind_of(series.levels[0].pages[0].aspage()).is_grey:

@@ -39,13 +39,13 @@ def _check_named_files(folder: Path, xml: str) -> None:
             raise UnknownKind(f"its OME-XML names {name[:100]!r}, which is no file in its own folder")
 
 
-def scale_in(path: Path, tiff: Any, page: Any) -> Scale:
+def scale_in(tiff: Any, page: Any) -> Scale:
     """Return what the file says of the scale of level 0, which `page` is."""
     description = tiff.pages[0].description or ""
     x, y, unit = resolution_of(page)
     size = (int(page.imagewidth), int(page.imagelength))
-    described = ome_scale(path, description, size) or imagej_scale(path, description, x, y)
-    return described or scale_of_tags(path, x, y, unit)
+    described = ome_scale(description, size) or imagej_scale(description, x, y)
+    return described or scale_of_tags(x, y, unit)
 
 
 def _size_px(page: Any) -> int:

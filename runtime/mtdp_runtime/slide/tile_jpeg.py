@@ -62,8 +62,7 @@ def decode_tile(data: bytes, tables: bytes | None, colour_space: str, reduction:
 
     Args:
         data: the tile; abbreviated where `tables` holds its quantisation and Huffman tables (TIFF Technical Note 2).
-        colour_space: "RGB", "YCBCR" or "GRAY", as the file around it says it, or nothing; `colours_of` tells what is made
-            of it.
+        colour_space: "RGB", "YCBCR" or "GRAY", as the file around it says, or nothing; see `colours_of`.
         reduction: 1, or one of `REDUCTIONS`.
         out: uint8[height / reduction, width / reduction, 3] (1 for "GRAY"), filled with RGB or grey; its content is
             undefined after an error.
