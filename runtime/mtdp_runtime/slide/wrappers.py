@@ -19,21 +19,35 @@ from mtdp_runtime.faults import RETRY_AFTER_S, system_fault
 from mtdp_runtime.slide import Slide, SlideInfo, Source
 
 
-def _named(info: SlideInfo, path: Path) -> SlideInfo:
-    return replace(info, path=path, read_from=info.read_from or info.path)
+class _Around:
+    """A slide that is another one, but for what a subclass does in its own way."""
 
-
-class WatchedSlide:
-    """Another slide; `beat` is called after each read. `path` is its name where it is read from a copy."""
-
-    def __init__(self, slide: Slide, beat: Callable[[], None], path: Path | None = None) -> None:
+    def __init__(self, slide: Slide) -> None:
         self._slide = slide
-        self._info = slide.info if path is None else _named(slide.info, path)
-        self._beat = beat
+        self._info = slide.info
 
     @property
     def info(self) -> SlideInfo:
         return self._info
+
+    def close(self) -> None:
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class WatchedSlide(_Around):
+    """Another slide; `beat` is called after each read. `path` is its name where it is read from a copy."""
+
+    def __init__(self, slide: Slide, beat: Callable[[], None], path: Path | None = None) -> None:
+        super().__init__(slide)
+        if path is not None:
+            self._info = replace(slide.info, path=path, read_from=slide.info.read_from or slide.info.path)
+        self._beat = beat
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         """Read as the other does.
@@ -57,38 +71,16 @@ class WatchedSlide:
             time.sleep(wait_s)
         self._beat()
 
-    def close(self) -> None:
-        self._slide.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class StagedSlide:
+class StagedSlide(_Around):
     """A slide that is read from a copy: its errors name the slide, for the copy goes."""
 
     def __init__(self, slide: Slide, copy: Path, path: Path) -> None:
-        self._slide = slide
+        super().__init__(slide)
         self._copy, self._path = str(copy), str(path)
-
-    @property
-    def info(self) -> SlideInfo:
-        return self._slide.info
 
     def read_into(self, out: NDArray[np.uint8], x0: int, y0: int, scale: float, source: Source | None = None) -> None:
         try:
             self._slide.read_into(out, x0, y0, scale, source)
         except TileUnreadable as error:
             raise TileUnreadable(str(error).replace(self._copy, self._path), error.hint) from error
-
-    def close(self) -> None:
-        self._slide.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
