@@ -63,6 +63,7 @@ from pathlib import Path
 from mtdp_runtime.backends import load
 from mtdp_runtime.bundle import default_bundle_path, load_bundle
 from mtdp_runtime.extraction.extract import Listeners, extract_slide
+from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 
@@ -74,7 +75,7 @@ first = []
 with load("auto", bundle, "auto", None, threads)[0] as engine, open_slide(slide) as opened:
     loaded_s = time.time() - start_s
     outcome, plan = extract_slide(
-        opened, out, bundle, engine, settings, readers=threads,
+        opened, [Target(out, Model(bundle, engine))], settings, readers=threads,
         listeners=Listeners(on_progress=lambda tiles: first.append(time.time() - start_s)),
     )
 print(json.dumps({

@@ -279,6 +279,7 @@ def test_a_report_shows_names_and_metadata_as_text(
 ) -> None:
     from mtdp_runtime.backends.onnxruntime import OnnxRuntime
     from mtdp_runtime.extraction.extract import extract_slide
+    from mtdp_runtime.extraction.models import Model, Target
     from mtdp_runtime.settings import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
 
@@ -289,7 +290,7 @@ def test_a_report_shows_names_and_metadata_as_text(
     bundle = load_bundle(tiny_bundle)
     with OnnxRuntime.load(bundle, "fp32", 8, 1) as engine, open_slide(slide_path) as slide:
         settings = ExtractSettings(mpp=0.5, stride_px=64)
-        _, plan = extract_slide(slide, features, bundle, engine, settings, readers=1)
+        _, plan = extract_slide(slide, [Target(features, Model(bundle, engine))], settings, readers=1)
     assert plan is not None
     with h5py.File(features, "r+") as file:
         file.attrs["slide_vendor"] = evil

@@ -18,6 +18,7 @@ from mtdp_runtime.bundle.manifest import FileRef, Head
 from mtdp_runtime.errors import BackendError
 from mtdp_runtime.extraction.check import Check, check_rows
 from mtdp_runtime.extraction.extract import extract_slide
+from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.store.layout import TileStatus
@@ -116,7 +117,7 @@ def test_a_check_by_a_reference_that_is_not_finite_is_no_agreement(
     bundle, path = load_bundle(tiny_bundle), tmp_path / "slide.h5"
     settings = ExtractSettings(mpp=0.5, stride_px=TILE_PX, min_tissue=0)
     with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine, open_slide(make_slide()) as slide:
-        extract_slide(slide, path, bundle, engine, settings, readers=1)
+        extract_slide(slide, [Target(path, Model(bundle, engine))], settings, readers=1)
         run = engine._session.run
 
         class Broken:

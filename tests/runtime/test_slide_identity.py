@@ -16,6 +16,7 @@ from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.errors import FingerprintMismatch
 from mtdp_runtime.extraction import unchanged
 from mtdp_runtime.extraction.extract import extract_slide
+from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.identity import hint_of, sample_of
@@ -39,9 +40,8 @@ def run(tiny_bundle: Path, tmp_path: Path) -> Run:
         bundle = load_bundle(tiny_bundle)
         settings = ExtractSettings(mpp=0.5, stride_px=64, min_tissue=0)
         with OnnxRuntime.load(bundle, "fp32", 4, 1) as engine, open_slide(tmp_path / "slide.tiff") as slide:
-            return extract_slide(
-                slide, tmp_path / "slide.h5", bundle, engine, settings, readers=1, overwrite=overwrite
-            )[0]
+            target = Target(tmp_path / "slide.h5", Model(bundle, engine))
+            return extract_slide(slide, [target], settings, readers=1, overwrite=overwrite)[0]
 
     return once
 

@@ -27,7 +27,7 @@ from mtdp_runtime.errors import (
     StoreError,
     UsageError,
 )
-from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_targets
+from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_slide
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import FOUND_EARLIER, Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive, without_file
@@ -165,7 +165,7 @@ def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: Slide
         this.read_from = _stage(request, following, run, run.staging)
     with open_requested(request, this.read_from, run.worker.beat) as slide:
         mask = mask_of(request, slide.info)
-        outcome, plan = extract_targets(
+        outcome, plan = extract_slide(
             slide,
             _targets(request, run),
             run.job.settings,

@@ -261,13 +261,14 @@ def _extract_rate(
 ) -> float:
     """Run the pipeline, the file included; the tissue search is left out, as it is no stage of it."""
     from mtdp_runtime.extraction.extract import extract_slide
+    from mtdp_runtime.extraction.models import Model, Target
     from mtdp_runtime.slide.open import open_slide
 
     path = folder / "bench.h5"
     path.unlink(missing_ok=True)  # a file that is there would be left alone
     with open_slide(slide.info.path, slide.info.mpp, slide.info.mpp_source) as fresh:
         try:
-            outcome, _ = extract_slide(fresh, path, bundle, engine, settings, readers=threads)
+            outcome, _ = extract_slide(fresh, [Target(path, Model(bundle, engine))], settings, readers=threads)
         except OutputUnwritable as error:
             raise OutputUnwritable(str(error), hint="Free space, or set TMPDIR to a folder that has more.") from error
     assert outcome.times is not None

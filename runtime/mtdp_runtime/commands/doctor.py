@@ -100,6 +100,7 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
     from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.errors import BackendError, UsageError
     from mtdp_runtime.extraction.extract import extract_slide
+    from mtdp_runtime.extraction.models import Model, Target
     from mtdp_runtime.settings import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
 
@@ -113,9 +114,8 @@ def _self_test(problems: list[str]) -> dict[str, Any]:
         for name in (probe.name for probe in probe_all() if probe.usable):
             try:
                 with backend_class(name).load(bundle, "auto", 8, cores) as engine, open_slide(slide_path) as slide:
-                    outcome, _ = extract_slide(
-                        slide, Path(folder) / f"{name}.h5", bundle, engine, settings, readers=cores
-                    )
+                    target = Target(Path(folder) / f"{name}.h5", Model(bundle, engine))
+                    outcome, _ = extract_slide(slide, [target], settings, readers=cores)
             except (BackendError, UsageError) as error:
                 problems.append(f"self-test of {name}: {error}")
                 continue

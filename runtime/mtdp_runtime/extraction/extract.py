@@ -12,9 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.checked import CheckedEngine
-from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.tolerance import MIN_COSINE
 from mtdp_runtime.errors import FingerprintMismatch, NothingFinite, SlideError, SlideUnreadable
 from mtdp_runtime.extraction.check import Agreement, check_rows
@@ -59,31 +57,6 @@ SILENT: Final = Listeners()
 
 def extract_slide(
     slide: Slide,
-    path: Path,
-    bundle: Bundle,
-    backend: Backend,
-    settings: ExtractSettings,
-    *,
-    readers: int,
-    overwrite: bool = False,
-    mask: GivenMask | None = None,
-    listeners: Listeners = SILENT,
-) -> tuple[Outcome, Plan | None]:
-    """Write the features of a slide to a file; a file that is already complete and the same is left alone.
-
-    `overwrite` replaces a file that is incomplete, or of other settings.
-
-    Raises:
-        SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under `path` then that did not before.
-    """
-    target = Target(path, Model(bundle, backend))
-    return extract_targets(
-        slide, [target], settings, readers=readers, overwrite=overwrite, mask=mask, listeners=listeners
-    )
-
-
-def extract_targets(
-    slide: Slide,
     targets: Sequence[Target],
     settings: ExtractSettings,
     *,
@@ -92,10 +65,14 @@ def extract_targets(
     mask: GivenMask | None = None,
     listeners: Listeners = SILENT,
 ) -> tuple[Outcome, Plan | None]:
-    """Do what `extract_slide` does for models of one tile size: each tile is read once for all of them.
+    """Write the features of a slide, a file for each model; a file that is already complete and the same is left alone.
+
+    The models are of one tile size: each tile is read once for all of them. `overwrite` replaces a file that is
+    incomplete, or of other settings.
 
     Raises:
-        SlideError, BackendError, StoreError, OutputUnwritable: as `extract_slide`.
+        SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under a target's path then that did not
+            before.
     """
     start = time.perf_counter()
     info, paths = slide.info, tuple(target.path for target in targets)
