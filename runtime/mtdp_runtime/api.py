@@ -78,7 +78,7 @@ def extract(
         check: recompute this many random tiles of each slide with ONNX Runtime in fp32: `Outcome.agreement`, and a
             `warning` where they are less alike than the precision allows.
         stage: a folder on a local disk, to which each slide is copied while the one before runs.
-        report: also write `out/report/<slide>.html`.
+        report: also write `out/report/<slide>.html`, and `out/report/index.html` for all slides of the folder.
         features_dtype: float32 or float16, of the features in the file; a feature beyond 65504 fails its slide then.
         on_progress: called as `on_progress(slide, done, tiles)`, from a thread of the run, after each batch. What it
             raises ends the run and is raised here; what was computed is kept.

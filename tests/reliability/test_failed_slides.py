@@ -20,6 +20,7 @@ from mtdp_runtime.cohort import failures
 from mtdp_runtime.cohort.failures import by_cause, update_after, update_failed_csv
 from mtdp_runtime.cohort.requests import SlideRequest, list_slides
 from mtdp_runtime.commands.exit_codes import MEANINGS
+from mtdp_runtime.store import causes
 from mtdp_runtime.version import __version__
 from support import extract, pyramid, slide_lines, stained
 
@@ -166,7 +167,7 @@ class TestCauses:
         return [(cause.text, cause.slides) for cause in found]
 
     def test_what_the_docstrings_show_is_so(self) -> None:
-        result = doctest.testmod(failures)
+        result = doctest.testmod(causes)
         assert (result.failed, result.attempted > 0) == (0, True)
 
     def test_names_and_numbers_make_no_cause_of_their_own(self) -> None:

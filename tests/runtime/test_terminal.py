@@ -22,14 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtdp_runtime
-from mtdp_runtime import printable
-from mtdp_runtime.commands import bench, doctor, output, units
+from mtdp_runtime import printable, units
+from mtdp_runtime.commands import bench, doctor, output
 from mtdp_runtime.commands import extract as command
 from mtdp_runtime.commands.progress import PLAIN_EVERY_S, Progress
-from mtdp_runtime.commands.units import cells, duration, shorten, size
 from mtdp_runtime.extraction.extract import CHECK, TILES, TISSUE
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.store import run_log
+from mtdp_runtime.units import cells, duration, shorten, size
 from mtdp_runtime.version import __version__
 from support import extract, pyramid, stained
 

@@ -29,11 +29,13 @@ from mtdp_runtime.errors import (
 )
 from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_slide
 from mtdp_runtime.extraction.models import Model, Target
-from mtdp_runtime.extraction.outcome import FOUND_EARLIER, Outcome, failed, log_line, unforeseen
+from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive, without_file
+from mtdp_runtime.report.places import slide_report
 from mtdp_runtime.report.slide import Thumbnail, report_is_current, write_report
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import run_log
+from mtdp_runtime.store.causes import FOUND_EARLIER
 from mtdp_runtime.store.run_log import RunMark
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.plan import Plan, make_plan
@@ -84,7 +86,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
         refusal, mine = error, None
     if mine is None:
         assert refusal is not None
-        outcome = failed(request.path, refusal)
+        outcome = replace(failed(request.path, refusal), name=request.name)
         run.mark.append(run.job.out, log_line(outcome))
         return outcome
     if isinstance(mine, Held):
@@ -92,12 +94,17 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
     with mine:
         key = attempt_key(request, run)
         run.listeners.on_slide(request.path)
-        run.worker.begin(request.name, log_line(Outcome(request.path, "failed", attempt=key)), str(mine.path))
-        outcome = _extract(request, run, mine, following, key)
+        run.worker.begin(request.name, log_line(_begun(request, key)), str(mine.path))
+        outcome = replace(_extract(request, run, mine, following, key), name=request.name)
         line = log_line(outcome)
         run.mark.append(run.job.out, line)
         run.worker.end(request.name, run_log.counts(line))
     return outcome
+
+
+def _begun(request: SlideRequest, key: str) -> Outcome:
+    """Return how a slide went, should this process die at it; who ends it says why."""
+    return Outcome(request.path, "failed", attempt=key, name=request.name)
 
 
 def failed_before(request: SlideRequest, run: Run) -> Mapping[str, Any] | None:
@@ -219,7 +226,7 @@ def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | Non
         if run.job.formats:
             run.listeners.on_phase(f"writing {', '.join(run.job.formats)}")
         derive(target.path, folder, run.job.formats)
-        report = folder / "report" / f"{request.name}.html"
+        report = slide_report(folder, request.name)
         if run.job.report and (plan is not None or not report_is_current(report, target.path)):
             # A report that an earlier run could not write costs a plan now, for its thumbnail, and no inference.
             run.listeners.on_phase("writing the report")

@@ -4,69 +4,41 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.cohort.slide_table import FAILED_COLUMNS, SlideRow, read_slide_table
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.extraction.outcome import FOUND_EARLIER
 from mtdp_runtime.files import remove_strays, write_atomically
-from mtdp_runtime.store import run_log
+from mtdp_runtime.store import causes, run_log
+from mtdp_runtime.store.causes import Cause, FailedSlide, plain_message
 
 NAME: Final = "failed.csv"
 Lines = Mapping[str, Mapping[str, Any]]  # the name of a slide's output -> `run_log.counts` of how it went
-_NUMBER: Final = re.compile(r"\b(?:0x)?[0-9][0-9a-f.]*\b")
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """What several slides failed of."""
-
-    text: str  # the message of the first, without the names of its slide and mask
-    hint: str
-    slides: tuple[str, ...]  # file names, in the order of the run
 
 
 def by_cause(requests: Sequence[SlideRequest], lines: Lines) -> list[Cause]:
-    """Group the failed slides of a run: alike are a hint, and a message but for names and numbers; most slides first.
+    """Group the failed slides of a run by what they failed of; most slides first.
 
     Args:
         requests: the slides of the run.
         lines: how they went.
     """
-    causes: dict[tuple[str, str], Cause] = {}
-    for request in requests:
-        line = lines.get(request.name)
-        if line is None or line["status"] != "failed":
-            continue
-        hint = str(line.get("hint", ""))
-        text = _without_names(_message(line), request)
-        alike = (_NUMBER.sub("#", text), _NUMBER.sub("#", _without_names(hint, request)))
-        first = causes.get(alike, Cause(text, hint, ()))
-        causes[alike] = replace(first, slides=(*first.slides, request.path.name))
-    return sorted(causes.values(), key=lambda cause: -len(cause.slides))
-
-
-def _message(line: Mapping[str, Any]) -> str:
-    return " ".join(str(line.get("message", "")).removesuffix(FOUND_EARLIER).split())
-
-
-def _without_names(text: str, request: SlideRequest) -> str:
-    """Return a message without what names this slide or its mask.
-
-    >>> _without_names("/x/a.svs: 3 of its 7 tiles, says /x/a.svs", SlideRequest(Path("/x/a.svs")))
-    '3 of its 7 tiles, says <slide>'
-    """
-    for path, word in ((request.path, "<slide>"), (request.mask, "<mask>")):
-        if path is not None:
-            for name in (run_log.absolute(path), str(path), path.name):
-                text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", word, text)
-    text = re.sub(rf"(?<=[/.]){re.escape(request.name)}(?=\.\w)", "<slide>", text)  # of what is made of it
-    return text.removeprefix("<slide>: ")
+    found = ((request, lines.get(request.name)) for request in requests)
+    return causes.by_cause(
+        FailedSlide(
+            str(request.path),
+            request.name,
+            str(line.get("message", "")),
+            str(line.get("hint", "")),
+            "" if request.mask is None else str(request.mask),
+        )
+        for request, line in found
+        if line is not None and line["status"] == "failed"
+    )
 
 
 def update_failed_csv(out: Path, requests: Sequence[SlideRequest], lines: Lines) -> int:
@@ -99,7 +71,7 @@ def update_failed_csv(out: Path, requests: Sequence[SlideRequest], lines: Lines)
         for request in requests:
             line = lines.get(request.name)
             if line is not None and line["status"] == "failed":
-                rows.append(_row(request, _message(line)))
+                rows.append(_row(request, plain_message(str(line.get("message", "")))))
         if rows:
             remove_strays(path)
             write_atomically(path, _table(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.backends import Backend, load
@@ -16,11 +17,12 @@ from mtdp_runtime.cohort.local import extract_slides
 from mtdp_runtime.cohort.preflight import refused
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
-from mtdp_runtime.errors import UsageError
+from mtdp_runtime.errors import RuntimeFailure, UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.models import load_models, with_references
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.files import writable_folder
+from mtdp_runtime.report.run import write_run_page
 from mtdp_runtime.store import run_log
 from mtdp_runtime.store.run_log import RunMark
 
@@ -85,6 +87,8 @@ def run_job(
 ) -> Iterator[Outcome]:
     """Extract the slides of a job, and yield how each went; at the end `failed.csv` says what is left to mend.
 
+    The page of the folder is made anew then, where reports are asked for.
+
     Args:
         job: of which `look_first` found nothing wrong.
         listeners: hear of each slide while it is worked on.
@@ -122,6 +126,16 @@ def run_job(
             lines[outcome.name] = run_log.counts(log_line(outcome))
             yield outcome
     update_after(job.out, job.slides, lines, say)
+    if job.report:
+        _show(job.out, say)
+
+
+def _show(out: Path, say: Callable[[str], None]) -> None:
+    """Make the page of the folder anew; one that cannot be made is no reason for a run to fail."""
+    try:
+        write_run_page(out)
+    except RuntimeFailure as error:
+        say(f"{error}; run.jsonl has what it would show")
 
 
 def _facts(bundle: Bundle, engine: Backend, reason: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ Out = Annotated[
     Path,
     typer.Option(
         metavar="FOLDER",
-        help="Folder for <slide>.h5, report/<slide>.html, run.jsonl and failed.csv.",
+        help="Folder for <slide>.h5, report/index.html, report/<slide>.html, run.jsonl and failed.csv.",
         rich_help_panel=WORK,
     ),
 ]
@@ -180,7 +180,7 @@ Formats = Annotated[
         rich_help_panel=FILES,
     ),
 ]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Write no HTML report.", rich_help_panel=FILES)]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no HTML pages.", rich_help_panel=FILES)]
 Overwrite = Annotated[
     bool,
     typer.Option(

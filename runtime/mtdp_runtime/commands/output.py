@@ -14,10 +14,11 @@ from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.commands.console import detail, hint, result, result_json, say, trouble, warn
 from mtdp_runtime.commands.progress import Progress
-from mtdp_runtime.commands.units import duration, size
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.store import run_log
+from mtdp_runtime.store.causes import Cause
 from mtdp_runtime.tiling.plan import Plan
+from mtdp_runtime.units import duration, size
 
 _MOST_CAUSES: Final = 10
 _MOST_NAMES: Final = 3
@@ -80,7 +81,7 @@ def say_outcomes(
     return code
 
 
-def _say_causes(causes: Sequence[failures.Cause]) -> None:
+def _say_causes(causes: Sequence[Cause]) -> None:
     """Say of what slides failed, each cause once with its hint."""
     for cause in causes[:_MOST_CAUSES]:
         names = ", ".join(cause.slides[:_MOST_NAMES])

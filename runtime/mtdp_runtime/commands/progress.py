@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Final, Self
 
 from mtdp_runtime.commands import console
-from mtdp_runtime.commands.units import cells, duration, shorten
 from mtdp_runtime.extraction.extract import TILES, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.printable import printable
 from mtdp_runtime.tiling.plan import Plan
+from mtdp_runtime.units import cells, duration, shorten
 
 _TICK_S: Final = 0.5
 PLAIN_EVERY_S: Final = 60.0

@@ -5,14 +5,13 @@ from __future__ import annotations
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from mtdp_runtime.errors import RuntimeFailure
 from mtdp_runtime.extraction.check import Agreement
 from mtdp_runtime.pipeline.timing import RunTimes
 
 Status = Literal["done", "skipped", "no-tissue", "planned", "claimed", "failed", "passed-over"]
-FOUND_EARLIER: Final = " (an earlier run found this; --retry-failed tries it again)"  # at the end of a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,7 @@ def log_line(outcome: Outcome) -> dict[str, Any]:
     """Return the line of run.jsonl, which `--json` prints, too."""
     line: dict[str, Any] = {
         "slide": str(outcome.slide),
+        **({"name": outcome.name} if outcome.name else {}),
         "status": outcome.status,
         "output": str(outcome.output) if outcome.output else None,
         "tiles": outcome.tiles,

@@ -1,36 +1,108 @@
-"""What the pages of a report share: their style, figures, and facts as a person reads them."""
+"""What the pages of a report share: their frame and style, figures, and facts as a person reads them."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
+import os
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-STYLE: Final = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin-top: 2rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; border: 1px solid #8884; } figcaption { opacity: .75; }
-table { border-collapse: collapse; } td, th { padding: .15rem .9rem .15rem 0; text-align: left; vertical-align: top;
- overflow-wrap: anywhere; } th { white-space: nowrap; font-weight: 600; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { display: inline-block; height: .8rem; background: #2a7; vertical-align: middle; }
-.bad { color: #c22; }
-"""
+from mtdp_runtime.report.thumbnails import encoded
+
+END: Final = "</html>\n"
+NOTHING: Final = "\N{EN DASH}"
+# Nothing is loaded from anywhere; what a name or a message might smuggle in does not run.
+_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_HERE: Final = Path(__file__).parent
 
 
-def figure(image: NDArray[np.uint8], caption: str) -> str:
+@cache
+def asset(name: str) -> str:
+    """Return a file of this package as text."""
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def document(title: str, parts: Sequence[str], script: str = "") -> str:
+    """Return a whole page of parts that are HTML already. It asks for nothing, and runs no script but this one.
+
+    Args:
+        title: plain text.
+        parts: what stands in it.
+        script: the text of its script.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    scripts = f"script-src 'sha256-{digest}'" if script else "script-src 'none'"
+    policy = f"{_POLICY}; {scripts}"
+    head = (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f'<meta HTTP-EQUIV=Content-Security-Policy content="{policy}">'
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{asset('style.css')}</style></head><body>"
+    )
+    tail = f"<script>{script}</script>" if script else ""
+    return "\n".join([head, *parts, f"{tail}</body>{END}"])
+
+
+def figure(image: NDArray[np.uint8], caption: str, alt: str = "") -> str:
     """Return an image, uint8[H, W, 3] RGB, and what it shows, inside the page."""
-    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
-    data = base64.b64encode(encoded.tobytes()).decode()
-    image_tag = f'<img alt="" src="data:image/jpeg;base64,{data}">'
-    return f"<figure>{image_tag}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    tag = f'<img alt="{html.escape(alt)}" src="{data_url(encoded(image, 85))}">'
+    return f"<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def data_url(data: bytes, kind: str = "jpeg") -> str:
+    """Return an image as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def link_to(name: str) -> str:
+    """Return the address of a file beside the page, for an attribute in double quotes."""
+    return f"./{quote(os.fsencode(name))}"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Return a number with its thousands apart.
+
+    >>> number(12345), number(0.5, 2), number(None) == NOTHING
+    ('12,345', '0.50', True)
+    """
+    return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def plural(count: int, one: str, more: str = "") -> str:
+    """Return a count and its noun.
+
+    >>> plural(1, "slide"), plural(2000, "slide"), plural(2, "copy", "copies")
+    ('1 slide', '2,000 slides', '2 copies')
+    """
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
+
+
+def bar(parts: Sequence[tuple[str, float]], label: str) -> str:
+    """Return a bar, 1 wide, of parts that follow one another.
+
+    Args:
+        parts: the class of each, and its width.
+        label: what it shows, for those who cannot see it.
+    """
+    at, rects = 0.0, ""
+    for kind, width in parts:
+        width = max(0.0, min(width, 1 - at))
+        rects += f'<rect class={kind} x="{at * 1000:.1f}" width="{width * 1000:.1f}" height=10 />'
+        at += width
+    return (
+        f'<svg class=bar viewBox="0 0 1000 10" preserveAspectRatio=none role=img aria-label="{html.escape(label)}">'
+        f"{rects}</svg>"
+    )
 
 
 def readable(value: Any) -> str:

@@ -6,7 +6,7 @@ It is drawn from the finished feature file and a thumbnail of the slide, so it c
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.report.page import STYLE, figure, readable
+from mtdp_runtime.report import places
+from mtdp_runtime.report.page import END, document, figure, readable
+from mtdp_runtime.report.thumbnails import write_thumbnail
 from mtdp_runtime.store import derived
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.reader import FeatureFile, open_features
@@ -30,7 +32,6 @@ _STAGES: Final = ("read", "infer", "store")
 
 
 KIND: Final = "report"  # among what is derived from a feature file
-_END: Final = "</html>\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def report_is_current(path: Path, features: Path) -> bool:
         return True
     try:
         older = KIND not in derived.records(features) and path.stat().st_mtime_ns >= features.stat().st_mtime_ns
-        return older and path.read_bytes().endswith(_END.encode())
+        return older and path.read_bytes().endswith(END.encode())
     except OSError:
         return False
 
@@ -61,15 +62,19 @@ def write_report(path: Path, features: Path, thumbnail: Thumbnail) -> None:
         StoreError: the file cannot be read.
         OutputUnwritable: the folder cannot be written. The features are not touched.
     """
-    derived.make(features, KIND, [(path, lambda target: _write(target, features, thumbnail))])
+    picture = places.thumbnail(features.parent, features.stem)
+    parts: list[tuple[Path, Callable[[Path], None]]] = [
+        (path, lambda target: _write(target, features, thumbnail)),
+        (picture, lambda target: write_thumbnail(target, thumbnail.image)),
+    ]
+    derived.make(features, KIND, parts)
 
 
 def _write(target: Path, features: Path, thumbnail: Thumbnail) -> None:
     with open_features(features) as file:
         title = html.escape(str(file.attrs["slide"]))
         parts = [
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
-            f"<h1>{title}</h1><p>{html.escape(_summary(file))}</p>",
+            f"<nav><a href=index.html>All slides</a></nav><main><h1>{title}</h1><p>{html.escape(_summary(file))}</p>",
             figure(
                 _with_grid(file, thumbnail),
                 f"Tissue (green outline; {file.attrs['tissue_source']}) and the tiles that were computed "
@@ -84,8 +89,9 @@ def _write(target: Path, features: Path, thumbnail: Thumbnail) -> None:
                     "Tiles of one colour look alike to the model.",
                 )
             )
-        parts += [_timing(file), _bad_tiles(file), _facts(file.attrs), _END]
-    target.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
+        parts += [_timing(file), _bad_tiles(file), _facts(file.attrs), "</main>"]
+        page = document(str(file.attrs["slide"]), parts)
+    target.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _summary(file: FeatureFile) -> str:

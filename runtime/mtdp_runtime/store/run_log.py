@@ -138,23 +138,33 @@ def absolute(path: str | Path) -> str:
     return os.path.normpath(Path(path).absolute())
 
 
-def failures(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the lines of slides whose last attempt failed, by attempt; lines that are not ours are skipped."""
-    last: dict[str, dict[str, dict[str, Any]]] = {}  # slide -> attempt -> line
+def read(out: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a folder's run.jsonl in their order, if there is one; what is no line of ours is skipped."""
     try:
         if not (out / NAME).is_file():
-            return {}
+            return
         lines = (out / NAME).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
-        return {}
+        return
     for text in lines:
         try:
             line = json.loads(text)
+        except ValueError:
+            continue  # the torn last line of a machine that lost power
+        if isinstance(line, dict):
+            yield line
+
+
+def failures(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the lines of slides whose last attempt failed, by attempt."""
+    last: dict[str, dict[str, dict[str, Any]]] = {}  # slide -> attempt -> line
+    for line in read(out):
+        try:
             if "slide" not in line:
                 continue  # the line of a run
             slide, attempt, failed = absolute(line["slide"]), line.get("attempt", ""), line["status"] == "failed"
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # the torn last line of a machine that lost power
+            continue
         if failed and attempt:
             last.setdefault(slide, {})[attempt] = line
         elif not failed:
