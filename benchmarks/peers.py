@@ -1,6 +1,7 @@
 """End to end against LazySlide, TIAToolbox and WSInfer: same weights, same tiles, same cores, each in its environment.
 
-    python benchmarks/peers.py [--side 6144] [--slide SLIDE] [--envs DIR] [--install] [--peers NAME ...] [--json]
+    python benchmarks/peers.py [--side 6144] [--slide SLIDE] [--envs DIR] [--install] [--peers NAME ...]
+        [--device cuda] [--json]
 
 `--install` makes the missing environments, DIR/NAME, from PyPI. The network is a ResNet-50 of random weights. The tiles
 are those that mtdp-extract keeps; each peer gets them as its own tiling step would leave them, and its own feature
@@ -76,7 +77,7 @@ def environment(folder: Path, peer: str, install: bool) -> Path:
     return python
 
 
-def prepare(folder: Path, threads: int, slide: Path | None, side: int) -> dict[str, object]:
+def prepare(folder: Path, threads: int, slide: Path | None, side: int, device: str) -> dict[str, object]:
     """Make the slide, the network, its bundle and, by a first run of ours, the tiles; write the job that all get."""
     (folder / "slides").mkdir()
     given = folder / "slides" / ("generated.tiff" if slide is None else slide.name)
@@ -95,7 +96,13 @@ def prepare(folder: Path, threads: int, slide: Path | None, side: int) -> dict[s
     with h5py.File(folder / "ours-auto" / f"{given.stem}.h5") as file:
         np.save(folder / "coords.npy", file["coords"][:])
         scale = float(json.loads(file.attrs["grid"])["scale"])
-        job = {"slide": str(given), "threads": threads, "tile_px": manifest.tile_px, "mpp": manifest.mpp}
+        job = {
+            "slide": str(given),
+            "device": device,
+            "threads": threads,
+            "tile_px": manifest.tile_px,
+            "mpp": manifest.mpp,
+        }
         job |= {"slide_mpp": float(file.attrs["mpp_level0"]), "scale": scale, "batch": 32}
         job |= {"mean": list(manifest.mean), "std": list(manifest.std), "precision": str(file.attrs["precision"])}
     (folder / "job.json").write_text(json.dumps(job))
@@ -173,12 +180,15 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cpu", help="where LazySlide computes, such as cuda; ours chooses itself")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.device != "cpu" and options.peers != ["lazyslide"]:
+        parser.error("--device is for --peers lazyslide alone")
     pythons = {peer: environment(options.envs.resolve(), peer, options.install) for peer in options.peers}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = prepare(folder, options.threads, options.slide, options.side)
+        job = prepare(folder, options.threads, options.slide, options.side, options.device)
         slide, here = Path(str(job["slide"])), str(job["precision"])
         seconds: dict[str, list[float]] = {"slide": [], "command": [], "fp32": []} | {peer: [] for peer in pythons}
         versions: dict[str, str] = {}

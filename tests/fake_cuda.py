@@ -157,6 +157,17 @@ class FakeCudart:
             self.queue(stream, work)
         return (Status.cudaSuccess,)
 
+    # the device
+    def cudaGetDeviceCount(self) -> tuple[Status, int]:
+        return Status.cudaSuccess, 1
+
+    def cudaGetDeviceProperties(self, index: int) -> tuple[Status, Any]:
+        return Status.cudaSuccess, SimpleNamespace(name=b"GPU acted out in host memory\0\0", major=8, minor=9)
+
+    def cudaMemGetInfo(self) -> tuple[Status, int, int]:
+        used = sum(len(block) for block in self.memory.values())
+        return Status.cudaSuccess, self.room_bytes - used, self.room_bytes
+
     def cudaSetDevice(self, index: int) -> tuple[Status]:
         return (Status.cudaSuccess,)
 

@@ -30,7 +30,14 @@ spec = TileSpec.from_wsidata(wsi, tile_px=job["tile_px"], mpp=job["mpp"], slide_
 add_tiles(wsi, "tiles", coords, spec, np.zeros(len(coords), np.int64))
 start = time.perf_counter()
 zs.tl.feature_extraction(
-    wsi, net, transform=look, batch_size=job["batch"], device="cpu", key_added="ours", pbar=False, return_features=False
+    wsi,
+    net,
+    transform=look,
+    batch_size=job["batch"],
+    device=job["device"],
+    key_added="ours",
+    pbar=False,
+    return_features=False,
 )
 wsi.write()
 extract_s = time.perf_counter() - start

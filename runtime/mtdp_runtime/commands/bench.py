@@ -173,7 +173,7 @@ def measure(
     prepare: Callable[[], None] = (lambda: _forget(path)) if cold else (lambda: None)
     stages: dict[str, Callable[[], float]] = {}
     if what in (What.READ, What.EXTRACT):
-        stages["read"] = lambda: _read_rate(slide, plan, threads)
+        stages["read"] = lambda: read_rate(slide, plan, threads)
     if what is What.READ:
         return found | _medians(stages, repeats, prepare)
     engine, reason = load(backend, bundle, precision, batch, threads)
@@ -226,7 +226,7 @@ def _medians(stages: dict[str, Callable[[], float]], repeats: int, prepare: Call
     return rates | {f"{name}_runs": [round(rate, 2) for rate in rates] for name, rates in runs.items()}
 
 
-def _read_rate(slide: Slide, plan: Plan, threads: int) -> float:
+def read_rate(slide: Slide, plan: Plan, threads: int) -> float:
     """Read every tile once, nothing else, from a slide opened anew so that no decoded tile is left in its cache."""
     import numpy as np
 
