@@ -122,7 +122,7 @@ def test_the_line_of_a_run_says_what_it_was(cohort: Path, tiny_bundle: Path, tmp
     assert second["arguments"] == "api"
     assert first["version"] == __version__
     (model,) = first["models"]  # type: ignore[misc]
-    assert set(model) == {"name", "digest", "backend", "precision", "reason", "note"}
+    assert set(model) == {"name", "digest", "backend", "precision", "batch", "reason", "note"}
     assert (model["name"], model["precision"], len(model["digest"])) == ("tiny", "fp32", 64)
     assert model["backend"].startswith("onnxruntime")
     assert {line["run"] for line in slide_lines(out)} == {first["run"], second["run"]}

@@ -101,7 +101,7 @@ def run_job(
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
     mark = mark or RunMark()
-    loaded: dict[str, dict[str, str]] = {}  # by digest: a model that is loaded again, for fewer tiles, counts once
+    loaded: dict[str, dict[str, Any]] = {}  # by digest: a model that is loaded again, for fewer tiles, counts once
 
     def on_loaded(bundle: Bundle, engine: Backend, reason: str) -> None:
         loaded[bundle.digest] = _facts(bundle, engine, reason)
@@ -138,13 +138,14 @@ def _show(out: Path, say: Callable[[str], None]) -> None:
         say(f"{error}; run.jsonl has what it would show")
 
 
-def _facts(bundle: Bundle, engine: Backend, reason: str) -> dict[str, str]:
+def _facts(bundle: Bundle, engine: Backend, reason: str) -> dict[str, Any]:
     """Return what run.jsonl says of a model."""
     return {
         "name": bundle.manifest.name,
         "digest": bundle.digest,
         "backend": engine.name,
         "precision": engine.precision,
+        "batch": engine.batch,
         "reason": reason,
         "note": engine.note,
     }

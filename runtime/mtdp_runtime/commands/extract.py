@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from mtdp_runtime.commands import exit_codes, options
+from mtdp_runtime.commands import exit_codes, options, run_file
 from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, new_app
 from mtdp_runtime.commands.console import hint, note, result_json, run_app, say, trouble, work_begins
 from mtdp_runtime.errors import UsageError
@@ -29,11 +30,16 @@ if TYPE_CHECKING:
 
 app = new_app()
 
+# Options that a job has by the same names
+_AS_THEY_ARE: Final = ("out", "backend", "precision", "check", "overwrite", "retry_failed", "stage")
+
 
 @app.command(cls=GroupedCommand, epilog=exit_codes.HELP)
 def extract(
+    ctx: typer.Context,
     slides: options.Slides = None,
     *,
+    config: run_file.Config = None,
     out: options.Out = Path("features"),
     model: options.Models = None,
     mpp: options.Mpp = None,
@@ -73,7 +79,7 @@ def extract(
     from mtdp_runtime.cohort.watchdog import supervise
     from mtdp_runtime.store.run_log import RunMark
 
-    named = list(slides or [])
+    named = list(slides or run_file.slides_of(ctx))
     if verify is not None:
         raise typer.Exit(_verify(verify, as_json, alone=not (named or demo or dry_run)))
     if not named and not demo:
@@ -81,15 +87,16 @@ def extract(
     part, batch_size = options.part_of(shard), options.count_or_auto("--batch", batch)
     cores = options.count_or_auto("--threads", threads) or usable_cores()
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
-    mark = RunMark(["mtdp-extract", *sys.argv[1:]])
+    said = run_file.effective(ctx) | {"slides": [str(path) for path in named], "threads": cores}
+    mark = RunMark(["mtdp-extract", *sys.argv[1:]], said)
     worker = supervise(stall_limit, partial(_lost, None if dry_run else out, mark, as_json))
 
-    from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
+    from mtdp_runtime.cohort.job import load_bundles, shared_settings
 
     bundles = load_bundles(model or [], trust_engines)
     settings = shared_settings(
         bundles,
-        mpp=options.target_mpp(mpp, magnification),
+        mpp=options.target_mpp(*run_file.stated(ctx, "mpp", "magnification")),
         stride_px=stride_px,
         min_tissue=min_tissue,
         on_bad_tile=on_bad_tile,
@@ -97,24 +104,25 @@ def extract(
         features_dtype=features_dtype,
     )
     passed: list[PassedOver] = []
-    job = Job(
-        slides=_requests(named, slide_mpp, mask, part, worker, passed),
-        passed_over=tuple(passed),
-        out=out,
-        bundles=bundles,
-        settings=settings,
-        threads=cores,
-        backend=backend,
-        precision=precision,
-        batch=batch_size,
-        check=check,
-        formats=tuple(format_ or ()),
-        report=not no_report,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-        stage=stage,
+    requests = _requests(named, slide_mpp, mask, part, worker, passed)
+    job = _job(
+        ctx, slides=requests, passed_over=passed, bundles=bundles, settings=settings, threads=cores, batch=batch_size
     )
     raise typer.Exit(_carry_out(job, worker, mark, dry_run, demo, as_json))
+
+
+def _job(ctx: typer.Context, *, passed_over: Sequence[PassedOver], **found: Any) -> Job:
+    """Return the job: what was found out, and the options that it takes as they are."""
+    from mtdp_runtime.cohort.job import Job
+
+    asked = ctx.params
+    return Job(
+        passed_over=tuple(passed_over),
+        formats=tuple(asked["format_"] or ()),
+        report=not asked["no_report"],
+        **found,
+        **{name: asked[name] for name in _AS_THEY_ARE},
+    )
 
 
 def _verify(out: Path, as_json: bool, *, alone: bool) -> int:

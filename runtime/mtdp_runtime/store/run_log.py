@@ -33,6 +33,7 @@ class RunMark:
     """What tells a run from the others of its folder; workers that follow one another share it."""
 
     arguments: Sequence[str] | str = "api"  # the command line; "api" for a call from Python
+    options: Mapping[str, Any] = field(default_factory=dict)  # each by its long name: of the line, the run file, ours
     run: str = field(default_factory=lambda: secrets.token_hex(6))
     started: str = field(default_factory=_now)
     host: str = field(default_factory=socket.gethostname)
@@ -43,8 +44,9 @@ class RunMark:
         Raises:
             OutputUnwritable: the folder cannot be written.
         """
-        facts = {"run": self.run, "started": self.started, "host": self.host, "version": __version__}
-        append(out, facts | {"arguments": self.arguments, "models": list(models)})
+        facts: dict[str, Any] = {"run": self.run, "started": self.started, "host": self.host, "version": __version__}
+        facts |= {"arguments": self.arguments} | ({"options": self.options} if self.options else {})
+        append(out, facts | {"models": list(models)})
 
     def append(self, out: Path, line: Mapping[str, Any]) -> None:
         """Append the line of a slide, with the time, the host and the run.
