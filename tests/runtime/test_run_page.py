@@ -187,8 +187,8 @@ def test_a_thousand_slides_are_a_page_below_5_mb(cohort: Path, tmp_path: Path) -
             os.link(first, picture)
     page = write_run_page(tmp_path)
     assert page.stat().st_size < 5 * MB
-    assert page.read_text().count("data:image/jpeg") == 1000
-    assert len(table_of(tmp_path)) == 1000
+    text = page.read_text()
+    assert (text.count("data:image/jpeg"), text.count("<tr data-s=")) == (1000, 1000)
 
 
 def test_who_comes_later_sees_what_those_before_had_finished(cohort: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_the_command_takes_several_models(
         assert (tmp_path / "o" / name / "slide.h5").is_file()
         assert (tmp_path / "o" / name / "pt_files/slide.pt").is_file()
         assert (tmp_path / "o" / name / "report/slide.html").is_file()
-    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a", "b", "run.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a", "b", "report", "run.jsonl"]
 
 
 class Sized:

@@ -31,8 +31,9 @@ from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_slide
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive, without_file
+from mtdp_runtime.report.overview import Thumbnail
 from mtdp_runtime.report.places import slide_report
-from mtdp_runtime.report.slide import Thumbnail, report_is_current, write_report
+from mtdp_runtime.report.slide import report_is_current, write_report
 from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import run_log
 from mtdp_runtime.store.causes import FOUND_EARLIER
@@ -232,7 +233,7 @@ def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | Non
             run.listeners.on_phase("writing the report")
             plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.job.settings, mask)
             tissue = plan.tissue
-            write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0))
+            write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0), slide)
 
 
 def _stage(request: SlideRequest, following: SlideRequest | None, run: Run, staging: Staging) -> Path:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from mtdp_runtime.report.overview import ScaleBar
 from mtdp_runtime.report.thumbnails import encoded
 
 END: Final = "</html>\n"
@@ -53,10 +54,14 @@ def document(title: str, parts: Sequence[str], script: str = "") -> str:
     return "\n".join([head, *parts, f"{tail}</body>{END}"])
 
 
-def figure(image: NDArray[np.uint8], caption: str, alt: str = "") -> str:
-    """Return an image, uint8[H, W, 3] RGB, and what it shows, inside the page."""
+def figure(image: NDArray[np.uint8], caption: str, alt: str, scale: ScaleBar | None = None) -> str:
+    """Return an image, uint8[H, W, 3] RGB, and what it shows, inside the page; with a bar that shows a length."""
     tag = f'<img alt="{html.escape(alt)}" src="{data_url(encoded(image, 85))}">'
-    return f"<figure>{tag}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    shown = f'<div class=length style="width:{scale.part:.2%}">{scale.label}</div>' if scale else ""
+    return (
+        f'<figure><div style="max-width:{image.shape[1]}px">{tag}{shown}</div>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
 
 
 def data_url(data: bytes, kind: str = "jpeg") -> str:
