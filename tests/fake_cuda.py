@@ -7,6 +7,7 @@ a missing event shows as a wrong number, a buffer that is used too early, too. M
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Callable
 from enum import IntEnum
 from types import SimpleNamespace
@@ -20,6 +21,9 @@ Work = Callable[[], None]
 class Status(IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorNoDevice = 100
+    cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureUnsupported = 900
 
 
@@ -57,6 +61,24 @@ class FakeCudart:
         self.done: dict[Stream, int] = {}
         self.capturing: list[Work] | None = None
         self.launches = 0
+        self.last_error = Status.cudaSuccess
+        self.devices = 1
+        self.faulted = False  # a kernel of before did what it may not: from then on every call says so
+
+    def __getattribute__(self, name: str) -> Any:
+        found = object.__getattribute__(self, name)
+        if not name.startswith("cuda") or not inspect.ismethod(found) or name == "cudaGetLastError":
+            return found
+
+        def called(*given: Any) -> tuple[Any, ...]:
+            answer = found(*given)
+            if self.faulted:
+                answer = (Status.cudaErrorIllegalAddress, None)
+            if answer[0] != Status.cudaSuccess:
+                self.last_error = answer[0]
+            return answer  # type: ignore[no-any-return]
+
+        return called
 
     # memory
     def cudaMalloc(self, size: int) -> tuple[Status, int | None]:
@@ -94,7 +116,8 @@ class FakeCudart:
 
     cudaStreamDestroy = cudaEventDestroy = cudaGraphExecDestroy = _release
 
-    def cudaGraphDestroy(self, graph: object) -> tuple[Status]:
+    def cudaGraphDestroy(self, graph: list[Work]) -> tuple[Status]:
+        self.held.remove(id(graph))
         return (Status.cudaSuccess,)
 
     def queue(self, stream: int, work: Work) -> None:
@@ -144,6 +167,7 @@ class FakeCudart:
         captured, self.capturing = self.capturing, None
         if self.capture_fails:
             return Status.cudaErrorStreamCaptureUnsupported, None
+        self.held.add(id(captured))
         return Status.cudaSuccess, captured
 
     def cudaGraphInstantiate(self, graph: list[Work], flags: int) -> tuple[Status, tuple[Work, ...]]:
@@ -159,7 +183,7 @@ class FakeCudart:
 
     # the device
     def cudaGetDeviceCount(self) -> tuple[Status, int]:
-        return Status.cudaSuccess, 1
+        return Status.cudaSuccess, self.devices
 
     def cudaGetDeviceProperties(self, index: int) -> tuple[Status, Any]:
         return Status.cudaSuccess, SimpleNamespace(name=b"GPU acted out in host memory\0\0", major=8, minor=9)
@@ -171,8 +195,15 @@ class FakeCudart:
     def cudaSetDevice(self, index: int) -> tuple[Status]:
         return (Status.cudaSuccess,)
 
+    def cudaDriverGetVersion(self) -> tuple[Status, int]:
+        return Status.cudaSuccess, 13000
+
+    def cudaRuntimeGetVersion(self) -> tuple[Status, int]:
+        return Status.cudaSuccess, 13000
+
     def cudaGetLastError(self) -> tuple[Status]:
-        return (Status.cudaSuccess,)
+        last, self.last_error = self.last_error, Status.cudaSuccess
+        return (last,)
 
 
 class FakeTrt:

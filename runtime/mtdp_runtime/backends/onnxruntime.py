@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, auto_batch, check_outputs, first_that_loads, lacking, variant_precisions
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.errors import BackendError, BackendUnavailable, UsageError
+from mtdp_runtime.errors import BackendError, BackendUnavailable, DeviceOutOfMemory, UsageError
 
 _HINT: Final = "pip install 'mtdp[cpu]'"
 _GPU_HINT: Final = "pip uninstall onnxruntime onnxruntime-gpu, pip install 'mtdp[gpu]'"
 _INPUT: Final = "tiles"
 # It has no bf16 convolution; fp16 files are computed in fp32.
 _PRECISIONS: Final = ("fp32", "fp16", "int8")
+# fp32 means fp32. By default cuDNN's algorithms are timed at each start and the fastest is taken: a run that goes on
+# would take others, and round otherwise. The heuristic knows no clock (ONNX Runtime, "CUDA Execution Provider").
+_CUDA: Final = ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
 # With onnxruntime or onnxruntime-gpu uninstalled beside the other, an empty module stays: it has no attributes.
 _NOT_THERE: Final = (ImportError, AttributeError, OSError)
 
@@ -113,9 +116,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
 
     on_cores: ClassVar[bool] = False
     rung: ClassVar[str] = "onnxruntime-cuda"
-    providers: ClassVar[tuple[tuple[str, dict[str, str]], ...]] = (
-        ("CUDAExecutionProvider", {"use_tf32": "0"}),  # fp32 means fp32
-    )
+    providers: ClassVar[tuple[tuple[str, dict[str, str]], ...]] = (_CUDA,)
 
     @classmethod
     def probe(cls) -> Probe:
@@ -154,7 +155,28 @@ class OnnxRuntimeCuda(OnnxRuntime):
         if not probe.usable:
             raise BackendUnavailable(f"backend {cls.rung} is not usable here: {probe.reason}", probe.hint)
         tried = variant_precisions(bundle, precision, probe)
-        return first_that_loads(tried, lambda one: cls._load_at(bundle, one, batch))
+        return first_that_loads(tried, lambda one: cls._with_room(bundle, one, batch))
+
+    @classmethod
+    def _with_room(cls, bundle: Bundle, chosen: str, batch: int) -> Self:
+        """Load at one precision, with as large a batch as the GPU has memory for: the proof runs one."""
+        from mtdp_runtime.backends.tensorrt.slots import with_room
+
+        engine, _, halved = with_room(lambda size: cls._load_at(bundle, chosen, size), batch)
+        engine.note = halved
+        return engine
+
+    def result(self, ticket: int) -> Mapping[str, NDArray[np.float32]]:
+        from mtdp_runtime.backends.gpus import TOO_OLD
+        from mtdp_runtime.backends.tensorrt.library import says_out_of_memory
+
+        try:
+            return super().result(ticket)
+        except BackendError as error:
+            text = " ".join(str(error).split())
+            if says_out_of_memory(text):
+                raise DeviceOutOfMemory(text, "Use a smaller --batch.") from error
+            raise BackendError(text, TOO_OLD if "no kernel image" in text else error.hint) from error
 
     @classmethod
     def _load_at(cls, bundle: Bundle, chosen: str, batch: int) -> Self:
@@ -187,7 +209,7 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     rung: ClassVar[str] = "onnxruntime-tensorrt"
     providers: ClassVar[tuple[tuple[str, dict[str, str]], ...]] = (
         ("TensorrtExecutionProvider", {}),
-        ("CUDAExecutionProvider", {"use_tf32": "0"}),
+        _CUDA,
     )
 
     @classmethod
@@ -218,6 +240,7 @@ def strict_session(file: Any, providers: tuple[tuple[str, dict[str, str]], ...])
         raise BackendUnavailable(f"ONNX Runtime is installed without its {', '.join(missing)}", _GPU_HINT)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.use_deterministic_compute = True
     if "CPUExecutionProvider" not in names:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:

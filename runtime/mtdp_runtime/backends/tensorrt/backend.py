@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, first_that_loads, lacking, variant_precisions
-from mtdp_runtime.backends.gpus import Gpu, gpus, load_cudart
+from mtdp_runtime.backends.gpus import TOO_OLD, Gpu, gpus, load_cudart
 from mtdp_runtime.backends.tensorrt.build import BuildOptions, build_engine
 from mtdp_runtime.backends.tensorrt.cuda import CudaDevice
 from mtdp_runtime.backends.tensorrt.engine_source import obtain
@@ -60,7 +60,7 @@ class TensorRT:
         gpu = found[0]
         if number(gpu.capability) < _TURING:
             why = f"{gpu.name} has compute capability {gpu.capability}, 7.5 is needed"
-            return Probe(cls.library, False, why, "Use --backend onnxruntime-cuda.")
+            return Probe(cls.library, False, why, TOO_OLD)
         count = f"{len(found)} x " if len(found) > 1 else ""
         # No int8: its graphs have zero points other than 0 (values after a Relu fill all of uint8): the parser refuses.
         precisions = ("fp16", "bf16", "fp32") if number(gpu.capability) >= _AMPERE else ("fp16", "fp32")

@@ -3,6 +3,25 @@
 Three streams a GPU: tiles go in on one, the engine runs on the second, features come out on the third, so that the
 copies of one batch run beside the inference of another. Events keep each slot's three steps in order. There is one
 execution context: inference is serial on a GPU anyway, and a second one would double the activation memory.
+
+What is relied on, and where it is said:
+
+- A stream that waits for an event waits for what was recorded last (CUDA Runtime API, cudaStreamWaitEvent): each slot
+  has events of its own, recorded anew for each batch, and a slot is queued again only after its `done` was waited for.
+  So neither its pinned tiles nor its buffers on the GPU are written while a copy or a kernel of before may use them.
+- A copy from memory that is not page-locked may be staged, and then blocks (CUDA Runtime API, "API synchronization
+  behavior"): all that is copied is page-locked, and lives until the device has come to rest (`close`).
+- The streams do not wait for the default stream (cudaStreamNonBlocking), on which others may work.
+- A captured graph keeps addresses, shapes and the context's memory (TensorRT Developer Guide, "CUDA Graphs"). Each slot
+  has a graph with its own addresses. Nothing of that changes afterwards: the batch is one, its last one is padded.
+- A context may need work before it can be captured, so each slot runs once before it (same place).
+- The first context of an engine takes its first profile (TensorRT Developer Guide, "Working with Dynamic Shapes"); our
+  engines have one. The memory that the context needs is asked for after the shape is set, and given before it runs
+  (IExecutionContext, updateDeviceMemorySizeForShapes, setDeviceMemory).
+- Tensors and the context's memory must lie on multiples of 256 bytes (IExecutionContext, setTensorAddress): cudaMalloc
+  gives no others, and nothing here points into the middle of what it gave.
+- uint8 is a type of inputs alone, and is cast at once (TensorRT, DataType): the exported graph begins with that Cast.
+  int64 occurs in its shapes only, which both libraries read as they are; no input or output has that type.
 """
 
 from __future__ import annotations
@@ -129,7 +148,7 @@ class CudaDevice:
         with suppress(BackendError):
             self._call(self._cudart.cudaSetDevice(self._gpu.index))
             self._call(self._cudart.cudaDeviceSynchronize())
-        self._save_kernels()
+            self._save_kernels()  # of a GPU that came to rest: after a fault nothing is kept
         self._slots = []
         # The context before the memory that it uses, the engine before the runtime that made it.
         self._context = self._kernel_cache = None
@@ -220,7 +239,6 @@ class CudaDevice:
         except BackendError as error:
             for slot in self._slots:
                 slot.graph = None
-            cudart.cudaGetLastError()  # a failed capture is forgotten
             self.notes.append(f"no CUDA graphs: {error}")
 
     def _capture(self, slot: _Slot) -> Any:
@@ -228,14 +246,15 @@ class CudaDevice:
         self._call(
             cudart.cudaStreamBeginCapture(self._compute, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         )
-        try:
-            self._execute(slot)
-        finally:
-            ended = cudart.cudaStreamEndCapture(self._compute)
-        graph = self._call(ended)
-        instance = self._call(cudart.cudaGraphInstantiate(graph, 0))
-        self._frees.callback(cudart.cudaGraphExecDestroy, instance)
-        self._call(cudart.cudaGraphDestroy(graph))
+        with ExitStack() as ended:
+            try:
+                self._execute(slot)
+            finally:  # a stream that is left in capture can do nothing else
+                answer = cudart.cudaStreamEndCapture(self._compute)
+                if answer[0] == cudart.cudaError_t.cudaSuccess:
+                    ended.callback(cudart.cudaGraphDestroy, answer[1])
+            instance = self._call(cudart.cudaGraphInstantiate(self._call(answer), 0))
+            self._frees.callback(cudart.cudaGraphExecDestroy, instance)
         return instance
 
     def _execute(self, slot: _Slot) -> None:
@@ -270,7 +289,10 @@ class CudaDevice:
 
     def _pinned(self, shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
         size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        pointer = self._call(self._cudart.cudaHostAlloc(size_bytes, self._cudart.cudaHostAllocDefault))
+        try:
+            pointer = self._call(self._cudart.cudaHostAlloc(size_bytes, self._cudart.cudaHostAllocDefault))
+        except DeviceOutOfMemory as error:
+            raise DeviceOutOfMemory("the machine has too little memory to lock for copies", error.hint) from error
         self._frees.callback(self._cudart.cudaFreeHost, pointer)
         memory = (ctypes.c_uint8 * size_bytes).from_address(int(pointer))
         array: NDArray[Any] = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
