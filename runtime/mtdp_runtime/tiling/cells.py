@@ -47,7 +47,12 @@ def cells_of(image: NDArray[np.uint8], cell_px: int) -> NDArray[np.uint8]:
 
 def flat_cells(cells: NDArray[np.uint8], grains: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Return bool[h, w]: cells whose neighbours, and they themselves, have one colour but for noise; see `grain`."""
-    return np.asarray((roughness(cells) <= _FLAT_LEVELS**2) & (box(grains, 3) <= 9 * grain_variance(_GRAIN_LEVELS)))
+    return np.asarray((roughness(cells) <= _FLAT_LEVELS**2) & calm(grains))
+
+
+def calm(grains: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return bool[h, w]: cells which, with their neighbours, have no more texture than noisy glass; see `grain`."""
+    return np.asarray(box(grains, 3) <= 9 * grain_variance(_GRAIN_LEVELS))
 
 
 def grain(image: NDArray[np.uint8], cell_px: int) -> NDArray[np.int32]:

@@ -20,6 +20,7 @@ from mtdp_runtime.tiling.cells import (
     OD_OF,
     absorbed,
     box,
+    calm,
     cells_of,
     flat_cells,
     grain,
@@ -34,12 +35,14 @@ from mtdp_runtime.tiling.unscanned import grown, one_value_cells, unscanned_cell
 
 WHITE: Final = 243  # of 255: what glass is taken to be on a slide that shows none, and what all glass is brought to
 DARKEST_GLASS: Final = 30  # of 255: darker is a hole in the data or a frame, not glass
-_GLASS_LEVELS: Final = 0.9  # the same of glass without JPEG: a noise of 4 levels a pixel has it
+_GLASS_LEVELS: Final = 1.0  # roughness of glass without JPEG: a noise of 4 levels a pixel has it
 _TINT_OD: Final = 300  # thousandths, as all that end in _OD; between two channels: more than lamps do
 _WARM_OD: Final = 600  # the same from red over green to blue, as warm lamps, glue and old mounting medium absorb
 _ALMOST_ALL: Final = 2 / 3  # what is flat and alike over this part of a slide is glass however it is tinted
 _LEAST_CELLS: Final = 16  # glass shows itself in 0.03 mm² of flat cells at least
 _PEAK_PART: Final = 0.02  # of the tallest peak of flat cells: a smaller one is a bubble or a scratch, not the glass
+_CLIPPED: Final = 250  # of 255
+_PEAK_WALK: Final = 0.95  # a peak's top is not darker than this part of its brighter foot
 _BIN: Final = 6  # of 765, the sum of the channels: two grey levels
 _SAME_HUE_OD: Final = 20  # the lamp changes all channels alike; a stain does not
 _SAME_OD: Final = 40  # stitched stripes differ by a few percent
@@ -55,7 +58,8 @@ _LIGHT_ROUNDS: Final = 8
 _EVEN_OD: Final = 10  # light that falls by less over the slide is even: half of what is dust and haze
 _OTHER_LIGHT_OD: Final = 60  # what is as smooth and as colourless as the glass and dimmer by less is glass
 _SMOOTH: Final = 2.0  # of the glass's own variance between pixels...
-_SMOOTH_LEVELS: Final = 1.0  # ...and this much for blocks of JPEG, in grey levels
+_BLOCKY: Final = 95.0  # percent of the glass: of coarse JPEG all but the edges of blocks is smooth
+_SMOOTH_LEVELS: Final = 1.5  # ...and this much for blocks of JPEG, in grey levels
 _SMOOTH_PART: Final = 0.72  # of the 5 x 5 cells around: a stripe's edge crosses one of five
 _JPEG_COLOUR: Final = 3  # times two grey levels: so far does JPEG of quality 30 move a colour
 _STANDS_OUT_OD: Final = 40  # what is dimmer than the glass around is not glass
@@ -96,7 +100,9 @@ def find_glass(image: NDArray[np.uint8], mpp: float) -> Glass:
     unscanned = unscanned_cells(cells, one_value_cells(image, cells, cell_px))
     scanned = ~grown(unscanned)
     glass, colour = _glass_cells(cells, flat & scanned, scanned)
-    if unscanned.any() and (colour is None or not _may_be_glass(OD_OF[colour]) or not _grainy(cells, glass)):
+    if unscanned.any() and (
+        colour is None or not _may_be_glass(OD_OF[colour]) or not _grainy(cells, glass, cells[unscanned])
+    ):
         # The one value is the glass, clipped or drawn, and what is beside it is tissue or drawn as well.
         unscanned, scanned = np.zeros_like(unscanned), np.ones_like(scanned)
         glass, colour = _glass_cells(cells, flat, scanned)
@@ -138,11 +144,12 @@ def _in_other_light(
     away = OD_OF[cells] - OD_OF[field]
     level = mean(away)
     hue = greatest(np.abs(away - level[..., None])) <= max(_SAME_HUE_OD, _JPEG_COLOUR * tolerance_od)
-    usual = int(np.median(grains[glass]))
-    smooth = grains <= round(_SMOOTH * usual) + grain_variance(_SMOOTH_LEVELS)
-    alike = hue & (level <= max(_OTHER_LIGHT_OD, 2 * tolerance_od))
+    usual, most = (int(np.percentile(grains[glass], part, method="lower")) for part in (50, _BLOCKY))
+    smooth = grains <= max(round(_SMOOTH * usual), most) + grain_variance(_SMOOTH_LEVELS)
+    alike = hue & (level <= max(_OTHER_LIGHT_OD + tolerance_od, 2 * tolerance_od))
     share = box((alike & smooth).astype(np.int32), 5)
-    return alike & grown(share >= round(_SMOOTH_PART * 25))  # the step between two stripes is not smooth
+    # The step between two stripes is not smooth itself, but calmer than the edge of tissue.
+    return alike & grown(share >= round(_SMOOTH_PART * 25)) & calm(grains)
 
 
 def _even_field(
@@ -191,7 +198,7 @@ def _glass_cells(
         return none, None
     same_hue = greatest(np.abs(away - level[..., None])) <= max(_SAME_HUE_OD, _tolerance(colour))
     alike = flat & same_hue & (level <= _SLOPE_OD)
-    _, labels = cv2.connectedComponents(alike.view(np.uint8), connectivity=4)
+    _, labels = cv2.connectedComponents(alike.view(np.uint8), connectivity=8)
     of_peak = np.zeros(int(labels.max()) + 1, np.bool_)
     of_peak[labels[alike & (np.abs(level) <= _FLOOR_OD)]] = True
     of_peak[0] = False
@@ -214,7 +221,9 @@ def _brightest_peak(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     peak = int(np.flatnonzero(smooth >= max(_PEAK_PART * int(smooth.max()), _LEAST_CELLS))[-1:].sum())
     if not peak:
         peak = int(smooth.argmax())
-    while peak and smooth[peak - 1] > smooth[peak]:
+    # Light that falls off over the slide has no peak, only a slope: its top is glass as well as its foot.
+    least = math.ceil(_PEAK_WALK * peak)
+    while peak > least and smooth[peak - 1] > smooth[peak]:
         peak -= 1
     near = np.abs(brightness - (peak * _BIN + _BIN // 2)) <= _BIN
     return np.asarray(np.rint(np.median(colours[near] if near.any() else colours, axis=0)).astype(np.uint8))
@@ -226,9 +235,15 @@ def _assumed(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.full(3, max(brightest, DARKEST_GLASS + 1), np.uint8)
 
 
-def _grainy(cells: NDArray[np.uint8], glass: NDArray[np.bool_]) -> bool:
-    """Tell whether there is noise, as in every picture, and no more of it than in a picture of glass."""
-    return 0 < float(roughness(cells)[glass].mean()) <= _GLASS_LEVELS**2
+def _grainy(cells: NDArray[np.uint8], glass: NDArray[np.bool_], fill: NDArray[np.uint8]) -> bool:
+    """Tell whether glass beside a fill has noise, as in every picture, and, beside white, no more than glass has.
+
+    White may be glass that was clipped, with pale tissue beside it; another value only a writer fills in.
+    """
+    rough = roughness(cells)[glass]
+    # A slope of light, or a step of stitching, is rough somewhere; a quarter of the glass is not.
+    quiet = float(np.percentile(rough, 25, method="lower")) <= _GLASS_LEVELS**2
+    return float(rough.mean()) > 0 and (quiet or int(fill.max()) < _CLIPPED)
 
 
 def _tolerance(colour: NDArray[np.uint8]) -> int:

@@ -13,6 +13,9 @@ from mtdp_runtime.tiling.cells import OD, box
 
 _WINDOWS: Final = (25, 101, 401)  # cells: 1, 4 and 16 mm; glass is averaged in the smallest that shows enough of it
 _LEAST_CELLS: Final = 16
+_LEAST_DEGREE: Final = 2
+_MOST_DEGREE: Final = 4  # a dark corner falls off faster than a square...
+_MUCH: Final = 6  # ...which this much glass shows, one part of so many: little glass would be followed into the void
 _STEPS: Final = 32  # to either side: a slide is this long in the polynomial of the light, so that whole numbers do
 
 
@@ -33,35 +36,38 @@ def light_of(level: NDArray[np.int32], glass: NDArray[np.bool_]) -> NDArray[np.i
     counts = np.bincount(at, minlength=side**2)
     levels = np.bincount(at, seen, minlength=side**2).astype(np.int64)  # sums of whole numbers below 2**53: exact
     y, x = (axis.ravel() - _STEPS for axis in np.indices((side, side)))
-    terms = [np.ones_like(x), x, y, x * x, x * y, y * y]
-    matrix = [
-        [Fraction(int((a * b * counts).sum())) for b in terms] + [Fraction(int((a * levels).sum()))] for a in terms
-    ]
+    degree = _MOST_DEGREE if _MUCH * len(seen) >= glass.size else _LEAST_DEGREE
+    terms = [x**i * y**j for i in range(degree + 1) for j in range(degree + 1 - i)]
+    matrix = [[int((a * b * counts).sum()) for b in terms] + [int((a * levels).sum())] for a in terms]
     factors = _solved(matrix)
     if factors is None:
         return np.zeros_like(level)
-    fitted = sum((round(factor * 2**20) * term for factor, term in zip(factors, terms, strict=True)), np.zeros_like(x))
+    fitted = sum((round(factor * 2**30) * term for factor, term in zip(factors, terms, strict=True)), np.zeros_like(x))
     lowest, highest = int(seen.min()), int(seen.max())
     beyond = (highest - lowest) // 2
-    steps = np.clip(fitted >> 20, lowest - beyond, highest + beyond).reshape(side, side)
+    steps = np.clip(fitted >> 30, lowest - beyond, highest + beyond).reshape(side, side)
     everywhere = steps[np.ix_(row_steps, column_steps)]
     return np.asarray(everywhere - int(np.median(everywhere[glass])), np.int32)
 
 
-def _solved(matrix: list[list[Fraction]]) -> list[Fraction] | None:
-    """Solve linear equations (Gauss and Jordan); None where they have no one solution."""
-    count = len(matrix)
+def _solved(matrix: list[list[int]]) -> list[Fraction] | None:
+    """Solve linear equations of whole numbers (Bareiss: no fraction appears on the way); None without one solution."""
+    count, before = len(matrix), 1
     for i in range(count):
         pivot = next((row for row in range(i, count) if matrix[row][i]), None)
         if pivot is None:
             return None
         matrix[i], matrix[pivot] = matrix[pivot], matrix[i]
-        matrix[i] = [value / matrix[i][i] for value in matrix[i]]
-        for row in range(count):
-            if row != i and matrix[row][i]:
-                part = matrix[row][i]
-                matrix[row] = [a - part * b for a, b in zip(matrix[row], matrix[i], strict=True)]
-    return [row[-1] for row in matrix]
+        top = matrix[i]
+        for row in matrix[i + 1 :]:
+            part = row[i]
+            row[i:] = [(top[i] * below - part * above) // before for above, below in zip(top[i:], row[i:], strict=True)]
+        before = top[i]
+    solution = [Fraction(0)] * count
+    for i in reversed(range(count)):
+        known = sum((matrix[i][j] * solution[j] for j in range(i + 1, count)), Fraction(0))
+        solution[i] = (matrix[i][count] - known) / matrix[i][i]
+    return solution
 
 
 def lit(cells: NDArray[np.uint8], dimmer: NDArray[np.int32]) -> NDArray[np.uint8]:

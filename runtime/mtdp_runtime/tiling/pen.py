@@ -129,7 +129,7 @@ def _frame(glass: Glass) -> NDArray[np.bool_]:
         keep &= stats[:, cv2.CC_STAT_AREA] >= _FRAME_CELLS
         keep[0] = False
         grey = keep[labels].astype(np.uint8)
-    filled = (glass.unscanned & (thin > 0)).view(np.uint8)  # what is brighter than glass is no tissue anyway
+    filled = glass.unscanned.view(np.uint8)
     # Flat cells end one cell before the edge; those of one value end at it.
     return np.asarray((cv2.dilate(grey, np.ones((3, 3), np.uint8)) | filled) > 0)
 
