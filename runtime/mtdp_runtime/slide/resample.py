@@ -22,7 +22,7 @@ _own = threading.local()
 Number = TypeVar("Number", np.uint8, np.float32)
 
 
-class _Bands(NamedTuple):
+class Bands(NamedTuple):
     """Weights of `size` neighbouring outputs in a block; a block sees the same number of source pixels."""
 
     first: tuple[int, ...]  # the source pixel that each block begins with
@@ -38,6 +38,15 @@ def is_still(scale: float, out_px: int) -> bool:
     return abs(scale - 1) * out_px <= STILL_PX
 
 
+def is_whole(
+    scale: float, height: int, width: int, source_height: int, source_width: int, phase_x: float, phase_y: float
+) -> bool:
+    """Tell whether every cell is a whole number of whole pixels, all of which are there: sums of whole numbers."""
+    whole = round(scale)
+    all_there = source_height >= height * whole and source_width >= width * whole
+    return not phase_x and not phase_y and scale == whole and all_there
+
+
 def resample_into(
     out: NDArray[np.uint8], source: NDArray[np.uint8], scale: float, phase_x: float = 0.0, phase_y: float = 0.0
 ) -> None:
@@ -51,23 +60,22 @@ def resample_into(
         source: uint8[h, w, 3], as large as the cells reach; where it ends before, its last pixel goes on.
     """
     height, width = out.shape[:2]
-    if not phase_x and not phase_y:
-        if is_still(scale, max(height, width)):
-            out[...] = source[:height, :width]
-            return
+    if not phase_x and not phase_y and is_still(scale, max(height, width)):
+        out[...] = source[:height, :width]
+        return
+    if is_whole(scale, height, width, source.shape[0], source.shape[1], phase_x, phase_y):
         whole = round(scale)
-        if scale == whole and source.shape[0] >= height * whole and source.shape[1] >= width * whole:
-            cells = source[: height * whole, : width * whole]
-            out[...] = cv2.resize(cells, (width, height), interpolation=cv2.INTER_AREA)
-            return
-    rows = _down(source, _bands(height, source.shape[0], scale, phase_y), height)
-    sums = _across(rows, _bands(width, source.shape[1], scale, phase_x))
+        cells = source[: height * whole, : width * whole]
+        out[...] = cv2.resize(cells, (width, height), interpolation=cv2.INTER_AREA)
+        return
+    rows = _down(source, bands(height, source.shape[0], scale, phase_y), height)
+    sums = _across(rows, bands(width, source.shape[1], scale, phase_x))
     rounded = cv2.convertScaleAbs(sums, dst=_scratch("rounded", np.uint8, *sums.shape))
     planes = rounded.reshape(3, height, -1)[:, :, :width]
     out[...] = cv2.merge([planes[0], planes[1], planes[2]])
 
 
-def _down(source: NDArray[np.uint8], bands: _Bands, out_px: int) -> NDArray[np.float32]:
+def _down(source: NDArray[np.uint8], bands: Bands, out_px: int) -> NDArray[np.float32]:
     """Return float32[3, out_px, w]: weighted sums of uint8[h, w, 3] over rows. It is this thread's until its next."""
     height, width = source.shape[:2]
     blocks, size, seen = bands.weights.shape
@@ -91,7 +99,7 @@ def _down(source: NDArray[np.uint8], bands: _Bands, out_px: int) -> NDArray[np.f
     return planes
 
 
-def _across(planes: NDArray[np.float32], bands: _Bands) -> NDArray[np.float32]:
+def _across(planes: NDArray[np.float32], bands: Bands) -> NDArray[np.float32]:
     """Return float32[3 * h, blocks * size]: weighted sums of float32[3, h, w] over columns; the last may be zeros."""
     channels, height, width = planes.shape
     blocks, size, seen = bands.weights.shape
@@ -117,7 +125,7 @@ def _scratch(name: str, dtype: type[Number], *shape: int) -> NDArray[Number]:
 
 
 @lru_cache(maxsize=256)
-def _bands(out_px: int, source_px: int, scale: float, phase: float) -> _Bands:
+def bands(out_px: int, source_px: int, scale: float, phase: float) -> Bands:
     """Return the weights of `out_px` outputs over `source_px` source pixels: float64 sums, kept as float32."""
     size = min(8, max(1, int(24 / scale)), out_px)
     blocks = -(-out_px // size)
@@ -137,7 +145,7 @@ def _bands(out_px: int, source_px: int, scale: float, phase: float) -> _Bands:
     weights = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
     weights /= np.maximum(weights.sum(axis=2, keepdims=True), _NOTHING_PX)
     weights.reshape(blocks * size, seen)[out_px:] = 0
-    return _Bands(tuple(first.tolist()), weights.astype(np.float32))
+    return Bands(tuple(first.tolist()), weights.astype(np.float32))
 
 
 def span_of(start: float, out_px: int, scale: float) -> tuple[int, int, float]:
