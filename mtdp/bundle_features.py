@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp.augment import evaluation_view
+from mtdp.entry import ENGINE_THREAD
 from mtdp.errors import UsageError, WeightsError
 from mtdp.images import ImageCache
 from mtdp.preprocess import INTERPOLATIONS
@@ -25,6 +28,7 @@ from mtdp.tasks import Sample
 
 MANIFEST_NAME: Final = "bundle.json"
 SCHEMA_VERSION: Final = 1
+LIMIT_S: Final = 600.0  # for a batch: a hostile model may compute for ever
 _HINT: Final = "copy the bundle again, or export it again"
 
 
@@ -98,7 +102,7 @@ def features_of_bundle(
 
     Raises:
         UsageError: a precision other than fp32 was asked for.
-        WeightsError: ONNX Runtime is not installed, or refuses the model.
+        WeightsError: ONNX Runtime is not installed, refuses the model, or computes longer than `LIMIT_S`.
     """
     if precision not in ("auto", "fp32"):
         raise UsageError(f"--precision {precision}: a bundle is judged in fp32", "leave --precision out")
@@ -116,6 +120,27 @@ def features_of_bundle(
     features = np.empty((len(samples), model.features_dim), np.float32)
     row = 0
     for images in in_order(samples, cache, evaluation_view, batch_size):
-        features[row : row + len(images)] = session.run(["features"], {"tiles": images.numpy()})[0]
+        features[row : row + len(images)] = _within(LIMIT_S, model.file, session, images.numpy())
         row += len(images)
     return features
+
+
+def _within(limit_s: float, file: Path, session: Any, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Features of a batch. In a thread of its own, so that this one hears a signal while the engine computes."""
+    done: Future[NDArray[np.float32]] = Future()
+
+    def compute() -> None:
+        try:
+            done.set_result(session.run(["features"], {"tiles": tiles})[0])
+        except Exception as error:  # its errors share no base class of their own
+            done.set_exception(error)
+
+    threading.Thread(target=compute, name=ENGINE_THREAD, daemon=True).start()
+    try:
+        return done.result(limit_s)
+    except TimeoutError:
+        raise WeightsError(
+            f"{file}: one batch took more than {limit_s:g} s", "take bundles from people you trust"
+        ) from None
+    except Exception as error:
+        raise WeightsError(f"ONNX Runtime cannot run {file}: {error}", _HINT) from error

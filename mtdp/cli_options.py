@@ -17,9 +17,9 @@ MetricName = Literal["auto", "accuracy", "roc_auc"]
 
 # What each exit code means: the last lines of every --help.
 EXIT_CODES: Final = (
-    "Exit codes: 0: all is done; 1: something failed (a task, an image, weights, memory, a training that diverged); "
-    "2: an option or a path cannot be used; 130, 143: stopped by SIGINT, SIGTERM; the state is saved where the command "
-    "has --resume."
+    "Exit codes: 0: all is done; 1: something failed (a task, an image, memory, a training that diverged); "
+    "2: an option, a path, weights or a checkpoint cannot be used; 130, 143: stopped by SIGINT, SIGTERM; the state is "
+    "saved where the command has --resume."
 )
 
 # What other commands call an option; accepted here, too, and not shown.

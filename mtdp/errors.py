@@ -4,8 +4,8 @@ MtdpError               anything below: one line of what happened, and a hint
 |- UsageError           an option or a path as typed cannot be used            (exit 2)
 |- TaskError            a task folder, manifest or pool is not as it should be (exit 1)
 |- ImageUnreadable      an image file cannot be decoded                        (exit 1)
-|- WeightsError         weights cannot be had or do not fit                    (exit 1)
-|- CheckpointError      a checkpoint cannot be read, or is of another run      (exit 1)
+|- WeightsError         weights cannot be had or do not fit                    (exit 2)
+|- CheckpointError      a checkpoint cannot be read, or is of another run      (exit 2)
 |- TrainingDiverged     the loss, or what the network gives, is not finite     (exit 1)
 |- OutOfMemory          the memory of the GPU or of the machine is too small    (exit 1)
 `- Interrupted          a signal stopped the run; its state is on disk         (exit 128 + signal)
@@ -53,9 +53,13 @@ class ImageUnreadable(MtdpError):
 class WeightsError(MtdpError):
     """Weights cannot be had, or do not fit the architecture."""
 
+    exit_code = 2
+
 
 class CheckpointError(MtdpError):
     """A checkpoint cannot be read, or belongs to another run."""
+
+    exit_code = 2
 
 
 class TrainingDiverged(MtdpError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -52,13 +51,13 @@ _WAYS: Final = {
     "card": Way("--card", frozenset({"card"}) | _SAID, "mtdp-export --card BUNDLE > card.md", print_card),
     "verify": Way(
         "--verify",
-        frozenset({"verify", "backend", "trust_engines", "as_json"}) | _SAID,
+        frozenset({"verify", "backend", "trust_engines", "stall_limit", "as_json"}) | _SAID,
         "mtdp-export --verify BUNDLE",
         verify_bundle,
     ),
     "onnx": Way(
         "--onnx",
-        _EXPORT | {"onnx", "input_range", "input_layout", "feature_output", "pool", "prefix_tokens"},
+        _EXPORT | {"onnx", "input_range", "input_layout", "feature_output", "pool", "prefix_tokens", "stall_limit"},
         "mtdp-export --onnx FILE --out BUNDLE",
         export_onnx,
     ),
@@ -119,6 +118,7 @@ def export(
     list_encoders: o.ListEncoders = False,
     backend: o.Backend = None,
     trust_engines: o.TrustEngines = False,
+    stall_limit: o.StallLimit = 600.0,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -182,10 +182,4 @@ def main() -> None:
     from mtdp_export.errors import ExportError
     from mtdp_runtime.commands.console import run_app
 
-    try:
-        run_app(app)
-    except (ExportError, MtdpError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_app(app, "mtdp-export", begins_itself=True, own_errors=(ExportError, MtdpError))

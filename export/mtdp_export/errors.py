@@ -2,6 +2,7 @@
 
     ExportError            the bundle was not written (exit code 1)
     ├── ExportUsageError   the options are wrong (exit code 2)
+    ├── Stalled            a step took too long and was ended (exit code 2)
     └── ParityFailure      the exported model does not compute what torch does
 
 Errors of the training core (MtdpError) and of the runtime (RuntimeFailure) pass through as they are.
@@ -22,6 +23,12 @@ class ExportError(Exception):
 
 class ExportUsageError(ExportError):
     """The options are wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class Stalled(ExportError):
+    """A step took longer than --stall-limit, as it may with a hostile file, and was ended."""
 
     exit_code = 2
 

@@ -29,6 +29,7 @@ from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.fold import fold_constants
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import INPUT, finish_graph
+from mtdp_export.isolated import goes_on
 from mtdp_export.onnx_file import (
     Layout,
     check_operations,
@@ -214,7 +215,11 @@ def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, 
     except Exception as error:  # its errors share no base class of their own
         raise ExportError(f"{source.arch}: ONNX Runtime refuses it: {first_line(error)}") from error
     pixels = _prepared(source, tiles)
-    single = np.concatenate([_run(session, pixels[i : i + 1], source.arch) for i in range(len(pixels))])
+    rows = []
+    for i in range(len(pixels)):
+        rows.append(_run(session, pixels[i : i + 1], source.arch))
+        goes_on()
+    single = np.concatenate(rows)
     together = _run(session, pixels, source.arch)
     if not np.isfinite(single).all():
         raise ExportError(f"{source.arch}: its features are not finite", "check --mean, --std and --input-range")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -176,6 +177,15 @@ TrustEngines = Annotated[
     bool,
     typer.Option("--trust-engines", help="With --verify: run the bundle's engines, too. They are code."),
 ]
+StallLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        help="With --onnx and --verify: one step that takes longer ends the command, since a hostile file may keep an "
+        "engine busy for ever. 0: wait for ever.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not print what is being done.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print after each stage what it took.")]
@@ -221,7 +231,13 @@ class Options:
     list_encoders: bool
     backend: list[str] | None
     trust_engines: bool
+    stall_limit: float
     as_json: bool
     quiet: bool
     verbose: bool
     given: frozenset[str]  # the parameters that were named, whatever their values
+
+    @property
+    def limit_s(self) -> float:
+        """How long one step may take; without end where 0 was given."""
+        return self.stall_limit or math.inf

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from mtdp_export.isolated import goes_on
+from mtdp_runtime.printable import printable
+
 Loudness = Literal["quiet", "stages", "timed"]
 
 
@@ -25,6 +28,8 @@ class Stages:
         Args:
             what: in the form "tracing the network to ONNX".
         """
+        goes_on()
+        what = printable(what)
         if self.loudness != "quiet":
             print(f"{what} ...", file=sys.stderr, flush=True)
         start = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_export.errors import ParityFailure
-from mtdp_export.isolated import isolated
+from mtdp_export.isolated import goes_on, limited
 from mtdp_export.model_store import load_light
 from mtdp_export.parity import CannotRun, Comparison, Refused, Row, compare, compare_outputs, judged
 from mtdp_export.rounding import in_fp32, run
@@ -27,7 +28,9 @@ _AS_TYPED: Final = "as typed"
 _LOW: Final = ("fp16", "bf16")
 
 
-def verify_bundle(path: Path, backends: Sequence[str] = (), trust_engines: bool = False) -> list[Row]:
+def verify_bundle(
+    path: Path, backends: Sequence[str] = (), trust_engines: bool = False, limit_s: float = math.inf
+) -> list[Row]:
     """Check every digest, then compare each engine at each precision that it offers.
 
     A precision that this machine offers but does not take by itself is shown, and not required to pass. An engine that
@@ -37,13 +40,15 @@ def verify_bundle(path: Path, backends: Sequence[str] = (), trust_engines: bool 
         path: the bundle.
         backends: names; every usable one where empty.
         trust_engines: run the engines that the bundle brings, where they fit; they are code.
+        limit_s: what one engine may take with one variant.
 
     Raises:
         BundleError: a file is not what was exported.
         BackendUnavailable, UsageError: a backend that was named does not run here, or none does.
+        Stalled: an engine took longer than `limit_s`.
         ExportError: an engine crashed.
     """
-    return isolated("the parity check", replay, path, tuple(backends), trust_engines)
+    return limited(f"the parity check of {path}", limit_s, replay, path, tuple(backends), trust_engines)
 
 
 def require_engine(name: str) -> None:
@@ -57,6 +62,7 @@ def require_engine(name: str) -> None:
 
 def replay(path: Path, backends: Sequence[str], trust_engines: bool = False) -> list[Row]:
     """Do what `verify_bundle` says, in this process."""
+    goes_on()
     bundle = load_bundle(path, trust_engines)
     for file in (part.file for parts in (bundle.manifest.variants, bundle.manifest.engines) for part in parts):
         bundle.checked(file)
@@ -81,6 +87,7 @@ def _on_engine(
     tiles: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float32]],
 ) -> list[Row]:
+    goes_on()
     probe = backend.probe()
     held = bundle.holds(precision)
     if precision not in probe.precisions:
@@ -109,6 +116,7 @@ def _as_typed(
 ) -> Comparison | Refused:
     import onnxruntime
 
+    goes_on()
     model = in_fp32(load_light(bundle.path / bundle.variant(precision).file.file))
     name = f"{_AS_TYPED} (onnxruntime {onnxruntime.__version__})"
     try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mtdp_export.errors import ExportUsageError
+from mtdp_export.isolated import limited
 from mtdp_export.options import Options
+from mtdp_export.scratch import scratch_of
 from mtdp_export.stages import Stages
+from mtdp_runtime.commands.console import work_begins
 
 if TYPE_CHECKING:
     from mtdp_export.onnx_source import OnnxSource
@@ -69,20 +73,31 @@ def export_network(options: Options) -> int:
         print(f"note: {source.licence}", file=sys.stderr)
     if source.published:
         print(f"note: these are {source.published}", file=sys.stderr)
-    return _write(source, out, settings, options)
+    work_begins()
+    return _say_what_was_written(_write(source, out, settings, options), options)
 
 
 def export_onnx(options: Options) -> int:
-    """Export an ONNX file of one's own."""
-    out = _target(options)
-    settings = _settings(options, out)
+    """Export an ONNX file of one's own: in a process of its own, since such a file may keep an engine busy for ever."""
+    scratch = scratch_of(_target(options))
     if options.input_layout not in (None, "nchw", "nhwc"):
         raise ExportUsageError(f"--input-layout {options.input_layout}: unknown", "nchw or nhwc")
     if options.input_range not in (None, 1, 255):
         raise ExportUsageError(f"--input-range {options.input_range}: unknown", "1 or 255")
+    work_begins()
+    try:
+        written = limited(f"--onnx {options.onnx}", options.limit_s, _onnx_written, options, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was ended
+    return _say_what_was_written(written, options)
 
+
+def _onnx_written(options: Options, scratch: Path) -> Written:
     from mtdp_export.onnx_source import Declared, open_onnx
     from mtdp_export.write import check_settings
+
+    out = _target(options)
+    settings = replace(_settings(options, out), scratch=scratch)
 
     declared = Declared(
         options.mean,
@@ -115,7 +130,7 @@ def verify_bundle(options: Options) -> int:
     assert path is not None
     bundle = load_bundle(path)
     with _stages(options).stage("replaying the golden tiles on every engine here"):
-        rows: list[Row] = verify_bundle(path, options.backend or [], options.trust_engines)
+        rows: list[Row] = verify_bundle(path, options.backend or [], options.trust_engines, options.limit_s)
     not_run = engines_not_run(path, options.trust_engines)
     # Where nothing that was asked for runs any variant, nothing failed, and nothing was shown either.
     passed = any(row.passed for row in rows) and all(row.passed for row in rows if row.required)
@@ -200,31 +215,44 @@ def _stages(options: Options) -> Stages:
     return Stages("quiet" if options.quiet else "timed" if options.verbose else "stages")
 
 
-def _write(source: Source | OnnxSource, out: Path, settings: ExportSettings, options: Options) -> int:
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A bundle that is in its place, and how that went."""
+
+    out: Path
+    bundle: Bundle
+    report: ExportReport
+    assumed_mpp: float | None  # where nobody said it
+
+
+def _write(source: Source | OnnxSource, out: Path, settings: ExportSettings, options: Options) -> Written:
     from mtdp_export.write import write_bundle
 
     said = options.mpp is not None or source.mpp is not None
     if options.mpp is None and source.mpp is not None:
         settings = replace(settings, mpp=source.mpp)
     bundle, report = write_bundle(source, out, settings, _stages(options))
-    _say_what_was_written(out, bundle, report, options.as_json)
-    if not said:
-        print(f"note: --mpp was left out: {settings.mpp:g} µm per pixel is taken as the model's scale", file=sys.stderr)
+    return Written(out, bundle, report, None if said else settings.mpp)
+
+
+def _say_what_was_written(written: Written, options: Options) -> int:
+    """Say it; return the exit code."""
+    bundle, report = written.bundle, written.report
+    if options.as_json:
+        print(json.dumps({"bundle": str(written.out), "digest": bundle.digest, **report.to_json()}))
+    else:
+        from mtdp_export.parity import golden_note, table
+
+        files = ", ".join(f"{v.file.file} {v.file.size_bytes / 1e6:.1f} MB" for v in bundle.manifest.variants)
+        print(f"{written.out}: {bundle.manifest.name}, {files}, digest {bundle.digest}")
+        print(table(report.rows, bundle.manifest.autocast))
+        print(golden_note(bundle.manifest.golden_source))
+        for built in bundle.manifest.engines:
+            print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
+        print("\n".join(report.notes), end="\n" if report.notes else "")
+    if written.assumed_mpp is not None:
+        said = f"--mpp was left out: {written.assumed_mpp:g} µm per pixel is taken as the model's scale"
+        print(f"note: {said}", file=sys.stderr)
     for refusal in report.refused:
         print(f"error: {refusal}\nhint: {refusal.hint}", file=sys.stderr)
     return 1 if report.refused else 0
-
-
-def _say_what_was_written(out: Path, bundle: Bundle, report: ExportReport, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"bundle": str(out), "digest": bundle.digest, **report.to_json()}))
-        return
-    from mtdp_export.parity import golden_note, table
-
-    files = ", ".join(f"{v.file.file} {v.file.size_bytes / 1e6:.1f} MB" for v in bundle.manifest.variants)
-    print(f"{out}: {bundle.manifest.name}, {files}, digest {bundle.digest}")
-    print(table(report.rows, bundle.manifest.autocast))
-    print(golden_note(bundle.manifest.golden_source))
-    for built in bundle.manifest.engines:
-        print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
-    print("\n".join(report.notes), end="\n" if report.notes else "")

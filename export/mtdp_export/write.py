@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import re
 import shutil
 import sys
@@ -37,6 +36,7 @@ from mtdp_export.model_store import load_light, save_model
 from mtdp_export.onnx_source import OnnxSource, original_outputs, wrap_onnx
 from mtdp_export.parity import Row, knn_agreement
 from mtdp_export.schema import check_schema
+from mtdp_export.scratch import scratch_of
 from mtdp_export.source import Source, weights_digest
 from mtdp_export.stages import Stages
 from mtdp_export.variants import Made, Proof, make_variant, model_file, prove
@@ -79,6 +79,7 @@ class ExportSettings:
     engines: EngineSettings = field(default_factory=EngineSettings)
     precisions: tuple[str, ...] = ("fp32",)  # those that are written, fp32 first where it is one of them
     probe_task: Path | None = None  # for int8: a labelled task whose probe must score as with fp32
+    scratch: Path | None = None  # where it is made, on the disk of its place; `scratch_of` where None
     release: bool = False  # the network's memory is given back once it is written; the caller has no use for it then
 
 
@@ -118,7 +119,7 @@ def write_bundle(
     check_settings(out, settings)
     isolated(f"loading {_REFERENCE}", require_engine, _REFERENCE)
     writable_folder(out.parent)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    scratch = settings.scratch or scratch_of(out)
     try:
         scratch.mkdir(parents=True)
         report = _write_files(source, scratch, settings, stages)

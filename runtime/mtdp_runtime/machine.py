@@ -1,13 +1,17 @@
-"""What this machine is: the cores that this process may use, and what its CPU can."""
+"""What this machine is: the cores that this process may use, what its CPU can, and who ends with whom."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
+import signal
 from pathlib import Path
 from typing import Final
 
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:
@@ -48,3 +52,11 @@ def this_cpu(cpuinfo: str) -> str:
     """Return the lines that name the CPU and say what it can, each once; two of one name may differ in the latter."""
     kinds = ("model name", "cpu part", "flags", "features")
     return "\n".join(sorted({line for line in cpuinfo.splitlines() if line.lower().startswith(kinds)}))
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel to end this process with its parent, however that dies; where it is dead already, end now."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)

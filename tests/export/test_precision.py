@@ -463,7 +463,7 @@ class TestACrash:
         (tmp_path / "openvino.py").write_text("import os\nos.abort()\n")
         result = export("--verify", resnet18_bundle, shadow=tmp_path)
         assert result.returncode == 1
-        assert "error: the parity check crashed: killed by SIGABRT" in result.stderr
+        assert f"error: the parity check of {resnet18_bundle} crashed: killed by SIGABRT" in result.stderr
         assert "Traceback" not in result.stderr
 
 

@@ -6,30 +6,62 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-READY = "from mtdp_runtime.commands.entry import prepare; prepare(); print('ready', flush=True); input()"
+from conftest import ROOT
+
+# In place of what imports everything: it says that it was reached, and waits.
+READY = """
+import importlib, sys, types
+entry = importlib.import_module(sys.argv[1])
+command = types.ModuleType(sys.argv[2])
+command.main = lambda: (print("ready", flush=True), input())
+sys.modules[sys.argv[2]] = command
+getattr(entry, sys.argv[3])()
+"""
+ENTRIES = {
+    "extract": ("mtdp_runtime.commands.entry", "mtdp_runtime.commands.extract", "extract"),
+    "bench": ("mtdp_runtime.commands.entry", "mtdp_runtime.commands.bench", "bench"),
+    "doctor": ("mtdp_runtime.commands.entry", "mtdp_runtime.commands.doctor", "doctor"),
+    "export": ("mtdp_export.entry", "mtdp_export.cli", "main"),
+    "train": ("mtdp.entry", "mtdp.cli", "main"),
+}
 
 
+@pytest.mark.parametrize("command", ENTRIES)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_before_any_work_is_the_exit_code_and_one_line(signum: int, code: int) -> None:
+def test_a_signal_before_any_work_is_the_exit_code_and_one_line(signum: int, code: int, command: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", READY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", READY, *ENTRIES[command]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signum)
     _, errors = process.communicate()
     assert process.returncode == code
-    assert errors == "stopped: what was computed is kept; run the same command again to go on\n"
+    kept = "stopped: what was computed is kept; run the same command again to go on\n"
+    assert errors == ("stopped\n" if command == "train" else kept)
 
 
-def test_the_entry_imports_nothing_heavy_before_signals_are_heard() -> None:
-    code = "import sys; from mtdp_runtime.commands import entry; print(sorted({'typer', 'numpy'} & set(sys.modules)))"
+@pytest.mark.parametrize("module", sorted({entry for entry, _, _ in ENTRIES.values()}))
+def test_the_entry_imports_nothing_heavy_before_signals_are_heard(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'typer', 'numpy', 'torch'}} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "[]\n"
+
+
+def test_the_installed_commands_begin_there() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    assert {name.removeprefix("mtdp-"): target for name, target in scripts.items()} == {
+        name: f"{entry}:{function}" for name, (entry, _, function) in ENTRIES.items()
+    }
 
 
 def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
@@ -55,5 +87,15 @@ def test_a_full_stdout_is_said_and_is_not_success() -> None:
             text=True,
             check=False,
         )
+    assert done.returncode == 2
+    assert done.stderr == "error: stdout cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
+def test_training_says_that_its_results_could_not_be_written() -> None:
+    with Path("/dev/full").open("w") as full:
+        code = "from mtdp.entry import main; main()"
+        command = [sys.executable, "-c", code, "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: stdout cannot be written: No space left on device\n"

@@ -42,12 +42,14 @@ def plan_job(
     models: list[Model] = []
     try:
         for bundle in job.bundles:
+            worker.load(str(bundle.path))
             with load(job.backend, bundle, job.precision, job.batch, job.threads)[0] as engine:
                 speeds.append(engine_speed(engine, bundle.manifest.tile_px))
                 models.append(Model(bundle, engine))
     except BackendError as error:
         speeds, models = [], []  # then no precision is known either, so no file can be said to be what would be made
         no_estimate(str(error))
+    worker.load("")
     on_speeds(speeds)
     manifests = [bundle.manifest for bundle in job.bundles]
     cost = partial(costs, manifests=manifests, settings=job.settings, speeds=speeds, threads=job.threads)

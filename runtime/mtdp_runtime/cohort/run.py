@@ -65,12 +65,13 @@ def look_first(
         worker.start()
 
 
-def load_engine(job: Job, bundle: Bundle, batch: int | None, on_model: OnModel) -> Backend:
-    """Load a model of a job, and say on which engine.
+def load_engine(job: Job, bundle: Bundle, batch: int | None, on_model: OnModel, worker: Worker = UNWATCHED) -> Backend:
+    """Load a model of a job, and say on which engine; the worker is told.
 
     Raises:
         UsageError, BackendError: it cannot be had here.
     """
+    worker.load(str(bundle.path))
     engine, reason = load(job.backend, bundle, job.precision, batch, job.threads)
     on_model(bundle, engine, reason)
     return engine
@@ -108,13 +109,15 @@ def run_job(
         on_model(bundle, engine, reason)
 
     with ExitStack() as opened:
-        load_one = partial(load_engine, job, on_model=on_loaded)
+        load_one = partial(load_engine, job, on_model=on_loaded, worker=worker)
         models = opened.enter_context(load_models(job.bundles, load_one, job.batch))
+        checked = opened.enter_context(with_references(models, job.check, job.threads))
+        worker.load("")
         if not worker.follows:
             mark.begin(job.out, list(loaded.values()))
         run = Run(
             job,
-            opened.enter_context(with_references(models, job.check, job.threads)),
+            checked,
             listeners,
             worker,
             None if job.stage is None else opened.enter_context(Staging(job.stage, say)),

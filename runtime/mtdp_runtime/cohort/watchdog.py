@@ -10,7 +10,6 @@ what an earlier slide left. A slide costs two lines through a pipe; only a crash
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -22,6 +21,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
 
+from mtdp_runtime.machine import die_with
+from mtdp_runtime.printable import printable
+
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _BEAT_EVERY_S: Final = 1.0
 _TICK_S: Final = 1.0
@@ -29,9 +31,12 @@ _GRACE_S: Final = 60.0  # from a signal to the end of what hangs
 MOST_LOST_IN_A_ROW: Final = 10  # then it is not the slides
 EXIT_FAILED: Final = 1
 EXIT_REFUSED: Final = 2  # see commands/exit_codes.py
+_NO_SLIDE: Final = "mtdp-doctor tries the engines; --backend names another one."
+_LOADING: Final = (
+    "Take models from people you trust; a large one may need a longer --stall-limit or another --backend."
+)
 # How a decoder dies of a file. SIGBUS is a disk that fails under a mapped file, SIGKILL most often the lack of memory.
 _CRASHES: Final = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 @dataclass(slots=True)
@@ -55,6 +60,10 @@ class Worker:
         """Say that all was looked at beforehand, and work starts."""
         self.started = True
         self._tell({"start": True})
+
+    def load(self, name: str) -> None:
+        """Say that a model's engine is made and tried; empty: that all are there. That, too, may hang."""
+        self._tell({"load": name})
 
     def beat(self) -> None:
         """Say that something was read or computed."""
@@ -85,6 +94,9 @@ class Unwatched(Worker):
     def start(self) -> None:
         """Tell nobody."""
 
+    def load(self, name: str) -> None:
+        """Tell nobody."""
+
     def beat(self) -> None:
         """Tell nobody."""
 
@@ -101,6 +113,7 @@ class _State:
 
     settled: dict[str, dict[str, Any]] = field(default_factory=dict)
     at: dict[str, Any] | None = None  # what the last `begin` said, until its `end`
+    loads: str = ""  # the model that is loaded now
     started: bool = False
     stopped_by: int = 0
     stopped_s: float = 0.0
@@ -113,7 +126,8 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
     Call it before threads are started and heavy libraries are loaded.
 
     Args:
-        stall_limit_s: seconds without a beat, while a slide is worked on, after which the worker is ended; 0 = never.
+        stall_limit_s: seconds without a beat, while a slide is worked on or a model is loaded, after which the worker
+            is ended; 0 = never.
         lost: called in the parent with the line of a slide whose worker died: `begin`'s, with status and message.
 
     Raises:
@@ -130,7 +144,7 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
         pid = os.fork()
         if pid == 0:
             os.close(reader)
-            _die_with(parent)
+            die_with(parent)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             return Worker(dict(state.settled), writer, state.started, state.started)
         os.close(writer)
@@ -139,8 +153,9 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
         if not why:
             sys.exit(code)
         if state.at is None:
-            print(f"error: the process {why} while it worked on no slide", file=sys.stderr)
-            print("hint: mtdp-doctor tries the engines; --backend names another one.", file=sys.stderr)
+            while_ = f"while it loaded the model {state.loads}" if state.loads else "while it worked on no slide"
+            print(f"error: the process {why} {while_}", file=sys.stderr)
+            print(f"hint: {_LOADING if state.loads else _NO_SLIDE}", file=sys.stderr)
             sys.exit(EXIT_REFUSED)
         slide, line, claim = state.at["begin"], state.at["line"], state.at["claim"]
         with contextlib.suppress(OSError):
@@ -200,7 +215,8 @@ def _watch(pid: int, reader: int, stall_limit_s: float, state: _State) -> tuple[
                 *lines, rest = (rest + heard).split(b"\n")
                 for text in lines:
                     _note(state, json.loads(text))
-            hangs = stall_limit_s > 0 and state.at is not None and silent_s > stall_limit_s
+            at_work = state.at is not None or state.loads
+            hangs = stall_limit_s > 0 and bool(at_work) and silent_s > stall_limit_s
             if hangs or (state.stopped_by and now - state.stopped_s > _GRACE_S):
                 stalled = hangs
                 os.kill(pid, signal.SIGKILL)
@@ -223,17 +239,11 @@ def _watch(pid: int, reader: int, stall_limit_s: float, state: _State) -> tuple[
 def _note(state: _State, said: dict[str, Any]) -> None:
     if "begin" in said:
         state.at = said
+    elif "load" in said:
+        state.loads = printable(said["load"])
     elif "start" in said:
         state.started = True
     elif "end" in said:
         if said["result"] is not None:
             state.settled[said["end"]] = said["result"]
         state.at = None
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to end this process with its parent, however that dies."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(EXIT_FAILED)

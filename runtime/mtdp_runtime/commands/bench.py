@@ -278,4 +278,7 @@ def _extract_rate(
 
 def main() -> None:
     """Entry point of `mtdp-bench`."""
+    from mtdp_runtime.cohort.watchdog import supervise
+
+    supervise(0, lambda line: None)  # what hangs in native code hears no signal: another process has to end it
     run_app(app, "mtdp-bench")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, TextIO
+from typing import Any, Final, Protocol, TextIO, cast
 
 import typer
 
@@ -180,11 +180,24 @@ def work_begins() -> None:
         signal.signal(one, _stop)
 
 
-def run_app(app: Callable[..., Any], name: str = "", begins_itself: bool = False) -> None:
+class OwnError(Protocol):
+    """An error of another package, of the same form as ours."""
+
+    hint: str
+    exit_code: int
+
+
+def run_app(
+    app: Callable[..., Any],
+    name: str = "",
+    begins_itself: bool = False,
+    own_errors: tuple[type[Exception], ...] = (),
+) -> None:
     """Run a Typer app; a wrong option, an error of ours and a signal become a line, a hint and an exit code.
 
     `name` is the command's, where it may have been started by another: `python -m` names a file. `begins_itself`: it
-    calls `work_begins`; until then a signal ends the process at once.
+    calls `work_begins`; until then a signal ends the process at once. `own_errors` are the command's own, each an
+    `OwnError`.
     """
     prepare()
     name = name or Path(sys.argv[0]).name
@@ -193,7 +206,7 @@ def run_app(app: Callable[..., Any], name: str = "", begins_itself: bool = False
     if not begins_itself:
         work_begins()
     try:
-        code = _code_of(app, name)
+        code = _code_of(app, name, own_errors)
         set_status("")
         sys.stdout.flush()
     except OSError as error:
@@ -208,7 +221,7 @@ def run_app(app: Callable[..., Any], name: str = "", begins_itself: bool = False
     sys.exit(code)
 
 
-def _code_of(app: Callable[..., Any], name: str) -> int:
+def _code_of(app: Callable[..., Any], name: str, own_errors: tuple[type[Exception], ...]) -> int:
     try:
         _refuse_empty(sys.argv[1:])
         return int(app(standalone_mode=False, prog_name=name) or 0)
@@ -219,6 +232,11 @@ def _code_of(app: Callable[..., Any], name: str) -> int:
         set_status("")
         print_error(error)
         return exit_code(error)
+    except own_errors as error:
+        own = cast("OwnError", error)
+        trouble("error: ", error)
+        hint(own.hint)
+        return own.exit_code
     except StoppedBySignal as stop:
         set_status("")
         trouble("", STOPPED)

@@ -202,8 +202,8 @@ RetryFailed = Annotated[
 StallLimit = Annotated[
     float,
     typer.Option(
-        help="Seconds without anything read or computed after which a slide counts as hung and fails. "
-        "0: wait for ever.",
+        help="Seconds without anything read or computed after which a slide counts as hung and fails, and a model "
+        "that is loaded ends the run. 0: wait for ever.",
         metavar="SECONDS",
         min=0,
         rich_help_panel=FILES,
