@@ -21,12 +21,15 @@ from safetensors.torch import save
 
 import mtdp
 from mtdp.backbones import build_backbone
-from mtdp.errors import CheckpointError
+from mtdp.errors import CheckpointError, UsageError
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
-from mtdp.weights import METADATA_KEY, WeightsOrigin, find_weights_file
+from mtdp.stated import misfit, parsed
+from mtdp.weights import CHECKPOINT_SHAPE, METADATA_KEY, WeightsOrigin, find_weights_file
 
 SCHEMA_VERSION: Final = 1
+COPY_AGAIN: Final = "it is damaged, or no file of mtdp: copy it again"
+_MOST_CLASSES: Final = 100_000  # of all heads: a file of a kilobyte must not ask for gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +93,16 @@ def load_checkpoint(path: str | Path) -> tuple[MultiTaskNet, CheckpointInfo]:
         CheckpointError: the file is damaged, of an unknown schema, or not a checkpoint of this package.
     """
     file = find_weights_file(str(path))
-    tensors, data = read_tensors_and_json(file)
+    tensors, data = read_tensors_and_json(file, CHECKPOINT_SHAPE)
     try:
         info = CheckpointInfo.from_json(data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: the description of the checkpoint lacks or misstates {error}") from error
-    net = MultiTaskNet(build_backbone(info.arch), info.heads)
+        if sum(map(len, info.heads.values())) > _MOST_CLASSES:
+            raise UsageError(f"more than {_MOST_CLASSES} classes")
+        net = MultiTaskNet(build_backbone(info.arch), info.heads)
+    except KeyError as error:
+        raise CheckpointError(f"{file}: head_order names {error}, which heads lacks", COPY_AGAIN) from error
+    except UsageError as error:
+        raise CheckpointError(f"{file}: {error}", error.hint) from error
     fill_net(net, tensors, file)
     return net.eval(), info
 
@@ -104,8 +111,8 @@ def fill_net(net: MultiTaskNet, tensors: Mapping[str, torch.Tensor], origin: Pat
     """Copy a whole state dict into a network; names and shapes must be equal."""
     try:
         net.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        first = str(error).split("\n")[1].strip()[:200]
+    except (RuntimeError, NotImplementedError) as error:
+        first = str(error).split("\n", 1)[-1].strip().split("\n")[0][:200]
         raise CheckpointError(f"{origin}: the weights do not fit {net.backbone.arch} and its heads: {first}") from error
 
 
@@ -125,28 +132,41 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], data: Mapping
         partial.unlink(missing_ok=True)
 
 
-def read_tensors_and_json(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors_and_json(path: Path, shape: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors and the JSON document of a file that `write_tensors` wrote.
+
+    Args:
+        path: the file.
+        shape: of the document; see `mtdp.stated`.
 
     Raises:
         CheckpointError: the file is damaged, of another schema, or of another origin.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            data = _described(path, (file.metadata() or {}).get(METADATA_KEY), shape)
+            return {name: file.get_tensor(name) for name in file.keys()}, data  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file: {error}", "the file may be truncated"
         ) from error
+
+
+def _described(path: Path, text: str | None, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document, which must be of the shape; before any tensor is read."""
     if text is None:
         raise CheckpointError(
             f"{path} holds weights, but not the description that a checkpoint of mtdp has",
             "use it as starting weights (--init PATH, or --weights PATH with an architecture name)",
         )
-    data = json.loads(text)
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path}: schema version {data.get('schema_version')!r}, this program reads {SCHEMA_VERSION}", "update mtdp"
-        )
-    return tensors, data
+    try:
+        data: dict[str, Any] = parsed(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its description is damaged: {error}", COPY_AGAIN) from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise CheckpointError(f"{path}: schema version {version!r}, this program reads {SCHEMA_VERSION}", "update mtdp")
+    wrong = misfit(data, {"schema_version": int, **shape})
+    if wrong:
+        raise CheckpointError(f"{path}: in its description, {wrong}", COPY_AGAIN)
+    return data

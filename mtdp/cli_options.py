@@ -33,10 +33,15 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except MtdpError as error:
-            typer.echo(f"error: {error.message}", err=True)
+            typer.echo(f"error: {_printable(error.message)}", err=True)
             if error.hint:
-                typer.echo(f"hint: {error.hint}", err=True)
+                typer.echo(f"hint: {_printable(error.hint)}", err=True)
             raise typer.Exit(error.exit_code) from None
+
+
+def _printable(text: str) -> str:
+    """Return one line for a terminal: a name in a foreign file may hold what would command it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class PlainHelp(TyperCommand):

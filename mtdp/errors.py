@@ -3,6 +3,7 @@
 MtdpError               anything below: one line of what happened, and a hint
 |- UsageError           an option or a path as typed cannot be used            (exit 2)
 |- TaskError            a task folder, manifest or pool is not as it should be (exit 1)
+|  `- PoolError         ... the pool file itself, so nothing could start         (exit 2)
 |- ImageUnreadable      an image file cannot be decoded                        (exit 1)
 |- WeightsError         weights cannot be had or do not fit                    (exit 2)
 |- CheckpointError      a checkpoint cannot be read, or is of another run      (exit 2)
@@ -44,6 +45,12 @@ class UsageError(MtdpError):
 
 class TaskError(MtdpError):
     """A task folder, a manifest or a pool file is not as it should be."""
+
+
+class PoolError(TaskError):
+    """A pool file is not as it should be."""
+
+    exit_code = 2
 
 
 class ImageUnreadable(MtdpError):

@@ -43,6 +43,7 @@ from mtdp.run_state import (
     RunState,
     locked_run,
     open_run,
+    restore_generator,
     restore_network,
     restore_optimiser,
     restore_scaler,
@@ -269,11 +270,11 @@ class _Epochs:
                 self._adapt()
             torch.manual_seed(config.seed)
             if self.saved is not None:
-                torch.set_rng_state(self.saved.tensors["rng"])
+                restore_generator(self.saved, out)
             optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum)
             scaler = gradient_scaler(config.precision, self.device)
             if self.saved is not None:
-                restore_optimiser(self.net, optimizer, self.saved)
+                restore_optimiser(self.net, optimizer, self.saved, out)
                 restore_scaler(scaler, self.saved)
             saved_at_s = time.monotonic()
             for epoch in range(self.start, config.epochs):

@@ -6,6 +6,7 @@ what is deployed cannot drift apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from mtdp.errors import UsageError
 # The statistics of ImageNet, which every published weight of this family expects (paper, training details).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LARGEST_PX = 16_384  # of the input's side: 3 GB as float32
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -35,10 +37,13 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
+        if self.image_px > LARGEST_PX:
+            raise UsageError(f"image_px {self.image_px} is too large", f"{LARGEST_PX} at most")
         if self.image_px < 32:  # five halvings: below this the last feature map is empty
             raise UsageError(f"image_px {self.image_px} is too small", "use at least 32; the paper's networks use 224")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UsageError(f"mean {self.mean} and std {self.std} must have 3 values, std above 0")
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise UsageError(f"mean {self.mean} and std {self.std} must have 3 finite values, std above 0")
         if self.interpolation not in INTERPOLATIONS:
             raise UsageError(f"interpolation {self.interpolation!r} is unknown", f"one of {', '.join(INTERPOLATIONS)}")
 
@@ -47,10 +52,10 @@ class Preprocessing:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Preprocessing:
-        r, g, b = (float(v) for v in data["mean"])
-        sr, sg, sb = (float(v) for v in data["std"])
+        mean: Any = tuple(float(value) for value in data["mean"])
+        std: Any = tuple(float(value) for value in data["std"])
         # Files from before other interpolations do not state theirs.
-        return Preprocessing(int(data["image_px"]), (r, g, b), (sr, sg, sb), str(data.get("interpolation", "bilinear")))
+        return Preprocessing(int(data["image_px"]), mean, std, str(data.get("interpolation", "bilinear")))
 
 
 class Normalise(nn.Module):

@@ -42,6 +42,7 @@ from mtdp.run_state import (
     RunState,
     locked_run,
     open_run,
+    restore_generator,
     restore_network,
     restore_optimiser,
     restore_scaler,
@@ -160,11 +161,11 @@ class _Training:
                 self._adapt()
             # No draw of ours uses this generator, but a backbone with dropout does.
             torch.manual_seed(config.seed)
-            if saved is not None and "rng" in saved.tensors:
-                torch.set_rng_state(saved.tensors["rng"])
+            if saved is not None:
+                restore_generator(saved, self.out)
             optimizer = build_optimiser(self.net, config, start)
             if saved is not None and _phase(start, config) == _phase(start - 1, config):
-                restore_optimiser(self.net, optimizer, saved)
+                restore_optimiser(self.net, optimizer, saved, self.out)
             backbone = _set_phase(self.net, start, config, self.ranks)
             saved_at_s = time.monotonic()
             part = slice(self.ranks.rank, None, self.ranks.world)

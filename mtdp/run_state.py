@@ -16,10 +16,11 @@ from typing import Any, Final, Literal
 
 import torch
 
-from mtdp.checkpoint import fill_net, read_tensors_and_json, write_tensors
-from mtdp.errors import UsageError
+from mtdp.checkpoint import COPY_AGAIN, fill_net, read_tensors_and_json, write_tensors
+from mtdp.errors import CheckpointError, UsageError
 from mtdp.multitask import MultiTaskNet
-from mtdp.weights import STATE_NAME
+from mtdp.stated import misfit
+from mtdp.weights import CHECKPOINT_SHAPE, ORIGIN_SHAPE, STATE_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,26 @@ class RunState:
 
 Kind = Literal["pre-training", "fine-tuning"]
 LOCK_NAME: Final = ".lock"
+_CONFIG: Final = {"init": str, "precision": str, "batch_size": int}
+_SHAPES: Final[dict[Kind, dict[str, Any]]] = {  # of a state's document, see `mtdp.stated`
+    "pre-training": {
+        **CHECKPOINT_SHAPE,
+        "head_order": [str],
+        "training": {
+            "config": {**_CONFIG, "iterations": int},
+            "init": ORIGIN_SHAPE,
+            "tasks": {str: {"images": int}},
+        },
+    },
+    "fine-tuning": {
+        "config": {**_CONFIG, "epochs": int},
+        "tasks": {str: {"images": int}},
+        "init": ORIGIN_SHAPE,
+        "epoch": int,
+        "best_score": float,
+        "best_epoch": int,
+    },
+}
 _KINDS: Final = {"momentum_buffer": "momentum"}  # names in a state file, of before there was another optimiser
 
 
@@ -79,10 +100,13 @@ def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:
         return None
     if not resume:
         raise UsageError(f"{out} holds a run already", "continue with --resume, or give another --out")
-    saved = RunState(*read_tensors_and_json(path))
+    saved = RunState(*read_tensors_and_json(path, {"kind?": str}))
     found = saved.data.get("kind", "pre-training")  # which does not state its kind
     if found != kind:
         raise UsageError(f"{out} holds a {found} run, not a {kind} run", "give another --out")
+    wrong = misfit(saved.data, _SHAPES[kind])
+    if wrong:
+        raise CheckpointError(f"{path}: in its description, {wrong}", COPY_AGAIN)
     return saved
 
 
@@ -118,11 +142,27 @@ def restore_network(net: MultiTaskNet, saved: RunState, out: Path) -> None:
     fill_net(net, state, out / STATE_NAME)
 
 
-def restore_optimiser(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved: RunState) -> None:
+def restore_generator(saved: RunState, out: Path) -> None:
+    """Give torch's generator the state of a saved run; the earliest runs saved none."""
+    if "rng" not in saved.tensors:
+        return
+    state, now = saved.tensors["rng"], torch.get_rng_state()
+    if (state.dtype, state.shape) != (now.dtype, now.shape):
+        raise CheckpointError(f"{out / STATE_NAME}: rng is no state of torch's generator", COPY_AGAIN)
+    try:
+        torch.set_rng_state(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{out / STATE_NAME}: rng: {error}", COPY_AGAIN) from error
+
+
+def restore_optimiser(net: MultiTaskNet, optimizer: torch.optim.Optimizer, saved: RunState, out: Path) -> None:
     """Give an optimiser the state of a saved run."""
     for name, parameter in net.named_parameters():
         for kind in (*_KINDS, "exp_avg", "exp_avg_sq", "step"):
-            value = saved.tensors.get(f"{_KINDS.get(kind, kind)}.{name}")
+            stored = f"{_KINDS.get(kind, kind)}.{name}"
+            value = saved.tensors.get(stored)
+            if value is not None and value.shape != (() if kind == "step" else parameter.shape):
+                raise CheckpointError(f"{out / STATE_NAME}: {stored} has the shape {list(value.shape)}", COPY_AGAIN)
             if value is not None:  # laid out as the parameter; the number of steps stays on the CPU
                 like = value.clone() if kind == "step" else torch.empty_like(parameter).copy_(value)
                 optimizer.state[parameter][kind] = like

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mtdp.errors import TaskError, UsageError
+from mtdp.errors import PoolError, TaskError, UsageError
 from mtdp.integrity import image_digests
 from mtdp.manifest import MANIFEST_COLUMNS, SPLITS, Row, listed, manifest_rows
 from mtdp.multitask import is_head_name
@@ -77,16 +77,19 @@ def load_pool(path: Path) -> tuple[Task, ...]:
 
     Raises:
         UsageError: no such file.
-        TaskError: the file or one of its tasks is not as it should be; the message names the file.
+        PoolError: the file is not as it should be; the message names it.
+        TaskError: one of its tasks is not.
     """
     if not path.is_file():
         raise UsageError(f"no pool file {path}", "give a TOML file with one [[task]] (name, path) for each task")
     try:
         entries = tomllib.loads(path.read_text("utf-8")).get("task", [])
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} is not a TOML file: {error}") from error
+    except (ValueError, RecursionError) as error:  # an integer of 5,000 digits, or brackets without end
+        raise PoolError(f"{path} is not a TOML file: {error}") from error
+    except OSError as error:
+        raise PoolError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise TaskError(f"{path} lists no task", "add a [[task]] with name and path")
+        raise PoolError(f"{path} lists no task", "add a [[task]] with name and path")
     _check_entries(path, entries)
     return tuple(
         load_task(
@@ -105,24 +108,24 @@ def _check_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     for number, entry in enumerate(entries, 1):
         for key in ("name", "path"):
             if not isinstance(entry.get(key), str):
-                raise TaskError(f"{path}: task {number} has no {key}", f'add {key} = "..." to it')
+                raise PoolError(f"{path}: task {number} has no {key}", f'add {key} = "..." to it')
         unknown = sorted(set(entry) - {"name", "path", "metric", "leave_out_with", "ships"})
         if unknown:
-            raise TaskError(f"{path}: task {entry['name']!r} has an unknown key {unknown[0]!r}", "is it misspelt?")
+            raise PoolError(f"{path}: task {entry['name']!r} has an unknown key {unknown[0]!r}", "is it misspelt?")
         if entry["name"] in seen:
-            raise TaskError(
+            raise PoolError(
                 f"{path}: two tasks are named {entry['name']!r}", "names must differ: heads are kept by name"
             )
         seen.add(entry["name"])
         together = entry.get("leave_out_with", [])
         if not isinstance(together, list) or not all(isinstance(other, str) for other in together):
-            raise TaskError(f"{path}: task {entry['name']!r}: leave_out_with must be a list of names")
+            raise PoolError(f"{path}: task {entry['name']!r}: leave_out_with must be a list of names")
         if not isinstance(entry.get("ships", False), bool):
-            raise TaskError(f"{path}: task {entry['name']!r}: ships must be true or false")
+            raise PoolError(f"{path}: task {entry['name']!r}: ships must be true or false")
     for entry in entries:
         strangers = sorted(set(entry.get("leave_out_with", ())) - seen)
         if strangers:
-            raise TaskError(
+            raise PoolError(
                 f"{path}: task {entry['name']!r}: leave_out_with names {strangers[0]!r}, which is not in the pool"
             )
 

@@ -11,9 +11,7 @@ Layouts that are understood, and turned into torchvision's own names (`conv1.wei
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import pickle
 import re
 import urllib.error
 import urllib.request
@@ -27,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from mtdp.backbones import Backbone, build_backbone
 from mtdp.errors import UsageError, WeightsError
+from mtdp.stated import misfit, parsed
 
 # The authors' files, pre-trained on all 22 tasks of the paper. No digest was published.
 MTDP_URLS: Final = {
@@ -38,6 +37,19 @@ MTDP_URLS: Final = {
 }
 NAMED_SOURCES: Final = ("imagenet", "mtdp", "random")
 METADATA_KEY: Final = "mtdp"  # where our own safetensors files keep their JSON
+ORIGIN_SHAPE: Final = {"source": str, "description": str, "licence": str, "sha256": (str, None)}
+CHECKPOINT_SHAPE: Final = {  # what is read of it, see `mtdp.stated`; `CheckpointInfo` writes it
+    "arch": str,
+    "heads": {str: [str]},
+    "head_order?": [str],
+    "preprocessing": {"image_px": int, "mean": [float], "std": [float], "interpolation?": str},
+    "training": {
+        "config": {"batch_size?": int, "epochs?": int},
+        "init": ORIGIN_SHAPE,
+        "tasks": {str: {"images": int}},
+    },
+    "iteration": int,
+}
 CHECKPOINT_NAME: Final = "checkpoint.safetensors"
 STATE_NAME: Final = "state.safetensors"  # beside it: what a resumed run needs
 
@@ -151,8 +163,8 @@ def same_start(before: str | None, before_sha256: str | None, now: str) -> bool:
 
 def names_its_architecture(source: str) -> str | None:
     """The architecture that a checkpoint of ours names; None for other weights files."""
-    arch = _own_description(find_weights_file(source)).get("arch")
-    return None if arch is None else str(arch)
+    arch: str | None = _own_description(find_weights_file(source)).get("arch")
+    return arch
 
 
 def named_input(source: str, arch: str | None, image_px: int | None) -> tuple[str, int]:
@@ -177,12 +189,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # of safetensors, of pickle, of torch: they share no base class
         reason = str(error).split("\n", 1)[0]
         raise WeightsError(
             f"{path} cannot be read as weights: {reason}", "give a .safetensors file or a state dict (.pth)"
         ) from error
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
         raise WeightsError(
             f"{path} is not a plain state dict", "save model.state_dict(), not the model or a training state"
         )
@@ -313,11 +327,18 @@ def _described(path: Path) -> tuple[str, str]:
 
 def _own_description(path: Path) -> dict[str, Any]:
     """The JSON document of a checkpoint of ours; empty for other weights files."""
-    text = _safetensors_metadata(path).get(METADATA_KEY, "{}")
+    text = _safetensors_metadata(path).get(METADATA_KEY)
+    if text is None:
+        return {}
     try:
-        known: dict[str, Any] = json.loads(text)
+        known: dict[str, Any] = parsed(text)
     except ValueError as error:
         raise WeightsError(f"{path}: its description is damaged: {error}", "copy the file again") from error
+    if isinstance(known, dict) and "arch" not in known:  # a run's state, under another name
+        return {}
+    wrong = misfit(known, CHECKPOINT_SHAPE)
+    if wrong:
+        raise WeightsError(f"{path}: in its description, {wrong}", "it is damaged, or no file of mtdp: copy it again")
     return known
 
 

@@ -191,6 +191,6 @@ def _origin(info: CheckpointInfo) -> str:
             f"started from: {info.origin.description}"
         )
     return (
-        f"multi-task pre-training, {info.iteration} batches of {config['batch_size']} from "
+        f"multi-task pre-training, {info.iteration} batches of {config.get('batch_size', 'an unknown size')} from "
         f"{len(tasks)} tasks ({images} images), started from: {info.origin.description}"
     )

@@ -80,7 +80,9 @@ def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     classes: dict[str, Any] = {"overflowing": request.param, "onnxruntime": OnnxRuntime}
     monkeypatch.setattr(verify, "probe_all", lambda: [one.probe() for one in classes.values()])
     monkeypatch.setattr(verify, "backend_class", classes.__getitem__)
-    monkeypatch.setattr(verify, "verify_bundle", verify.replay)
+    monkeypatch.setattr(
+        verify, "verify_bundle", lambda path, backends, trust, limit_s: verify.replay(path, backends, trust)
+    )
 
 
 @pytest.mark.usefixtures("engines")

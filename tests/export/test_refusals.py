@@ -192,11 +192,17 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
     [
         (["resnet18", "--weights", "random", "--out", "b", "--backend", "openvino"], "--backend goes with --verify"),
         (["resnet18", "--weights", "random", "--out", "b", "--mpp", "inf"], "--mpp inf: not a scale"),
-        (["--verify", "b", "--precision", "fp32"], "--verify goes with --backend, --trust-engines and --json only"),
-        (["--verify", "b", "--mpp", "0.5"], "--verify goes with --backend, --trust-engines and --json only"),
+        (
+            ["--verify", "b", "--precision", "fp32"],
+            "--verify goes with --backend, --stall-limit, --trust-engines and --json only",
+        ),
+        (
+            ["--verify", "b", "--mpp", "0.5"],
+            "--verify goes with --backend, --stall-limit, --trust-engines and --json only",
+        ),
         (
             ["--verify", "b", "--batch", "1", "64", "256"],
-            "--verify goes with --backend, --trust-engines and --json only",
+            "--verify goes with --backend, --stall-limit, --trust-engines and --json only",
         ),
         (["--card", "b", "--engine", "foo"], "--card goes alone"),
         (["--card", "b", "--mpp", "0.5"], "--card goes alone"),
@@ -210,7 +216,10 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
             "--batch is an option of --engine",
         ),
         (["resnet18", "--weights", "random", "--out", "b", "--tile-px", "0"], "--tile-px 0: no side of a tile"),
-        (["--verify", "b", "--no-heads"], "--verify goes with --backend, --trust-engines and --json only"),
+        (
+            ["--verify", "b", "--no-heads"],
+            "--verify goes with --backend, --stall-limit, --trust-engines and --json only",
+        ),
     ],
 )
 def test_no_option_is_ignored(arguments: list[str], message: str, tmp_path: Path) -> None:

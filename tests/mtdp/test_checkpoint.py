@@ -93,7 +93,7 @@ def test_what_is_not_a_checkpoint_is_refused(file: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="schema version 99"):
         load_checkpoint(rewrite(file, schema_version=99))
     rewrite(file, schema_version=1)
-    with pytest.raises(CheckpointError, match="'preprocessing'"):
+    with pytest.raises(CheckpointError, match="preprocessing is missing"):
         load_checkpoint(rewrite(file, preprocessing=None))
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="not the description") as caught:

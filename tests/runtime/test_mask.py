@@ -77,6 +77,14 @@ def test_geojson_covers_its_area(tmp_path: Path, what: Any, area: float) -> None
     assert area0(write(tmp_path / "mask.geojson", what)) == pytest.approx(area, rel=0.03)
 
 
+@pytest.mark.parametrize("third", [[0.0], ["x"], [None, 7]])
+def test_what_follows_a_points_two_coordinates_changes_nothing(tmp_path: Path, third: list[Any]) -> None:
+    plain = {"type": "MultiPolygon", "coordinates": [HOLED, [[[600, 0], [700, 0], [700, 100]]]]}
+    longer = json.loads(json.dumps(plain))
+    longer["coordinates"][1][0][1] += third
+    assert area0(write(tmp_path / "longer.geojson", longer)) == area0(write(tmp_path / "plain.geojson", plain))
+
+
 @given(
     points=st.lists(st.tuples(st.floats(0, 1024), st.floats(0, 768)), min_size=3, max_size=3), scale=st.floats(8, 40)
 )

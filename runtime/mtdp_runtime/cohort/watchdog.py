@@ -32,9 +32,7 @@ MOST_LOST_IN_A_ROW: Final = 10  # then it is not the slides
 EXIT_FAILED: Final = 1
 EXIT_REFUSED: Final = 2  # see commands/exit_codes.py
 _NO_SLIDE: Final = "mtdp-doctor tries the engines; --backend names another one."
-_LOADING: Final = (
-    "Take models from people you trust; a large one may need a longer --stall-limit or another --backend."
-)
+_LOADING: Final = "Take models from people you trust; a large one may need a longer --stall-limit or another --backend."
 # How a decoder dies of a file. SIGBUS is a disk that fails under a mapped file, SIGKILL most often the lack of memory.
 _CRASHES: Final = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")
 

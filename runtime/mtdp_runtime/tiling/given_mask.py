@@ -10,11 +10,14 @@ that was drawn within the tissue. A core of a tissue microarray that QuPath call
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,49 +108,88 @@ def coverage(mask: GivenMask, info: SlideInfo, scale: float, width: int, height:
     if mask.labels is not None:
         return _of_labels(mask, info, scale, width, height)
     result = np.zeros((height, width), np.float32)
-    factor = _FINE / scale
-    drawn = [
-        ([ring * factor - 0.5 for ring in polygon], value)
-        for value, polygons in ((1, mask.polygons), (0, mask.ignored))
-        for polygon in polygons
-    ]
-    highest = np.array([min(ring[:, 1].min() for ring in rings) for rings, _ in drawn])
-    lowest = np.array([max(ring[:, 1].max() for ring in rings) for rings, _ in drawn])
+    polygons = mask.polygons + mask.ignored
+    if not polygons:
+        return result
+    drawn = _corners(polygons, _FINE / scale)
     for top in range(0, height, _BAND_PX):
         rows = min(_BAND_PX, height - top)
         band = np.zeros((rows * _FINE, width * _FINE), np.uint8)
         # in their order: what is ignored comes last
-        for number in np.flatnonzero((lowest >= top * _FINE - 1) & (highest <= (top + rows) * _FINE + 1)):
-            _draw(band, *drawn[number], top * _FINE)
-        cells = band.reshape(rows, _FINE, width, _FINE)
-        result[top : top + rows] = cells.mean(axis=(1, 3), dtype=np.float32)
+        for number in _within(drawn, top * _FINE, (top + rows) * _FINE):
+            _draw(band, drawn, number, number < len(mask.polygons), top * _FINE)
+        result[top : top + rows] = _mean_of_cells(band)
     return result
 
 
-def _draw(band: NDArray[np.uint8], rings: list[Ring], value: int, top: int) -> None:
-    """Fill a polygon with a value; `top` is the band's first row. A ring within a ring is a hole: even-odd."""
-    left, right = 0, band.shape[1]
-    first, last = 0, band.shape[0]
-    piece = band
-    if len(rings) > 1:  # apart, so that its holes leave what is there: no more of it than its box
-        points = np.concatenate(rings)
-        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
-        left, right = max(0, math.floor(x0) - 2), max(0, min(right, math.ceil(x1) + 3))
-        first, last = max(0, math.floor(y0) - top - 2), max(0, min(last, math.ceil(y1) - top + 3))
-        if left >= right or first >= last:
-            return
-        piece = np.zeros((last - first, right - left), np.uint8)
-    corner = (left, top + first)
-    shifted = [np.rint((ring - corner) * 2**_SHIFT).astype(np.int32) for ring in rings]
-    cv2.fillPoly(piece, shifted, value if piece is band else 1, shift=_SHIFT)
-    if piece is not band:
-        band[first:last, left:right][piece == 1] = value
+def _mean_of_cells(band: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the mean of each 8 x 8 cell of zeros and ones, float32[H / 8, W / 8]."""
+    columns = band.reshape(-1, _FINE, band.shape[1]).sum(axis=1, dtype=np.uint8)
+    # Eight bytes, none over 8, are added up by one product: the highest byte of it is their sum.
+    sums = (columns.view(np.uint64) * np.uint64(0x0101010101010101)) >> np.uint64(56)
+    means: NDArray[np.float32] = sums.astype(np.float32) / np.float32(_FINE * _FINE)
+    return means
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Corners:
+    """Polygons as they are drawn: their rings in fractions of a pixel, and the box of each in pixels."""
+
+    rings: list[list[NDArray[np.int32]]]  # of each polygon, [points, 2]
+    tops: NDArray[np.float64]
+    bottoms: NDArray[np.float64]
+    boxes: list[list[int]]  # left, top, right, bottom, with a margin
+
+
+def _corners(polygons: Sequence[Polygon], factor: float) -> _Corners:
+    """Scale all points at once: a mask may have 100,000 small rings."""
+    counts = np.array([sum(len(ring) for ring in polygon) for polygon in polygons])
+    points = np.concatenate([ring for polygon in polygons for ring in polygon]) * factor - 0.5
+    starts = np.cumsum(counts) - counts
+    least, most = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+    boxes = np.concatenate([np.floor(least) - 2, np.ceil(most) + 3], axis=1).astype(np.int64)
+    fixed = np.rint(points * 2**_SHIFT).astype(np.int32)
+    rings, at = list[list[NDArray[np.int32]]](), 0
+    for polygon in polygons:
+        rings.append([])
+        for ring in polygon:
+            rings[-1].append(fixed[at : at + len(ring)])
+            at += len(ring)
+    return _Corners(rings, least[:, 1], most[:, 1], boxes.tolist())
+
+
+def _within(drawn: _Corners, top: int, bottom: int) -> list[int]:
+    """Return the numbers of the polygons that may touch these rows, in their order."""
+    numbers: list[int] = np.flatnonzero((drawn.bottoms >= top - 1) & (drawn.tops <= bottom + 1)).tolist()
+    return numbers
+
+
+def _draw(band: NDArray[np.uint8], drawn: _Corners, number: int, tissue: bool, top: int) -> None:
+    """Fill a polygon; `top` is the band's first row. A ring within a ring is a hole: even-odd."""
+    rings = drawn.rings[number]
+    if len(rings) == 1:
+        cv2.fillPoly(band, rings, int(tissue), shift=_SHIFT, offset=(0, -top << _SHIFT))
+        return
+    # Apart, so that its holes leave what is there: no more of it than its box.
+    x0, y0, x1, y1 = drawn.boxes[number]
+    left, right = max(0, x0), min(band.shape[1], x1)
+    first, last = max(0, y0 - top), min(band.shape[0], y1 - top)
+    if left >= right or first >= last:
+        return
+    piece = np.zeros((last - first, right - left), np.uint8)
+    cv2.fillPoly(piece, rings, 1, shift=_SHIFT, offset=(-left << _SHIFT, -(top + first) << _SHIFT))
+    view = band[first:last, left:right]
+    if tissue:
+        np.bitwise_or(view, piece, out=view)
+    else:
+        view[piece == 1] = 0
 
 
 def _polygons(path: Path, data: bytes) -> tuple[tuple[Polygon, ...], tuple[Polygon, ...]]:
     """Return the polygons of tissue, and those to be ignored."""
     try:
-        walked = [(_rings(polygon), ignored) for polygon, ignored in _walk(json.loads(data), False)]
+        with _no_collection():
+            walked = _with_rings(list(_walk(json.loads(data), False)))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path}: not a GeoJSON mask: {' '.join(str(error).split())[:200]}",
@@ -209,18 +251,45 @@ def _is_missing(said: Any) -> bool:
     return isinstance(said, dict) and said.get("isMissing") is True
 
 
-def _rings(polygon: Any) -> Polygon:
-    """Return an outline and its holes, without those that have no area; nothing where the outline has none."""
-    rings = []
-    for number, points in enumerate(polygon):
-        ring = _ring(points)
-        if ring.size and (not np.isfinite(ring).all() or np.abs(ring).max() > 2**26):
-            raise ValueError("a coordinate that no slide has")
-        if len(ring) >= _FEWEST:
-            rings.append(ring)
-        elif number == 0:
-            return ()
-    return tuple(rings)
+def _with_rings(walked: Sequence[tuple[Any, bool]]) -> list[tuple[Polygon, bool]]:
+    """Return, in place of each polygon's coordinates, its outline and holes; nothing of one without an area."""
+    arrays = iter(_arrays([ring for polygon, _ in walked for ring in polygon]))
+    found = []
+    for polygon, ignored in walked:
+        rings = [next(arrays) for _ in polygon]
+        has_area = bool(rings) and len(rings[0]) >= _FEWEST
+        found.append((tuple(ring for ring in rings if len(ring) >= _FEWEST) if has_area else (), ignored))
+    return found
+
+
+def _arrays(rings: Sequence[Any]) -> list[Ring]:
+    """Return each ring as an array: all at once where every point has two numbers, as nearly always."""
+    pairs = list(chain.from_iterable(rings))
+    if set(map(type, pairs)) == {list} and set(map(len, pairs)) == {2}:
+        try:
+            points = np.fromiter(chain.from_iterable(pairs), np.float64, 2 * len(pairs)).reshape(-1, 2)
+        except OverflowError as error:  # an integer of more digits than a float holds
+            raise ValueError("a coordinate that no slide has") from error
+        ends = np.cumsum([len(ring) for ring in rings]).tolist()
+        arrays = [points[end - len(ring) : end] for end, ring in zip(ends, rings, strict=True)]
+    else:
+        arrays = [_ring(ring) for ring in rings]
+        points = np.concatenate([np.empty((0, 2)), *arrays])
+    if points.size and (not np.isfinite(points).all() or np.abs(points).max() > 2**26):
+        raise ValueError("a coordinate that no slide has")
+    return arrays
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage among millions of lists that are all in use: most of the time of a mask."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _ring(points: Any) -> Ring:
