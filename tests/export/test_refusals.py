@@ -29,6 +29,8 @@ from mtdp_runtime.bundle import file_ref, load_bundle
 from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.errors import OutputUnwritable
 
+WITH_VERIFY = "--verify goes with --backend, --stall-limit, --trust-engines and --json only"
+
 
 def export(*arguments: object, shadow: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run mtdp-export; modules in `shadow` stand before the installed ones."""
@@ -194,15 +196,15 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
         (["resnet18", "--weights", "random", "--out", "b", "--mpp", "inf"], "--mpp inf: not a scale"),
         (
             ["--verify", "b", "--precision", "fp32"],
-            "--verify goes with --backend, --stall-limit, --trust-engines and --json only",
+            WITH_VERIFY,
         ),
         (
             ["--verify", "b", "--mpp", "0.5"],
-            "--verify goes with --backend, --stall-limit, --trust-engines and --json only",
+            WITH_VERIFY,
         ),
         (
             ["--verify", "b", "--batch", "1", "64", "256"],
-            "--verify goes with --backend, --stall-limit, --trust-engines and --json only",
+            WITH_VERIFY,
         ),
         (["--card", "b", "--engine", "foo"], "--card goes alone"),
         (["--card", "b", "--mpp", "0.5"], "--card goes alone"),
@@ -218,7 +220,7 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
         (["resnet18", "--weights", "random", "--out", "b", "--tile-px", "0"], "--tile-px 0: no side of a tile"),
         (
             ["--verify", "b", "--no-heads"],
-            "--verify goes with --backend, --stall-limit, --trust-engines and --json only",
+            WITH_VERIFY,
         ),
     ],
 )
