@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 import pytest
 
-SOCKET, FLOCK, FCNTL = 41, 73, 72
+SOCKET, FLOCK, FCNTL, CLONE, CLONE3 = 41, 73, 72, 56, 435
+CLONE_THREAD = 0x10000
 F_SETLK, F_SETLKW, F_OFD_SETLK = 6, 7, 37
 AF_INET, AF_INET6 = 2, 10
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
@@ -40,6 +41,14 @@ def _deny(call: int, argument: int | None, values: Sequence[int], action: int) -
     return program
 
 
+def _deny_threads() -> bytes:
+    """No new thread, as at a limit of processes; a new process may be made."""
+    load, has, ret = 0x20, 0x45, 0x06
+    old = _instruction(load, 0, 0, 0) + _instruction(0x15, 0, 3, CLONE) + _instruction(load, 0, 0, 16)
+    old += _instruction(has, 0, 1, CLONE_THREAD) + _instruction(ret, 0, 0, _ERRNO | errno.EAGAIN)
+    return _deny(CLONE3, None, (), _ERRNO | errno.ENOSYS) + old  # whose flags lie in memory: libc takes the old one
+
+
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
@@ -57,12 +66,13 @@ def _install(program: bytes) -> None:
 def run_without(
     what: str, arguments: Sequence[object], env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `mtdp-extract` without `network` (an internet socket kills it) or without `locks` (ENOLCK)."""
+    """Run `mtdp-extract` without `network` (an internet socket kills it), `locks` (ENOLCK) or new `threads`."""
     if platform.machine() != "x86_64":
         pytest.skip("the numbers of system calls are those of x86-64")
     locks = _deny(FLOCK, None, (), _ERRNO | errno.ENOLCK)
     locks += _deny(FCNTL, 1, (F_SETLK, F_SETLKW, F_OFD_SETLK), _ERRNO | errno.ENOLCK)
-    program = {"network": _deny(SOCKET, 0, (AF_INET, AF_INET6), _KILL), "locks": locks}[what]
+    sockets = _deny(SOCKET, 0, (AF_INET, AF_INET6), _KILL)
+    program = {"network": sockets, "locks": locks, "threads": _deny_threads()}[what]
     result = subprocess.run(
         [sys.executable, "-c", "from mtdp_runtime.commands.extract import main; main()", *map(str, arguments)],
         preexec_fn=lambda: _install(program),

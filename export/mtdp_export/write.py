@@ -56,6 +56,7 @@ from mtdp_runtime.bundle.manifest import (
     Weights,
 )
 from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines, least_cosine_of
+from mtdp_runtime.faults import remedy
 from mtdp_runtime.files import writable_folder
 
 _REFERENCE: Final = "onnxruntime"
@@ -126,7 +127,7 @@ def write_bundle(
         _replace(out, scratch)
     except OSError as error:
         raise ExportError(
-            f"{out}: cannot be written: {error.strerror}", "choose another --out, or free space"
+            f"{out}: cannot be written: {error.strerror}", f"{remedy(error)}, or choose another --out"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -28,6 +28,14 @@ _LASTING: Final = frozenset(
         *(errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.ENAMETOOLONG),
     }
 )
+_REMEDIES: Final = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    **dict.fromkeys((errno.ELOOP, errno.ENOTEMPTY, errno.EINVAL, errno.ENXIO), "move away what lies under this name"),
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "make its file system writable",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 _WORDS: Final = {os.strerror(number): number for number in _PASSING | _LASTING}
 
 
@@ -50,6 +58,20 @@ def system_fault(error: BaseException) -> Fault | None:
         if number in _PASSING or number in _LASTING:
             return Fault(os.strerror(number), number in _PASSING)
     return None
+
+
+def remedy(error: OSError) -> str:
+    """Return what may help where something could not be written, in the form "free space"."""
+    if isinstance(error, PermissionError):
+        return "let its owner give you the right to write there"
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
+        return "move away what lies under this name"
+    return _REMEDIES.get(error.errno or 0, "see that the disk, or its server, works")
+
+
+def capitalised(text: str) -> str:
+    """Return a text as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

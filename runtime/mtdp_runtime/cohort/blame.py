@@ -10,11 +10,12 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from mtdp_runtime.errors import NothingFinite, OutputUnwritable, SlideError, StorageFailed
+from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.faults import RETRY_AFTER_S, Fault, system_fault
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.slide.identity import parts_of
@@ -72,6 +73,15 @@ def in_words(message: str, hint: str, fault: Fault) -> tuple[str, str]:
     if fault.reason in _RIGHTS:
         return message, "You may not read it: ask its owner, or chmod. The next run tries it again."
     return message, "The system said so, not the slide's content. The next run tries it again."
+
+
+def as_said(outcome: Outcome, error: Exception, path: Path) -> Outcome:
+    """Return the outcome of a slide in the words of what the system said, where it said anything."""
+    fault = system_fault(error) or read_fault(path)
+    if fault is None:
+        return outcome
+    message, hint = in_words(outcome.message, outcome.hint, fault)
+    return replace(outcome, message=message, hint=hint)
 
 
 def is_of_one_slide(error: Exception, folders: Sequence[Path]) -> bool:

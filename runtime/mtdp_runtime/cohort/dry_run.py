@@ -10,6 +10,7 @@ from typing import Any
 
 from mtdp_runtime.backends import load
 from mtdp_runtime.backends.speed import EngineSpeed, engine_speed
+from mtdp_runtime.cohort.blame import as_said
 from mtdp_runtime.cohort.estimate import costs, read_seconds
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.preflight import begin_look
@@ -110,12 +111,14 @@ def _plan(
                 return Outcome(request.path, "skipped", paths[0], message="already done", outputs=paths), None, {}
             plan = make_plan(slide, tile_px, settings, mask)
             spent = cost(plan, *read_seconds(slide, plan))
-    except (SlideError, MaskRefused, StoreError) as error:
+    except (MaskRefused, StoreError) as error:
         return failed(request.path, error), None, {}
+    except SlideError as error:
+        return as_said(failed(request.path, error), error, request.path), None, {}
     except RuntimeFailure:
         raise
     except Exception as error:  # as in `cohort`: it must not end the others
-        return unforeseen(request.path, error), None, {}
+        return as_said(unforeseen(request.path, error), error, request.path), None, {}
     outcome = Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds)
     if not len(plan.kept):
         outcome = replace(outcome, message=why_empty(plan))

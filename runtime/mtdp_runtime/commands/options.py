@@ -24,6 +24,7 @@ Slides = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="SLIDE",
+        readable=False,  # one that may not be read fails alone
         help="Slides, folders of slides, or CSV manifests with the columns "
         "slide[,mpp][,mask][,name]; name is what the output is called.",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -106,14 +107,15 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._shown:
-            self._thread.start()
+            with contextlib.suppress(RuntimeError):  # no more threads: what works needs them, and says so
+                self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end.set()
-        if self._shown:
+        if self._thread.is_alive():
             self._thread.join()
         console.set_status("")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +49,10 @@ def unforeseen(slide: Path, error: Exception, attempt: str = "") -> Outcome:
     """Return the outcome of a slide for any other exception: a line with its place in the code, no traceback."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     message = f"{slide}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+    if isinstance(error, PermissionError):  # of a file, whatever the place in the code
+        message = f"{slide}: {error.strerror}"
+        if error.filename is not None and os.fspath(error.filename) != str(slide):
+            message += f": {error.filename}"
     hint = "The file is damaged in a way that was not foreseen, or this is an error of mtdp: please report it."
     return Outcome(slide, "failed", message=" ".join(message.split()), hint=hint, attempt=attempt)
 

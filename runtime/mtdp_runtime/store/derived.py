@@ -19,6 +19,7 @@ from typing import Any, Final
 import h5py
 
 from mtdp_runtime.errors import OutputUnwritable
+from mtdp_runtime.faults import remedy
 from mtdp_runtime.files import sync_folder, write_atomically
 from mtdp_runtime.store import checksums
 
@@ -92,7 +93,7 @@ def make(h5: Path, kind: str, parts: Sequence[tuple[Path, Callable[[Path], None]
     except OSError as error:
         raise OutputUnwritable(
             f"{path}: cannot be written: {error.strerror or error}",
-            hint=f"{h5} is complete: {_remedy(error)}, and run the same command again.",
+            hint=f"{h5} is complete: {remedy(error)}, and run the same command again.",
         ) from error
 
 
@@ -113,14 +114,6 @@ def remove(h5: Path, kind: str, paths: Sequence[Path]) -> None:
         raise OutputUnwritable(
             f"{path}: cannot be removed: {error.strerror or error}", hint="Remove it by hand: it holds no tiles."
         ) from error
-
-
-def _remedy(error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return "let its owner give you the right to write there"
-    if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
-        return "move away what lies under this name"
-    return "free space"
 
 
 def records(h5: Path) -> dict[str, Any]:

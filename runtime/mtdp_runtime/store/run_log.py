@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.errors import OutputUnwritable
+from mtdp_runtime.faults import capitalised, remedy
 from mtdp_runtime.version import __version__
 
 NAME: Final = "run.jsonl"
@@ -131,7 +132,7 @@ def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
     what = "it is a link" if error.errno == errno.ELOOP else error.strerror
     return OutputUnwritable(
         f"{path}: cannot be written: {what}",
-        hint="Free space, move what lies under this name away, or choose another --out.",
+        hint=f"{capitalised(remedy(error))}, or choose another --out.",
     )
 
 

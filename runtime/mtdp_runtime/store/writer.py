@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import ClaimLost, OutputUnwritable, StoreError
+from mtdp_runtime.faults import capitalised, remedy
 from mtdp_runtime.files import sync_folder
 from mtdp_runtime.store import disk, resume
 from mtdp_runtime.store.checksums import RowDigests
@@ -38,7 +39,7 @@ from mtdp_runtime.store.layout import COORDS, FEATURES, STATUS, Layout, TileStat
 from mtdp_runtime.store.progress import BYTES, Progress
 
 _SYNC_EVERY_S: Final = 5.0
-_RERUN: Final = "Free space or choose another --out; a rerun continues where this one stopped."
+_RERUN: Final = "or choose another --out; a rerun continues where this one stopped."
 _COPY_BYTES: Final = 1 << 20
 # What h5py raises on a file that is damaged or of another kind.
 _NOT_OURS: Final = (OSError, KeyError, ValueError, TypeError, RuntimeError)
@@ -304,7 +305,9 @@ class FeatureStore:
             OutputUnwritable: the disk is full or gone, now or before.
         """
         if self._spoilt:
-            raise OutputUnwritable(f"{self.path}: cannot be written since an earlier error", hint=_RERUN)
+            raise OutputUnwritable(
+                f"{self.path}: cannot be written since an earlier error", hint=f"See that error, {_RERUN}"
+            )
         self._spoilt = True
         try:
             yield
@@ -366,4 +369,4 @@ def remove_leftovers(path: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
     detail = " ".join(str(error.strerror or error).split())
-    return OutputUnwritable(f"{path}: cannot be written: {detail}", hint=_RERUN)
+    return OutputUnwritable(f"{path}: cannot be written: {detail}", hint=f"{capitalised(remedy(error))}, {_RERUN}")

@@ -1,0 +1,133 @@
+"""Rights, names and limits of the system: said in its words, with a remedy that fits, and for one slide alone."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from denied import run_without
+from mtdp_runtime.faults import remedy
+from support import slide_lines
+
+RIGHTS = "hint: You may not read it: ask its owner, or chmod. The next run tries it again."
+RUN = "from mtdp_runtime.commands.entry import extract; extract()"
+
+
+def _without_roots_rights() -> None:
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: root must ask, too, after exec
+
+
+def run(
+    bundle: Path, *arguments: object, prepare: Callable[[], Any] = _without_roots_rights
+) -> subprocess.CompletedProcess[str]:
+    options = ["--model", bundle, "--no-report", "--backend", "onnxruntime", "--threads", 1]
+    command = [sys.executable, "-c", RUN, *map(str, [*arguments, *options])]
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="surrogateescape", check=False, preexec_fn=prepare
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+@pytest.mark.parametrize("closed", ["the slide", "its folder", "a folder of slides"])
+def test_what_may_not_be_read_is_said_so_and_the_others_are_done(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, closed: str, more: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    bad = Path(shutil.copy(make_slide("open.tiff"), folder / "bad.tiff"))
+    (bad if closed == "the slide" else folder).chmod(0)
+    named = folder if closed == "a folder of slides" else bad
+    done = run(tiny_bundle, named, tmp_path / "open.tiff", "--out", tmp_path / "out", *more)
+    folder.chmod(0o755)
+    assert "Permission denied" in done.stderr
+    assert "space" not in done.stderr
+    assert done.returncode == 1
+    assert RIGHTS in done.stderr
+    assert "open.tiff: 48 tiles" in done.stdout
+    if not more:
+        assert "attempt" not in slide_lines(tmp_path / "out")[0], "the next run tries it again"
+
+
+@pytest.mark.parametrize(
+    ("format_", "derived"),
+    [
+        ("pt", "pt_files/a.pt"),
+        ("npy", "npy/a.npy"),
+        ("csv", "model-outputs-csv/a.csv"),
+        ("geojson", "model-outputs-geojson/a.geojson"),
+    ],
+)
+def test_a_folder_under_the_name_of_a_derived_file_fails_its_slide_alone(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, format_: str, derived: str
+) -> None:
+    out = tmp_path / "out"
+    (out / derived / "kept").mkdir(parents=True)
+    slides = [make_slide("a.tiff"), make_slide("b.tiff", 1)]
+    done = run(tiny_bundle, *slides, "--out", out, "--format", format_)
+    assert done.returncode == 1
+    assert f"failed: {out / derived}: cannot be written: Is a directory" in done.stderr
+    assert "move away what lies under this name" in done.stderr
+    assert [line["status"] for line in slide_lines(out)] == ["failed", "done"]
+    assert (out / derived / "kept").is_dir()
+    shutil.rmtree(out / derived)
+    assert run(tiny_bundle, *slides, "--out", out, "--format", format_).returncode == 0
+
+
+def test_a_name_that_is_no_text_gives_a_tensor_that_torch_reads(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"na\xefve")
+    make_slide("a.tiff").rename(tmp_path / f"{name}.tiff")
+    done = run(tiny_bundle, tmp_path / f"{name}.tiff", "--out", tmp_path / "out", "--format", "pt")
+    assert done.returncode == 0, done.stderr
+    torch = pytest.importorskip("torch")
+    with (tmp_path / "out" / "pt_files" / f"{name}.pt").open("rb") as file:
+        assert tuple(torch.load(file, weights_only=True).shape) == (48, 12)
+
+
+def test_a_system_without_more_threads_ends_the_run_in_a_line(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = ["--model", tiny_bundle, "--no-report", "--backend", "onnxruntime", "--threads", "1"]
+    done = run_without("threads", [make_slide(), "--out", tmp_path / "out", *options], {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "error: the system gives no more threads: can't start new thread"
+    assert "ulimit -u" in done.stderr.splitlines()[1]
+    assert not list((tmp_path / "out" / ".claims").iterdir()), "the slide is free for the next run"
+
+
+@pytest.mark.parametrize(
+    ("limit", "number", "said"),
+    [
+        (resource.RLIMIT_FSIZE, 1000, "raise the limit of file sizes (ulimit -f)"),
+        (resource.RLIMIT_NOFILE, 24, "ulimit -n"),
+    ],
+)
+def test_a_limit_of_the_shell_is_named(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, limit: int, number: int, said: str
+) -> None:
+    out = tmp_path / "out"
+    slide = make_slide()
+    done = run(tiny_bundle, slide, "--out", out, prepare=lambda: resource.setrlimit(limit, (number, number)))
+    if done.returncode:
+        assert said.lower() in done.stderr.lower(), done.stderr
+    assert run(tiny_bundle, slide, "--out", out).returncode == 0
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR, errno.EMFILE])
+def test_more_space_is_the_remedy_for_a_full_disk_alone(number: int) -> None:
+    assert remedy(OSError(errno.ENOSPC, "x")) == remedy(OSError(errno.EDQUOT, "x")) == "free space"
+    assert "space" not in remedy(OSError(number, os.strerror(number)))
