@@ -31,9 +31,10 @@ def extract(
     model: Path | str | Sequence[Path | str] | None = None,
     mpp: float | None = None,
     stride_px: int | None = None,
-    min_tissue: float = 0.25,
+    min_tissue: float | None = None,
     slide_mpp: float | None = None,
     mask: Path | str | None = None,
+    coords: Path | str | None = None,
     heads: bool = False,
     formats: Sequence[str] = (),
     backend: str = "auto",
@@ -57,15 +58,17 @@ def extract(
     outcome with the status `failed`, a message and a hint, and the others go on.
 
     Args:
-        slides: slides, folders of slides, or CSV manifests with the columns `slide[,mpp][,mask][,name]`.
+        slides: slides, folders of slides, or CSV manifests with the columns `slide[,mpp][,mask][,name][,coords]`.
         out: folder for `<slide>.h5`: `features` float32[N, D], `coords` int64[N, 2] (level-0 x, y), `status` uint8[N].
         model: bundle folders; the packaged model where None. Several share one reading of each tile, and their files
             go to `out/<model name>`.
         mpp: micrometres per pixel of the tiles; the model's own where None.
         stride_px: pixels between tiles, at that scale; the tile size where None.
-        min_tissue: part of a tile's area that must be tissue, 0 to 1; 0 takes every tile.
+        min_tissue: part of a tile's area that must be tissue, 0 to 1; 0 takes every tile; 0.25 where None.
         slide_mpp: micrometres a level-0 pixel covers, where the slides do not say it or say it wrongly.
         mask: where the tissue of one slide is: GeoJSON, or an image whose non-zero pixels are tissue.
+        coords: which tiles of one slide to compute, in their order: CSV, Parquet, or the HDF5 file of TRIDENT, CLAM or
+            mtdp; or a folder with a file for each slide. Neither `stride_px` nor `min_tissue` goes with it.
         heads: also store the model's task probabilities, `probabilities_<task>` float32[N, C].
         formats: what to derive from each file: pt, npy, csv, geojson, zarr.
         backend: auto, or the name of an engine.
@@ -90,7 +93,7 @@ def extract(
     bundles, passed = load_bundles(_listed(model)), list[PassedOver]()
     named = [_path_of(path) for path in _listed(slides)]
     job = Job(
-        slides=tuple(list_slides(named, slide_mpp, _path(mask), _warn, passed_over=passed)),
+        slides=tuple(list_slides(named, slide_mpp, _path(mask), _warn, passed_over=passed, coords=_path(coords))),
         passed_over=tuple(passed),
         out=_path_of(out),
         bundles=bundles,
@@ -99,6 +102,7 @@ def extract(
             mpp=mpp,
             stride_px=stride_px,
             min_tissue=min_tissue,
+            coords=_path(coords),
             on_bad_tile=on_bad_tile,
             heads=heads,
             features_dtype=features_dtype,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 OnBadTile = Literal["nan", "drop", "fail"]
 FeaturesDtype = Literal["float32", "float16"]
@@ -12,6 +12,7 @@ FeaturesDtype = Literal["float32", "float16"]
 BackendName = Literal[
     "auto", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime"
 ]
+MIN_TISSUE: Final = 0.25
 PrecisionName = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
@@ -53,7 +54,7 @@ class ExtractSettings:
 
     mpp: float  # target scale, micrometres per pixel
     stride_px: int
-    min_tissue: float = 0.25  # part of a tile's area that must be tissue
+    min_tissue: float = MIN_TISSUE  # part of a tile's area that must be tissue
     on_bad_tile: OnBadTile = "nan"
     heads: bool = False  # also store the probabilities of the model's heads
     tissue: TissueSettings = field(default_factory=TissueSettings)

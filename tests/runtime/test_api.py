@@ -61,7 +61,7 @@ def test_a_slide_that_fails_is_an_outcome_and_the_others_are_done(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"formats": ["parquet"]}, "unknown"),
+        ({"formats": ["xlsx"]}, "unknown"),
         ({"heads": True}, "has none"),
         ({"on_bad_tile": "white"}, "unknown"),
         ({"mpp": 0.0}, "not a scale"),

@@ -12,9 +12,10 @@ from typing import Any
 
 from mtdp_runtime.cohort.blame import Evidence, in_words, is_of_one_slide
 from mtdp_runtime.cohort.claims import Claim, Held, claim
+from mtdp_runtime.cohort.given_files import GivenRefused, given_of
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.refusals import why_refused
-from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, open_requested
+from mtdp_runtime.cohort.requests import SlideRequest, open_requested
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker
 from mtdp_runtime.errors import (
@@ -38,7 +39,7 @@ from mtdp_runtime.slide import Slide
 from mtdp_runtime.store import run_log
 from mtdp_runtime.store.causes import FOUND_EARLIER
 from mtdp_runtime.store.run_log import RunMark
-from mtdp_runtime.tiling.given_mask import GivenMask
+from mtdp_runtime.tiling.given import Given
 from mtdp_runtime.tiling.plan import Plan, make_plan
 
 
@@ -133,7 +134,7 @@ def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideReque
             return _extract_once(request, run, mine, following, this)
         except ClaimLost:
             return taken
-        except MaskRefused as error:
+        except GivenRefused as error:
             return failed(request.path, error)
         except ListenerFailed:
             raise
@@ -172,18 +173,18 @@ def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: Slide
         run.listeners.on_phase("copying to the local disk")
         this.read_from = _stage(request, following, run, run.staging)
     with open_requested(request, this.read_from, run.worker.beat) as slide:
-        mask = mask_of(request, slide.info)
+        given = given_of(request, slide.info, run.models[0].bundle.manifest.tile_px, run.job.settings.mpp)
         outcome, plan = extract_slide(
             slide,
             _targets(request, run),
             run.job.settings,
             readers=run.job.threads,
             overwrite=run.job.overwrite,
-            mask=mask,
+            given=given,
             listeners=_listeners(request, run, mine),
         )
         this.stored = True
-        _derive(request, run, slide, mask, plan)
+        _derive(request, run, slide, given, plan)
     missing = without_file(run.job.formats) if outcome.status == "no-tissue" else []
     if missing:
         what = f"no .{' and no .'.join(missing)} file is written, since it would hold no tiles"
@@ -220,7 +221,7 @@ def _the_callers() -> Iterator[None]:
         raise ListenerFailed(f"on_progress raised {type(error).__name__}: {error}") from error
 
 
-def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | None, plan: Plan | None) -> None:
+def _derive(request: SlideRequest, run: Run, slide: Slide, given: Given, plan: Plan | None) -> None:
     """Make from each finished file what was asked for, where it is missing or was made of another content."""
     for target in _targets(request, run):
         folder = target.path.parent
@@ -231,7 +232,7 @@ def _derive(request: SlideRequest, run: Run, slide: Slide, mask: GivenMask | Non
         if run.job.report and (plan is not None or not report_is_current(report, target.path)):
             # A report that an earlier run could not write costs a plan now, for its thumbnail, and no inference.
             run.listeners.on_phase("writing the report")
-            plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.job.settings, mask)
+            plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.job.settings, given)
             tissue = plan.tissue
             write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0), slide)
 
@@ -262,9 +263,12 @@ def all_there(request: SlideRequest, run: Run) -> bool:
 
 def attempt_key(request: SlideRequest, run: Run) -> str:
     """Return 16 hex digits of what decides whether trying again can end otherwise."""
-    mask = None if request.mask is None else [run_log.absolute(request.mask), _size_and_time(request.mask)]
+    given = [
+        None if path is None else [run_log.absolute(path), _size_and_time(path)]
+        for path in (request.mask, request.coords)
+    ]
     path = request.path
-    facts = [run_log.absolute(path), _size_and_time(path), request.mpp, mask, asdict(run.job.settings)]
+    facts = [run_log.absolute(path), _size_and_time(path), request.mpp, given, asdict(run.job.settings)]
     for model in run.models:
         facts += [model.bundle.digest, model.backend.name, model.backend.precision, model.backend.batch]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

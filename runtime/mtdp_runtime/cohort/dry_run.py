@@ -12,9 +12,10 @@ from mtdp_runtime.backends import load
 from mtdp_runtime.backends.speed import EngineSpeed, engine_speed
 from mtdp_runtime.cohort.blame import as_said
 from mtdp_runtime.cohort.estimate import costs, read_seconds
+from mtdp_runtime.cohort.given_files import GivenRefused, given_of
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.preflight import begin_look
-from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, mask_of, open_requested
+from mtdp_runtime.cohort.requests import SlideRequest, open_requested
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
 from mtdp_runtime.errors import BackendError, RuntimeFailure, SlideError, StoreError
 from mtdp_runtime.extraction.extract import standing
@@ -105,13 +106,13 @@ def _plan(
 ) -> Planned:
     try:
         with open_requested(request, request.path, worker.beat) as slide:
-            mask = mask_of(request, slide.info)
-            if targets and standing(slide, targets, settings, overwrite=overwrite, mask=mask):
+            given = given_of(request, slide.info, tile_px, settings.mpp)
+            if targets and standing(slide, targets, settings, overwrite=overwrite, given=given):
                 paths = tuple(target.path for target in targets)
                 return Outcome(request.path, "skipped", paths[0], message="already done", outputs=paths), None, {}
-            plan = make_plan(slide, tile_px, settings, mask)
+            plan = make_plan(slide, tile_px, settings, given)
             spent = cost(plan, *read_seconds(slide, plan))
-    except (MaskRefused, StoreError) as error:
+    except (GivenRefused, StoreError) as error:
         return failed(request.path, error), None, {}
     except SlideError as error:
         return as_said(failed(request.path, error), error, request.path), None, {}
@@ -119,7 +120,7 @@ def _plan(
         raise
     except Exception as error:  # as in `cohort`: it must not end the others
         return as_said(unforeseen(request.path, error), error, request.path), None, {}
-    outcome = Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds)
+    outcome = Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds, warning=plan.remarks)
     if not len(plan.kept):
         outcome = replace(outcome, message=why_empty(plan))
     return outcome, plan, spent

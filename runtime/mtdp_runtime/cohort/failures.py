@@ -35,6 +35,7 @@ def by_cause(requests: Sequence[SlideRequest], lines: Lines) -> list[Cause]:
             str(line.get("message", "")),
             str(line.get("hint", "")),
             "" if request.mask is None else str(request.mask),
+            "" if request.coords is None else str(request.coords),
         )
         for request, line in found
         if line is not None and line["status"] == "failed"
@@ -67,7 +68,7 @@ def update_failed_csv(out: Path, requests: Sequence[SlideRequest], lines: Lines)
             before, unread = [], error
         settled = {name for name, line in lines.items() if line["status"] != "claimed"}
         others = [row for row in before if (row.name or Path(row.slide).stem) not in settled]
-        rows = [[row.slide, row.mpp, row.mask, row.name, row.message] for row in others]
+        rows = [[row.slide, row.mpp, row.mask, row.name, row.coords, row.message] for row in others]
         for request in requests:
             line = lines.get(request.name)
             if line is not None and line["status"] == "failed":
@@ -103,7 +104,12 @@ def _rows(path: Path) -> list[SlideRow]:
     if path.is_symlink() or not path.is_file() or len(path.read_bytes().splitlines()) < 2:
         return []
     return [
-        replace(row, slide=_absolute(path, row.slide), mask=_absolute(path, row.mask) if row.mask else "")
+        replace(
+            row,
+            slide=_absolute(path, row.slide),
+            mask=_absolute(path, row.mask) if row.mask else "",
+            coords=_absolute(path, row.coords) if row.coords else "",
+        )
         for row in read_slide_table(path, lambda text: None)
     ]
 
@@ -115,7 +121,8 @@ def _absolute(table: Path, named: str) -> str:
 def _row(request: SlideRequest, message: str) -> list[str]:
     mpp = "" if request.mpp is None else repr(float(request.mpp))
     mask = "" if request.mask is None else run_log.absolute(request.mask)
-    return [run_log.absolute(request.path), mpp, mask, request.called, message]
+    coords = "" if request.coords is None else run_log.absolute(request.coords)
+    return [run_log.absolute(request.path), mpp, mask, request.called, coords, message]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> bytes:

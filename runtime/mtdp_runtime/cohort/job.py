@@ -17,7 +17,7 @@ from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import folders
 from mtdp_runtime.formats import check_formats, check_slide_names
 from mtdp_runtime.machine import usable_cores
-from mtdp_runtime.settings import ExtractSettings, FeaturesDtype, OnBadTile
+from mtdp_runtime.settings import MIN_TISSUE, ExtractSettings, FeaturesDtype, OnBadTile
 from mtdp_runtime.slide.scale import is_scale
 
 
@@ -70,16 +70,24 @@ def shared_settings(
     *,
     mpp: float | None = None,
     stride_px: int | None = None,
-    min_tissue: float = 0.25,
+    min_tissue: float | None = None,
+    coords: Path | None = None,
     on_bad_tile: str = "nan",
     heads: bool = False,
     features_dtype: str = "float32",
 ) -> ExtractSettings:
-    """Return the settings for models that share one reading.
+    """Return the settings for models that share one reading; of tiles from a list, `coords`, no grid is laid.
 
     Raises:
         UsageError: they would see different tiles, one has no heads to store, or a value is unknown.
     """
+    if coords is not None and (stride_px is not None or min_tissue is not None):
+        which = "--stride-px" if stride_px is not None else "--min-tissue"
+        raise UsageError(
+            f"--coords {coords} and {which}: the list says which tiles are computed, and where",
+            hint=f"Leave out {which}: every tile of the list is computed.",
+        )
+    min_tissue = MIN_TISSUE if min_tissue is None else min_tissue
     _check_numbers(mpp, stride_px, min_tissue)
     tiles = {}
     for bundle in bundles:

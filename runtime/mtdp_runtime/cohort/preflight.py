@@ -1,46 +1,47 @@
-"""What is looked at before any work starts: the names of the slides, and the tissue masks that the user gave."""
+"""What is looked at before any work starts: the names of the slides, and what the user gave with them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from mtdp_runtime.cohort.given_files import GivenRefused, fit_given, read_given
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.refusals import why_refused
-from mtdp_runtime.cohort.requests import MaskRefused, SlideRequest, fit_mask, read_mask
+from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
-from mtdp_runtime.errors import RuntimeFailure
+from mtdp_runtime.errors import RuntimeFailure, SlideError
 from mtdp_runtime.extraction.outcome import Outcome, log_line
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.open import open_slide
 
 
 def refused(job: Job, worker: Worker = UNWATCHED) -> list[RuntimeFailure]:
-    """Return what keeps slides from being done, as far as it can be known now: their names, and their masks.
+    """Return what keeps slides from being done, as far as it can be known now: their names, masks and tiles.
 
-    Every mask that is given is read, and it is looked whether it can be its slide's. A slide that cannot be opened is
-    left to its turn.
+    Every mask and list of tiles that is given is read, and it is looked whether it can be its slide's. A slide that
+    cannot be opened is left to its turn.
     """
     found = []
     for request in job.slides:
         if request.name in worker.settled:
             continue
         refusal = why_refused(request, job)
-        if refusal is None and request.mask is not None:
+        if refusal is None and (request.mask is not None or request.coords is not None):
             begin_look(request, worker)
-            refusal = _mask_refused(request, request.mask)
+            refusal = _given_refused(request, job)
             worker.end(request.name)
         if refusal is not None:
             found.append(refusal)
     return found
 
 
-def _mask_refused(request: SlideRequest, path: Path) -> RuntimeFailure | None:
+def _given_refused(request: SlideRequest, job: Job) -> RuntimeFailure | None:
     try:
-        mask, info = read_mask(path), _facts(request)
+        given, info = read_given(request), _facts(request)
         if info is not None:
-            fit_mask(mask, info)
-    except MaskRefused as refusal:
+            fit_given(given, info, job.bundles[0].manifest.tile_px, job.settings.mpp)
+    except GivenRefused as refusal:
         return refusal
+    except SlideError:  # its scale: that is said at its turn
+        return None
     return None
 
 

@@ -13,12 +13,12 @@ from typing import Final
 
 from mtdp_runtime.cohort.folder_search import PassedOver, search
 from mtdp_runtime.cohort.slide_table import read_slide_table
-from mtdp_runtime.errors import DuplicateSlideNames, RuntimeFailure, UsageError
-from mtdp_runtime.slide import SlideInfo, dicom, zarr_folder
+from mtdp_runtime.cohort.tile_file import file_of
+from mtdp_runtime.errors import DuplicateSlideNames, UsageError
+from mtdp_runtime.slide import dicom, zarr_folder
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
-from mtdp_runtime.tiling.given_mask import GivenMask, check_fits, load_mask
 
 # What OpenSlide 4 reads, by the extensions that its vendors use; and the images that are read without it.
 _VENDORS: Final = (".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi", ".avs")
@@ -37,6 +37,7 @@ class SlideRequest:
     given_by: str = ""  # what gave it
     mask: Path | None = None  # of its tissue, where the user has one
     called: str = ""  # where its name is not its file's
+    coords: Path | None = None  # of its tiles, where the user gives them
 
     @property
     def name(self) -> str:
@@ -51,8 +52,11 @@ def list_slides(
     say: Callable[[str], None] = lambda text: None,
     must_exist: bool = True,
     passed_over: list[PassedOver] | None = None,
+    coords: Path | None = None,
 ) -> list[SlideRequest]:
-    """Expand files, folders (searched in depth) and CSV manifests with the columns `slide[,mpp][,mask][,name]`.
+    """Expand files, folders (searched in depth) and CSV manifests with the columns of `SHOWN_COLUMNS`.
+
+    `coords` lists the tiles of the one slide, or is a folder with a list for each.
 
     `say` takes what the user should know before the work: columns that are ignored, slides that are not there, what
     was passed over in folders; `passed_over` takes each of these.
@@ -93,16 +97,30 @@ def list_slides(
                 hint="A CSV manifest with the columns slide,mask gives each slide its own.",
             )
         requests = [replace(requests[0], mask=mask)]
+    if coords is not None:
+        requests = _with_tiles(requests, coords)
     if must_exist:
         _look_for_missing(requests, say)
     return requests
+
+
+def _with_tiles(requests: Sequence[SlideRequest], coords: Path) -> list[SlideRequest]:
+    """Give each slide its list of tiles: the file, or that of a folder which has its name."""
+    if _is_folder(coords):
+        return [replace(request, coords=file_of(coords, request.name)) for request in requests]
+    if len(requests) != 1:
+        raise UsageError(
+            f"--coords {coords}: one list of tiles for {len(requests)} slides",
+            hint="A folder with a file for each slide, or a CSV manifest with the columns slide,coords.",
+        )
+    return [replace(requests[0], coords=coords)]
 
 
 def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
     """Leave out what is named a second time.
 
     Raises:
-        DuplicateSlideNames: two slides, or one with two scales or masks, would write one file.
+        DuplicateSlideNames: two slides, or one with two scales, masks or lists of tiles, would write one file.
     """
     by_name: dict[str, SlideRequest] = {}
     for request in requests:
@@ -115,9 +133,9 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
                 hint="Run them into different --out folders, rename one, or give them names: a manifest with the "
                 "columns slide,name.",
             )
-        if (first.mpp, first.mask) != (request.mpp, request.mask):
+        if (first.mpp, first.mask, first.coords) != (request.mpp, request.mask, request.coords):
             raise DuplicateSlideNames(
-                f"{request.path}: named twice, with another mpp or mask",
+                f"{request.path}: named twice, with another mpp, mask or coords",
                 hint="Leave one out, or give each a name of its own: a manifest with the column name.",
             )
     return list(by_name.values())
@@ -238,7 +256,8 @@ def _listed(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
         if not called and "\0" not in row.slide and slide.is_dir() and not zarr_folder.is_zarr(slide):
             called = slide.resolve().name  # a DICOM folder: its name has no extension to lose
         given_by = f"the manifest {path.name}" if mpp else ""
-        requests.append(SlideRequest(slide, mpp, given_by, path.parent / row.mask if row.mask else None, called))
+        request = SlideRequest(slide, mpp, given_by, path.parent / row.mask if row.mask else None, called)
+        requests.append(replace(request, coords=path.parent / row.coords if row.coords else None))
     return requests
 
 
@@ -246,47 +265,3 @@ def open_requested(request: SlideRequest, local: Path, beat: Callable[[], None])
     """Open a slide, where it is or as its copy."""
     slide = open_slide(local, request.mpp, request.given_by)
     return WatchedSlide(StagedSlide(slide, local, request.path) if local != request.path else slide, beat, request.path)
-
-
-class MaskRefused(RuntimeFailure):
-    """A mask cannot be read, or is another slide's: that fails its slide, and no other."""
-
-
-def mask_of(request: SlideRequest, info: SlideInfo) -> GivenMask | None:
-    """Read the mask of a slide, where it has one.
-
-    Raises:
-        MaskRefused: it cannot be read, or is another slide's.
-    """
-    if request.mask is None:
-        return None
-    mask = read_mask(request.mask)
-    fit_mask(mask, info)
-    return mask
-
-
-def read_mask(path: Path) -> GivenMask:
-    """Read a mask, whatever is in the file.
-
-    Raises:
-        MaskRefused: it cannot be read as a mask.
-    """
-    try:
-        return load_mask(path)
-    except UsageError as error:
-        raise MaskRefused(str(error), error.hint) from error
-    except Exception as error:  # numbers, depths and sizes that nobody thought of
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise MaskRefused(f"{path}: cannot be read as a mask: {what[:200]}", hint="Export the mask again.") from error
-
-
-def fit_mask(mask: GivenMask, info: SlideInfo) -> None:
-    """Make sure that a mask can be this slide's.
-
-    Raises:
-        MaskRefused: it cannot.
-    """
-    try:
-        check_fits(mask, info)
-    except UsageError as error:
-        raise MaskRefused(str(error), error.hint) from error

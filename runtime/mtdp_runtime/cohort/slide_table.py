@@ -17,9 +17,9 @@ from typing import Final
 
 from mtdp_runtime.errors import UsageError
 
-COLUMNS: Final = ("slide", "mpp", "mask", "name")
+COLUMNS: Final = ("slide", "mpp", "mask", "name", "coords")
 FAILED_COLUMNS: Final = (*COLUMNS, "message")  # of the table of failed slides that a run writes
-SHOWN_COLUMNS: Final = "slide[,mpp][,mask][,name]"
+SHOWN_COLUMNS: Final = "slide[,mpp][,mask][,name][,coords]"
 _SEPARATORS: Final = ",;\t"
 # How that table begins as it was written, and not saved by another program: there the bytes of each name are kept, and
 # a name may hold line ends.
@@ -39,6 +39,7 @@ _NEAR_MISSES: Final = {
     **dict.fromkeys(("um_per_px", "microns_per_pixel", "micrometers_per_pixel", "micrometres_per_pixel"), "mpp"),
     **dict.fromkeys(("masks", "mask_path", "mask_file", "geojson", "annotation", "annotations"), "mask"),
     **dict.fromkeys(("names", "output", "output_name", "out_name"), "name"),
+    **dict.fromkeys(("coord", "coordinates", "coords_file", "coords_path", "tiles", "patches", "tile_list"), "coords"),
 }
 # Other tools' names for the slide itself, harmless beside a column `slide`.
 _OTHERS_SLIDE: Final = frozenset({"wsi", "slide_id", "slide_file", "slide_name", "image_id"})
@@ -54,17 +55,18 @@ class SlideRow:
     mask: str
     name: str
     message: str = ""  # of a run in which it failed
+    coords: str = ""
 
 
 def read_slide_table(path: Path, say: Callable[[str], None]) -> list[SlideRow]:
-    """Read a table with the columns `slide[,mpp][,mask][,name]`, separated by commas, semicolons or tabs.
+    """Read a table with the columns `SHOWN_COLUMNS`, separated by commas, semicolons or tabs.
 
     `say` takes what a user should know: columns that are not read, an encoding that had to be assumed.
 
     Raises:
         UsageError: it cannot be read, names no slide, or leaves a doubt.
     """
-    lines = _lines(path, _text(path, say))
+    lines = _lines(path, text_of(path, say))
     if not lines:
         raise UsageError(f"{path}: is empty", hint=f"The first line must be: {SHOWN_COLUMNS}")
     (_, names), rows = lines[0], lines[1:]
@@ -76,7 +78,12 @@ def read_slide_table(path: Path, say: Callable[[str], None]) -> list[SlideRow]:
     return [_row(path, columns, line, fields, ours) for line, fields in rows]
 
 
-def _text(path: Path, say: Callable[[str], None]) -> str:
+def text_of(path: Path, say: Callable[[str], None]) -> str:
+    """Return the text of a table; `say` hears of an encoding that had to be assumed.
+
+    Raises:
+        UsageError: it cannot be read, or is no text.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -178,7 +185,9 @@ def _row(path: Path, columns: Sequence[str], line: int, fields: Sequence[str], o
         raise UsageError(f"{path}: line {line}: no slide named", hint="Remove the line or name a file.")
     if _DECIMAL_COMMA.fullmatch(said["mpp"]):
         said["mpp"] = said["mpp"].replace(",", ".")
-    return SlideRow(line, said["slide"], said["mpp"], said["mask"], said["name"], row.get("message", ""))
+    return SlideRow(
+        line, said["slide"], said["mpp"], said["mask"], said["name"], row.get("message", ""), said["coords"]
+    )
 
 
 def _clean(field: str) -> str:

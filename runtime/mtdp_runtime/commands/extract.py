@@ -45,9 +45,10 @@ def extract(
     mpp: options.Mpp = None,
     magnification: options.Magnification = None,
     stride_px: options.StridePx = None,
-    min_tissue: options.MinTissue = 0.25,
+    min_tissue: options.MinTissue = None,
     slide_mpp: options.SlideMpp = None,
     mask: options.Mask = None,
+    coords: options.Coords = None,
     backend: options.EngineName = "auto",
     precision: options.Precision = "auto",
     trust_engines: options.TrustEngines = False,
@@ -99,12 +100,13 @@ def extract(
         mpp=options.target_mpp(*run_file.stated(ctx, "mpp", "magnification")),
         stride_px=stride_px,
         min_tissue=min_tissue,
+        coords=coords,
         on_bad_tile=on_bad_tile,
         heads=heads,
         features_dtype=features_dtype,
     )
     passed: list[PassedOver] = []
-    requests = _requests(named, slide_mpp, mask, part, worker, passed)
+    requests = _requests(named, slide_mpp, mask, coords, part, worker, passed)
     job = _job(
         ctx, slides=requests, passed_over=passed, bundles=bundles, settings=settings, threads=cores, batch=batch_size
     )
@@ -138,6 +140,7 @@ def _requests(
     named: list[Path],
     slide_mpp: float | None,
     mask: Path | None,
+    coords: Path | None,
     part: tuple[int, int],
     worker: Worker,
     passed: list[PassedOver],
@@ -147,7 +150,9 @@ def _requests(
 
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
     say = note if not (worker.started or worker.settled) else lambda text: None
-    requests = list_slides(named, slide_mpp, mask, say, must_exist=not worker.started, passed_over=passed)
+    requests = list_slides(
+        named, slide_mpp, mask, say, must_exist=not worker.started, passed_over=passed, coords=coords
+    )
     own, parts = part
     chosen = tuple(request for request in requests if parts == 1 or shard_of(request, parts) == own)
     if requests and not chosen:

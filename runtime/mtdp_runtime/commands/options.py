@@ -26,7 +26,7 @@ Slides = Annotated[
         metavar="SLIDE",
         readable=False,  # one that may not be read fails alone
         help="Slides, folders of slides, or CSV manifests with the columns "
-        "slide[,mpp][,mask][,name]; name is what the output is called.",
+        "slide[,mpp][,mask][,name][,coords]; name is what the output is called.",
     ),
 ]
 Out = Annotated[
@@ -58,6 +58,16 @@ Mask = Annotated[
         help="Where the tissue is, instead of finding it: QuPath's GeoJSON in level-0 pixels, or an image of the "
         "whole slide whose non-zero pixels are tissue. For many slides: the column mask of a manifest.",
         metavar="GEOJSON|PNG",
+        rich_help_panel=WORK,
+    ),
+]
+Coords = Annotated[
+    Path | None,
+    typer.Option(
+        help="Which tiles to compute, instead of a grid over the tissue: a CSV or Parquet file with the columns x,y "
+        "(level-0 pixels of each tile's top left), or the HDF5 file of TRIDENT, CLAM or mtdp. All are computed, in "
+        "their order. For many slides: a folder of <name>.csv, .parquet or .h5, or the column coords of a manifest.",
+        metavar="FILE|FOLDER",
         rich_help_panel=WORK,
     ),
 ]
@@ -97,10 +107,11 @@ StridePx = Annotated[
     ),
 ]
 MinTissue = Annotated[
-    float,
+    float | None,
     typer.Option(
         metavar="PART",
         help="Part of a tile's area that must be tissue, 0 to 1. 0 takes every tile, glass too.",
+        show_default="0.25",
         rich_help_panel=NUMBERS,
     ),
 ]

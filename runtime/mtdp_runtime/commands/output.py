@@ -203,3 +203,5 @@ def _say_plan(outcome: Outcome, plan: Plan | None, costs: dict[str, Any], mpp: f
         result(f"  about {size(costs['bytes'])}")
     if outcome.hint:
         result(f"  {outcome.hint}")
+    if outcome.warning:
+        warn(outcome.warning)

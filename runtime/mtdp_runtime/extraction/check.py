@@ -14,7 +14,7 @@ from mtdp_runtime.backends.proof import run_backend
 from mtdp_runtime.bundle.golden import FEATURES, shown
 from mtdp_runtime.bundle.tolerance import cosines
 from mtdp_runtime.errors import BackendError, SlideUnreadable
-from mtdp_runtime.slide import Slide, SlideInfo
+from mtdp_runtime.slide import Slide, SlideInfo, Source
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
 from mtdp_runtime.slide.source import grid_source
@@ -41,7 +41,13 @@ class Agreement:
 
 
 def check_rows(
-    features: Path, info: SlideInfo, scale: float, tile_px: int, check: Check, beat: Callable[[int], None] | None = None
+    features: Path,
+    info: SlideInfo,
+    scale: float,
+    tile_px: int,
+    check: Check,
+    beat: Callable[[int], None] | None = None,
+    source: Source | None = None,
 ) -> Agreement | None:
     """Recompute random good tiles of a feature file; None where it has none.
 
@@ -52,6 +58,7 @@ def check_rows(
         tile_px: side of a tile.
         check: how many, and with what.
         beat: called with 0 after each batch.
+        source: what the run resampled all tiles from, also where this reader has another choice; a grid's where None.
 
     Raises:
         SlideError: a tile cannot be read now.
@@ -64,7 +71,7 @@ def check_rows(
         chosen = np.sort(np.random.default_rng(_SEED).choice(good, min(check.tiles, len(good)), replace=False))
         stored = np.stack([file.features[int(row)] for row in chosen]).astype(np.float32)
         coords = file.coords[chosen]
-    smallest, source = 1.0, grid_source(info, scale, tile_px)  # the run's, also where this reader has another choice
+    smallest, source = 1.0, source or grid_source(info, scale, tile_px)
     with _reference(info) as slide:
         for start in range(0, len(chosen), check.reference.batch):
             rows = slice(start, start + check.reference.batch)

@@ -18,17 +18,17 @@ from mtdp_runtime.errors import FingerprintMismatch, NothingFinite, SlideError, 
 from mtdp_runtime.extraction.check import Agreement, check_rows
 from mtdp_runtime.extraction.models import Model, Target
 from mtdp_runtime.extraction.outcome import Outcome
-from mtdp_runtime.extraction.provenance import layout_of, made_of, run_attrs
+from mtdp_runtime.extraction.provenance import is_aligned, layout_of, made_of, run_attrs
 from mtdp_runtime.extraction.unchanged import what_changed
 from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.pipeline.run import run_pipeline
 from mtdp_runtime.pipeline.timing import BadTiles
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide, SlideInfo
-from mtdp_runtime.slide.source import grid_source
+from mtdp_runtime.slide.source import tiles_source
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.writer import FeatureStore, differences, remove_leftovers
-from mtdp_runtime.tiling.given_mask import GivenMask
+from mtdp_runtime.tiling.given import NOTHING, Given
 from mtdp_runtime.tiling.grid import known_mpp
 from mtdp_runtime.tiling.plan import Plan, make_plan, why_empty
 
@@ -62,7 +62,7 @@ def extract_slide(
     *,
     readers: int,
     overwrite: bool = False,
-    mask: GivenMask | None = None,
+    given: Given = NOTHING,
     listeners: Listeners = SILENT,
 ) -> tuple[Outcome, Plan | None]:
     """Write the features of a slide, a file for each model; a file that is already complete and the same is left alone.
@@ -76,7 +76,7 @@ def extract_slide(
     """
     start = time.perf_counter()
     info, paths = slide.info, tuple(target.path for target in targets)
-    made = {t.path: made_of(info, t.model.bundle, t.model.backend.precision, settings, mask) for t in targets}
+    made = {t.path: made_of(info, t.model.bundle, t.model.backend.precision, settings, given) for t in targets}
     done = [target for target in targets if _is_done(target, made[target.path], overwrite, slide, settings)]
     todo = [target for target in targets if target not in done]
     read_by = Outcome(
@@ -88,14 +88,15 @@ def extract_slide(
         reader_reason=info.reader_reason,
         own_decoder=info.own_decoder,
     )
-    found = [_check(target.path, info, target.model, settings, listeners) for target in done]
+    tile_px = targets[0].model.bundle.manifest.tile_px
+    aligned = is_aligned(info, settings, tile_px, given)
+    found = [_check(target.path, info, target.model, settings, listeners, aligned) for target in done]
     if not todo:
         seconds = time.perf_counter() - start if any(one for one, _ in found) else 0.0
         return _with_checks(replace(read_by, message="already done", seconds=seconds), found), None
-    tile_px = todo[0].model.bundle.manifest.tile_px
     assert all(target.model.bundle.manifest.tile_px == tile_px for target in todo)
     listeners.on_phase(TISSUE)
-    plan = make_plan(slide, tile_px, settings, mask)
+    plan = make_plan(slide, tile_px, settings, given)
     with ExitStack() as open_stores:
         stores = [
             open_stores.enter_context(
@@ -125,7 +126,7 @@ def extract_slide(
                 refusal = _nothing_good(info, store.statuses(), bad)
                 store.discard()
                 raise refusal
-            agreement, warning = _check(store.partial, info, target.model, settings, listeners)
+            agreement, warning = _check(store.partial, info, target.model, settings, listeners, aligned)
             found.append((agreement, warning))
             attrs = run_attrs(times, bad, plan, rows) | {"bad_tiles": count}
             if agreement is not None:
@@ -142,6 +143,7 @@ def extract_slide(
         seconds=time.perf_counter() - start,
         times=times,
         message="" if len(plan.kept) else why_empty(plan),
+        warning=plan.remarks,
     )
     return _with_checks(outcome, found), plan
 
@@ -165,15 +167,17 @@ def _check(
     model: Model,
     settings: ExtractSettings,
     listeners: Listeners,
+    aligned: bool,
 ) -> tuple[Agreement | None, str]:
     """Recompute some rows of a file, where that is asked for; return also what is wrong with them, if anything."""
     if model.check is None:
         return None, ""
     listeners.on_phase(CHECK)
-    precision, scale = model.backend.precision, settings.mpp / known_mpp(info)
-    agreement = check_rows(features, info, scale, model.bundle.manifest.tile_px, model.check, listeners.on_progress)
+    precision, scale, tile_px = model.backend.precision, settings.mpp / known_mpp(info), model.bundle.manifest.tile_px
+    source = tiles_source(info, scale, tile_px, aligned)
+    agreement = check_rows(features, info, scale, tile_px, model.check, listeners.on_progress, source)
     least = MIN_COSINE[precision]
-    if grid_source(info, scale, model.bundle.manifest.tile_px).reduction > 1:
+    if source.reduction > 1:
         least = min(least, _MIN_COSINE_REDUCED)
     if agreement is None or agreement.min_cosine >= least:
         return agreement, ""
@@ -187,7 +191,8 @@ def _with_checks(outcome: Outcome, found: Sequence[tuple[Agreement | None, str]]
     """Add the agreement of the model that agrees least, and all warnings."""
     agreements = [agreement for agreement, _ in found if agreement is not None]
     worst = min(agreements, key=lambda agreement: agreement.min_cosine, default=None)
-    return replace(outcome, agreement=worst, warning="; ".join(warning for _, warning in found if warning))
+    warnings = [outcome.warning, *(warning for _, warning in found)]
+    return replace(outcome, agreement=worst, warning="; ".join(filter(None, warnings)))
 
 
 def standing(
@@ -196,7 +201,7 @@ def standing(
     settings: ExtractSettings,
     *,
     overwrite: bool = False,
-    mask: GivenMask | None = None,
+    given: Given = NOTHING,
 ) -> bool:
     """Say whether the file of each model is there as it would be made now. Nothing is written or removed.
 
@@ -204,7 +209,7 @@ def standing(
         FingerprintMismatch: something else is there, and may not be overwritten.
         StoreError: a file there cannot be read.
     """
-    made = [made_of(slide.info, t.model.bundle, t.model.backend.precision, settings, mask) for t in targets]
+    made = [made_of(slide.info, t.model.bundle, t.model.backend.precision, settings, given) for t in targets]
     return all(_stands(t, facts, overwrite, slide, settings) for t, facts in zip(targets, made, strict=True))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.extraction.models import Target
@@ -17,27 +17,43 @@ from mtdp_runtime.slide.identity import hint_of, sample_of
 from mtdp_runtime.slide.resample import is_still
 from mtdp_runtime.slide.source import resampling_of
 from mtdp_runtime.store.layout import Layout
-from mtdp_runtime.tiling.given_mask import GivenMask
+from mtdp_runtime.tiling.given import NOTHING, Given
+from mtdp_runtime.tiling.given_tiles import TileList
 from mtdp_runtime.tiling.plan import Plan
 from mtdp_runtime.version import __version__
 
+_OF_A_GRID: Final = ("stride_px", "min_tissue")  # which decide nothing of tiles that are given
+
 
 def made_of(
-    info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings, mask: GivenMask | None = None
+    info: SlideInfo, bundle: Bundle, precision: str, settings: ExtractSettings, given: Given = NOTHING
 ) -> dict[str, Any]:
-    """Return what decides the rows of a feature file: slide, model, grid, tissue rule and precision."""
-    return {
+    """Return what decides the rows of a feature file: slide, model, tiles, tissue rule and precision."""
+    mask, tile_px = given.mask, bundle.manifest.tile_px
+    resampling = "unknown"
+    if info.mpp:
+        resampling = resampling_of(info, settings.mpp / info.mpp, tile_px, is_aligned(info, settings, tile_px, given))
+    facts = {
         "slide": info.quickhash or info.path.name,
         "slide_bytes": info.size_bytes,
         "slide_mpp": info.mpp,
         "model": bundle.digest,
         "precision": precision,
-        "tile_px": bundle.manifest.tile_px,
-        "resampling": resampling_of(info, settings.mpp / info.mpp, bundle.manifest.tile_px) if info.mpp else "unknown",
+        "tile_px": tile_px,
+        "resampling": resampling,
         **{key: value for key, value in asdict(settings).items() if (key, value) != ("features_dtype", "float32")},
         **({"tiles": "all"} if settings.min_tissue == 0 else {}),
         **({"tissue": json.dumps(asdict(settings.tissue))} if mask is None else {"mask": mask.digest}),
     }
+    if given.tiles is not None:
+        facts = {key: value for key, value in facts.items() if key not in _OF_A_GRID}
+        facts |= {"tiles": "given", "coords": given.tiles.digest}
+    return facts
+
+
+def is_aligned(info: SlideInfo, settings: ExtractSettings, tile_px: int, given: Given) -> bool:
+    """Say whether all tiles lie on the pixels of a level that is coarser by just the scale, as those of a grid do."""
+    return given.tiles is None or info.mpp is None or given.tiles.aligned(settings.mpp / info.mpp, tile_px)
 
 
 def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict[str, Any]) -> Layout:
@@ -63,11 +79,12 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "scale": grid.scale,
         "level": plan.level,
         "level_downsample": level.downsample,
-        "resampling": resampling_of(info, grid.scale, grid.tile_px),
+        "resampling": resampling_of(info, grid.scale, grid.tile_px, grid.aligned),
         "reader": info.reader,
         "reader_reason": info.reader_reason,
-        "grid": asdict(grid),
-        "min_tissue": settings.min_tissue,
+        "grid": grid.facts(),
+        "bounds": info.bounds,
+        "min_tissue": 0.0 if isinstance(grid, TileList) else settings.min_tissue,
         "tissue": asdict(settings.tissue),
         "tissue_source": plan.tissue.source,
         "tissue_threshold": plan.tissue.threshold,
@@ -80,7 +97,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "patch_size_level0": round(grid.tile0),
         "level0_magnification": 10 / info.mpp,
         "target_magnification": 10 / settings.mpp,
-        "overlap": grid.tile_px - settings.stride_px,
+        "overlap": grid.given.stated.overlap_px if isinstance(grid, TileList) else grid.tile_px - settings.stride_px,
         "name": path.stem,
         "savetodir": str(path.parent),
         "level0_width": info.width,

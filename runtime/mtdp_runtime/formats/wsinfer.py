@@ -56,16 +56,18 @@ def write_geojson(h5: Path, target: Path) -> None:
     with open_features(h5) as file, target.open("w", encoding="utf-8") as stream:
         names, datasets = _columns(file)
         side = file.tile_side
-        grid = file.fact("grid")
-        corner = np.array([grid["x0"], grid["y0"]], np.int64)
+        bounds, grid = file.fact("bounds"), file.fact("grid")  # files of earlier versions hold only the grid
+        corner = np.array(bounds[:2] if bounds else [grid["x0"], grid["y0"]], np.int64)
         stream.write('{"type": "FeatureCollection", "features": [')
         comma = ""
+        seen: dict[tuple[int, int], int] = {}  # a list that a user gives may name a place again
         classes = file.heads[0].class_names if len(file.heads) == 1 else ()
         for coords, values, status, fractions in _rows(file, datasets):
             rows = zip((coords - corner).tolist(), values.tolist(), status.tolist(), fractions.tolist(), strict=True)
             for (x, y), row, code, fraction in rows:
                 measured = dict(zip(names, row, strict=True)) if names else {"tissue_fraction": round(fraction, 4)}
-                feature = _tile(h5.stem, x, y, side, measured if code == TileStatus.GOOD else {})
+                again = seen[x, y] = seen.get((x, y), -1) + 1
+                feature = _tile(h5.stem, x, y, side, measured if code == TileStatus.GOOD else {}, again)
                 if code == TileStatus.GOOD and classes:
                     feature["properties"]["classification"] = {"name": classes[int(np.argmax(row))]}
                 if code != TileStatus.GOOD:
@@ -78,12 +80,12 @@ def write_geojson(h5: Path, target: Path) -> None:
         stream.write("\n]}\n")
 
 
-def _tile(slide: str, x: int, y: int, side: int, measurements: dict[str, float]) -> dict[str, Any]:
+def _tile(slide: str, x: int, y: int, side: int, measurements: dict[str, float], again: int = 0) -> dict[str, Any]:
     right, bottom = x + side, y + side
     ring = [[right, y], [right, bottom], [x, bottom], [x, y], [right, y]]
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, f"{slide} {x} {y}")),
+        "id": str(uuid.uuid5(_NAMESPACE, f"{slide} {x} {y}{f' {again}' if again else ''}")),
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "properties": {"isLocked": True, "measurements": measurements, "objectType": "tile"},
     }

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.errors import SlideError
 from mtdp_runtime.slide import Slide
-from mtdp_runtime.slide.source import grid_source
 from mtdp_runtime.store.reader import FeatureFile
 
 MOST: Final = 48
@@ -96,14 +95,13 @@ def _k_means(rows: NDArray[np.float32], groups: int) -> NDArray[np.float32]:
 def contact_sheet(file: FeatureFile, slide: Slide) -> Sheet:
     """Read the representative tiles of a slide, as the model saw them."""
     tile_px, scale = int(file.tile_attrs["patch_size"]), float(file.attrs["scale"])
-    source = grid_source(slide.info, scale, tile_px)
     samples = representative_rows(file)
     pictures: dict[int, NDArray[np.uint8]] = {}
     tile = np.zeros((tile_px, tile_px, 3), np.uint8)
     for row in sorted(one.row for one in samples):  # neighbours share what is decoded
         x0, y0 = file.coords[row].tolist()
         try:
-            slide.read_into(tile, x0, y0, scale, source)
+            slide.read_into(tile, x0, y0, scale)
         except (SlideError, OSError):
             continue
         side_px = min(_SIDE_PX, tile_px)

@@ -95,9 +95,10 @@ def tissue_histogram(file: FeatureFile) -> str:
     )
     label = f"Histogram of the part of a tile that is tissue: median {np.median(fractions):.2f}"
     least = float(file.attrs["min_tissue"])
+    left_out = f" Tiles with less than {least:.0%} were left out." if least else ""
     return (
         f"<h2>Tissue in the tiles</h2><p>Half of the tiles are at least {np.median(fractions):.0%} tissue; "
-        f"{(fractions >= 0.999).mean():.0%} are full of it. Tiles with less than {least:.0%} were left out.</p>"
+        f"{(fractions >= 0.999).mean():.0%} are full of it.{left_out}</p>"
         f'<div class=histogram><svg viewBox="0 0 1000 200" preserveAspectRatio=none role=img aria-label="{label}">'
         f"{bars}</svg>"
         f"<div><span>0</span><span>tissue in a tile; the highest bar has {plural(int(counts.max()), 'tile')}</span>"

@@ -42,9 +42,17 @@ LEVEL_TOLERANCE: Final = 0.01
 _SAME: Final = 1e-6  # factors this close, relatively, are one: the rounding of floats
 
 
+def tiles_source(info: SlideInfo, scale: float, tile_px: int, aligned: bool) -> Source:
+    """Return the source of all tiles of a slide; `aligned` where each origin is a multiple of a whole scale.
+
+    A grid is laid so; of a list of tiles that a user gives all must be, or none is read from such a level.
+    """
+    return _source(info, scale, tile_px, aligned)
+
+
 def grid_source(info: SlideInfo, scale: float, tile_px: int) -> Source:
     """Return the source of all tiles of a grid as `make_grid` lays it: its origins are multiples of a whole scale."""
-    return _source(info, scale, tile_px, aligned=True)
+    return tiles_source(info, scale, tile_px, aligned=True)
 
 
 def source_at(info: SlideInfo, x0: int, y0: int, scale: float, out_px: int) -> Source:
@@ -86,9 +94,9 @@ def factor_of(info: SlideInfo, source: Source) -> float:
     return info.levels[source.level].downsample * source.reduction
 
 
-def resampling_of(info: SlideInfo, scale: float, tile_px: int) -> str:
-    """Name the source of a grid's tiles, and what is done to it: a part of what makes the features."""
-    source = grid_source(info, scale, tile_px)
+def resampling_of(info: SlideInfo, scale: float, tile_px: int, aligned: bool = True) -> str:
+    """Name the source of a slide's tiles, and what is done to it: a part of what makes the features."""
+    source = tiles_source(info, scale, tile_px, aligned)
     left = scale / factor_of(info, source)
     done = "as it is" if is_still(left, tile_px) else "exact area average" if left > 1 else "linear"
     return f"level {source.level}{f' at jpeg 1/{source.reduction}' if source.reduction > 1 else ''}, {done}"

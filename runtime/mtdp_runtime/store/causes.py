@@ -23,13 +23,14 @@ class FailedSlide:
     message: str
     hint: str = ""
     mask: str = ""  # the path of its mask, where it was given one
+    coords: str = ""  # and of its list of tiles
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     """What several slides failed of."""
 
-    text: str  # the message of the first, without the names of its slide and mask
+    text: str  # the message of the first, without the names of its slide, mask and tiles
     hint: str
     slides: tuple[str, ...]  # file names, in the order of the run
 
@@ -51,12 +52,12 @@ def plain_message(message: str) -> str:
 
 
 def _without_names(text: str, one: FailedSlide) -> str:
-    """Return a message without what names this slide or its mask.
+    """Return a message without what names this slide, its mask or its tiles.
 
     >>> _without_names("/x/a.svs: 3 of its 7 tiles, says /x/a.svs", FailedSlide("/x/a.svs", "a", ""))
     '3 of its 7 tiles, says <slide>'
     """
-    for path, word in ((one.slide, "<slide>"), (one.mask, "<mask>")):
+    for path, word in ((one.slide, "<slide>"), (one.mask, "<mask>"), (one.coords, "<coords>")):
         if path:
             for name in (run_log.absolute(path), path, PurePath(path).name):
                 text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", word, text)

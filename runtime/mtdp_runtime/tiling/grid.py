@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,15 @@ class Grid:
         """Side of a tile in level-0 pixels."""
         return self.tile_px * self.scale
 
+    @property
+    def aligned(self) -> bool:
+        """Whether a coarser level of just this scale may be its source: so it was laid."""
+        return True
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a feature file says of it."""
+        return asdict(self)
+
     def __len__(self) -> int:
         return self.columns * self.rows
 
@@ -84,6 +94,31 @@ def known_mpp(info: SlideInfo) -> float:
     return info.mpp
 
 
+def tile_scale(info: SlideInfo, mpp: float) -> float:
+    """Return the level-0 pixels that a pixel of a tile covers at a scale.
+
+    Raises:
+        SlideScaleUnknown: the slide has no mpp; it is never guessed.
+        SlideTooCoarse: more than MAX_UPSAMPLING would have to be invented.
+        SlideTooLarge: more than MOST_M metres.
+    """
+    mpp0 = known_mpp(info)
+    if not is_scale(mpp):
+        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
+    if mpp / mpp0 * MAX_UPSAMPLING < 1:
+        raise SlideTooCoarse(
+            f"{info.path}: level 0 has {mpp0:.6g} µm/px ({info.mpp_source}), coarser than the {mpp:g} µm/px asked for",
+            hint="Correct the slide's own scale with --slide-mpp, or ask for one that it has: mtdp-extract --mpp.",
+        )
+    if max(info.width, info.height) * mpp0 / 1e6 > MOST_M:
+        raise SlideTooLarge(
+            f"{info.path}: {info.width} x {info.height} px at {mpp0:.6g} µm/px ({info.mpp_source}): "
+            f"{max(info.width, info.height) * mpp0 / 1e6:.1f} m, more than a slide can have",
+            hint="The file states a wrong size or scale: give the true scale with --slide-mpp, or copy the file again.",
+        )
+    return mpp / mpp0
+
+
 def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None = None) -> Grid:
     """Lay a grid over what was scanned; only tiles that lie wholly inside it are part of it.
 
@@ -101,29 +136,15 @@ def make_grid(info: SlideInfo, tile_px: int, mpp: float, stride_px: int | None =
         SlideTooCoarse: more than MAX_UPSAMPLING would have to be invented.
         SlideTooLarge: more than MOST_M metres, or MOST_TILES tiles.
     """
-    mpp0 = known_mpp(info)
-    if not is_scale(mpp):
-        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
     stride = tile_px if stride_px is None else stride_px
     if stride < 1:
         raise UsageError(f"--stride-px {stride}: must be at least 1", hint=f"{tile_px} lays tiles side by side.")
-    scale = mpp / mpp0
-    if scale * MAX_UPSAMPLING < 1:
-        raise SlideTooCoarse(
-            f"{info.path}: level 0 has {mpp0:.6g} µm/px ({info.mpp_source}), coarser than the {mpp:g} µm/px asked for",
-            hint="Correct the slide's own scale with --slide-mpp, or ask for one that it has: mtdp-extract --mpp.",
-        )
+    scale = tile_scale(info, mpp)
     x0, y0, width, height = info.bounds
     step0 = stride * scale
-    if max(info.width, info.height) * mpp0 / 1e6 > MOST_M:
-        raise SlideTooLarge(
-            f"{info.path}: {info.width} x {info.height} px at {mpp0:.6g} µm/px ({info.mpp_source}): "
-            f"{max(info.width, info.height) * mpp0 / 1e6:.1f} m, more than a slide can have",
-            hint="The file states a wrong size or scale: give the true scale with --slide-mpp, or copy the file again.",
-        )
     if width / step0 * (height / step0) > MOST_TILES:  # before they are counted, which takes as long as they are many
         raise SlideTooLarge(
-            f"{info.path}: {width} x {height} px at {mpp0:.6g} µm/px with a tile each {step0:.6g} px: "
+            f"{info.path}: {width} x {height} px at {info.mpp:.6g} µm/px with a tile each {step0:.6g} px: "
             f"more than {MOST_TILES:,} tiles",
             hint="Ask for fewer: mtdp-extract --stride-px or --mpp. If it cannot be that large, its file is damaged.",
         )

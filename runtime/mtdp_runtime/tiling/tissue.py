@@ -195,12 +195,7 @@ def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
     """Return float32[len(grid)]: the part of each tile's area that is tissue, fractions of mask pixels included."""
     if not len(grid):
         return np.zeros(0, np.float32)
-    # Summed areas, interpolated linearly between mask pixels: exact for a mask that is constant within its pixels.
-    sums: NDArray[np.float64] | NDArray[np.int32]
-    if tissue.areas is None:
-        sums = cv2.integral(tissue.mask.view(np.uint8), sdepth=cv2.CV_32S)
-    else:
-        sums = cv2.integral(tissue.areas.astype(np.float64), sdepth=cv2.CV_64F)
+    sums = _summed_areas(tissue)
     origins = grid.origins()
     xs = origins[: grid.columns, 0].astype(np.float64)
     ys = origins[:: grid.columns, 1].astype(np.float64)
@@ -210,6 +205,48 @@ def tissue_fractions(tissue: TissueMask, grid: Grid) -> NDArray[np.float32]:
     area = _interpolate(by_row.T, right) - _interpolate(by_row.T, left)
     fractions = area.T / (grid.tile0 / tissue.scale) ** 2
     return np.clip(fractions, 0, 1).astype(np.float32).ravel()
+
+
+def tissue_fractions_at(tissue: TissueMask, origins: NDArray[np.int64], tile0: float) -> NDArray[np.float32]:
+    """Return float32[N]: what `tissue_fractions` does, for tiles of `tile0` level-0 pixels that lie anywhere.
+
+    What of a tile lies outside the scanned area is no tissue.
+    """
+    sums = _summed_areas(tissue)
+    first = (origins - np.array([tissue.x0, tissue.y0], np.float64)) / tissue.scale
+    last = first + tile0 / tissue.scale
+    area = np.zeros(len(origins), np.float64)
+    for x, right in ((first[:, 0], False), (last[:, 0], True)):
+        for y, bottom in ((first[:, 1], False), (last[:, 1], True)):
+            area += _interpolate_at(sums, x, y) * (1 if right == bottom else -1)
+    return np.clip(area / (tile0 / tissue.scale) ** 2, 0, 1).astype(np.float32)
+
+
+def _summed_areas(tissue: TissueMask) -> NDArray[np.float64] | NDArray[np.int32]:
+    """Return the sums above and left of each corner of a mask pixel.
+
+    Interpolated linearly between these they are exact for a mask that is constant within its pixels.
+    """
+    sums: NDArray[np.float64] | NDArray[np.int32]
+    if tissue.areas is None:
+        sums = cv2.integral(tissue.mask.view(np.uint8), sdepth=cv2.CV_32S)
+    else:
+        sums = cv2.integral(tissue.areas.astype(np.float64), sdepth=cv2.CV_64F)
+    return sums
+
+
+def _interpolate_at(
+    sums: NDArray[np.float64] | NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return float64[N]: sums, two or more on a side, at fractional places."""
+    rows, columns = sums.shape
+    x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
+    left, top = np.minimum(x.astype(np.int64), columns - 2), np.minimum(y.astype(np.int64), rows - 2)
+    right_part, lower_part = x - left, y - top
+    upper = sums[top, left] * (1 - right_part) + sums[top, left + 1] * right_part
+    lower = sums[top + 1, left] * (1 - right_part) + sums[top + 1, left + 1] * right_part
+    between: NDArray[np.float64] = upper * (1 - lower_part) + lower * lower_part
+    return between
 
 
 def _interpolate(rows: NDArray[np.float64] | NDArray[np.int32], positions: NDArray[np.float64]) -> NDArray[np.float64]:
