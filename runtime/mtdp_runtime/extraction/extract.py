@@ -22,7 +22,7 @@ from mtdp_runtime.extraction.provenance import is_aligned, layout_of, made_of, r
 from mtdp_runtime.extraction.unchanged import what_changed
 from mtdp_runtime.pipeline.fan_out import JoinedEngines, JoinedStores
 from mtdp_runtime.pipeline.run import run_pipeline
-from mtdp_runtime.pipeline.timing import BadTiles
+from mtdp_runtime.pipeline.timing import BadTiles, RunTimes
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.source import tiles_source
@@ -132,20 +132,24 @@ def extract_slide(
             if agreement is not None:
                 attrs |= {"check": asdict(agreement)} | ({"check_warning": warning} if warning else {})
             store.finish(attrs, drop_bad=settings.on_bad_tile == "drop")
-    left_out = max(bad_tiles) if settings.on_bad_tile == "drop" else 0
-    outcome = replace(
+    outcome = _computed(read_by, plan, times, max(bad_tiles), dropped=settings.on_bad_tile == "drop")
+    return _with_checks(replace(outcome, seconds=time.perf_counter() - start), found), plan
+
+
+def _computed(read_by: Outcome, plan: Plan, times: RunTimes, bad_tiles: int, *, dropped: bool) -> Outcome:
+    """Return the outcome of a slide whose tiles were computed now; `dropped` bad tiles have no row."""
+    left_out = bad_tiles if dropped else 0
+    return replace(
         read_by,
         status="done" if len(plan.kept) else "no-tissue",
         tiles=len(plan.kept) - left_out,
-        bad_tiles=max(bad_tiles),
+        bad_tiles=bad_tiles,
         left_out=left_out,
         tiles_before=len(plan.kept) - times.tiles,
-        seconds=time.perf_counter() - start,
         times=times,
         message="" if len(plan.kept) else why_empty(plan),
         warning=plan.remarks,
     )
-    return _with_checks(outcome, found), plan
 
 
 def _nothing_good(info: SlideInfo, statuses: NDArray[np.uint8], bad: BadTiles) -> SlideError:
