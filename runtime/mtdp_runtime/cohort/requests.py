@@ -73,7 +73,7 @@ def list_slides(
     passed: list[PassedOver] = [] if passed_over is None else passed_over
     seen: set[tuple[Path, str]] = set()
     for path in named:
-        if _is_folder_of_slides(path):
+        if _is_folder(path):
             found = _in_folder(path, passed)
             if not found:
                 over = f"; passed over: {_counted(passed)}" if passed else ""
@@ -141,7 +141,7 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
     return list(by_name.values())
 
 
-def _is_folder_of_slides(path: Path) -> bool:
+def _is_folder(path: Path) -> bool:
     try:
         return "\0" not in str(path) and path.is_dir() and not zarr_folder.is_zarr(path)
     except OSError:  # it may not be looked at, or its server is away: that is said at its turn
