@@ -15,7 +15,7 @@ import threading
 from types import FrameType
 
 # What an output that nobody takes says: a pipe whose reader is gone, a full disk, a closed descriptor.
-_UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO)
+_UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
 
 
 ENGINE_THREAD = "engine"  # computes what a foreign model asks for
@@ -48,6 +48,8 @@ def main() -> None:
             os.write(2, f"error: stdout cannot be written: {error.strerror}\n".encode())
         os._exit(2)
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the library's own end, with a code of another meaning
+            os._exit(2)
         if any(thread.name == ENGINE_THREAD for thread in threading.enumerate()):
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)  # it computes for ever, and would crash at the end

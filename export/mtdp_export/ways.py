@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +12,7 @@ from mtdp_export.isolated import limited
 from mtdp_export.options import Options
 from mtdp_export.scratch import scratch_of
 from mtdp_export.stages import Stages
-from mtdp_runtime.commands.console import work_begins
+from mtdp_runtime.commands.console import hint, note, result, result_json, trouble, work_begins
 
 if TYPE_CHECKING:
     from mtdp_export.onnx_source import OnnxSource
@@ -33,7 +31,7 @@ def print_card(options: Options) -> int:
     from mtdp_runtime.bundle import load_bundle
 
     assert options.card is not None
-    print(model_card(load_bundle(options.card).manifest, None, (options.card / "LICENSE").is_file()), end="")
+    _lines(model_card(load_bundle(options.card).manifest, None, (options.card / "LICENSE").is_file()))
     return 0
 
 
@@ -43,7 +41,10 @@ def list_encoders_known(options: Options) -> int:
     from mtdp_export.encoder_docs import as_json, as_lines
 
     recipes = list(catalogue().values())
-    print(json.dumps(as_json(recipes)) if options.as_json else as_lines(recipes))
+    if options.as_json:
+        result_json(as_json(recipes))
+    else:
+        _lines(as_lines(recipes))
     return 0
 
 
@@ -70,9 +71,9 @@ def export_network(options: Options) -> int:
             options.source, options.weights, options.tile_px, not options.no_heads, stated=stated, asked=asked
         )
     if source.encoder:
-        print(f"note: {source.licence}", file=sys.stderr)
+        note(source.licence)
     if source.published:
-        print(f"note: these are {source.published}", file=sys.stderr)
+        note(f"these are {source.published}")
     work_begins()
     return _say_what_was_written(_write(source, out, settings, options), options)
 
@@ -145,16 +146,22 @@ def verify_bundle(options: Options) -> int:
             "parity": [asdict(row) | {"passed": row.passed} for row in rows],
             "engines_not_run": not_run,
         }
-        print(json.dumps(found))
+        result_json(found)
     else:
         files = [*(variant.file for variant in bundle.manifest.variants), bundle.manifest.golden]
-        print(f"{path}: {bundle.manifest.name}, digest {bundle.digest}")
-        print(f"intact: {', '.join(file.file for file in files)}; reference: {bundle.manifest.reference} in fp32")
-        print(table(rows, bundle.manifest.autocast))
-        print(golden_note(bundle.manifest.golden_source))
+        result(f"{path}: {bundle.manifest.name}, digest {bundle.digest}")
+        result(f"intact: {', '.join(file.file for file in files)}; reference: {bundle.manifest.reference} in fp32")
+        _lines(table(rows, bundle.manifest.autocast))
+        result(golden_note(bundle.manifest.golden_source))
         for file, why in not_run.items():
-            print(f"{file}: digest right, not run: {why}")
+            result(f"{file}: digest right, not run: {why}")
     return 0 if passed else 1
+
+
+def _lines(text: str) -> None:
+    """Print a text of many lines, each escaped: names of a bundle may come from a stranger."""
+    for line in text.splitlines():
+        result(line)
 
 
 def _target(options: Options) -> Path:
@@ -239,20 +246,21 @@ def _say_what_was_written(written: Written, options: Options) -> int:
     """Say it; return the exit code."""
     bundle, report = written.bundle, written.report
     if options.as_json:
-        print(json.dumps({"bundle": str(written.out), "digest": bundle.digest, **report.to_json()}))
+        result_json({"bundle": str(written.out), "digest": bundle.digest, **report.to_json()})
     else:
         from mtdp_export.parity import golden_note, table
 
         files = ", ".join(f"{v.file.file} {v.file.size_bytes / 1e6:.1f} MB" for v in bundle.manifest.variants)
-        print(f"{written.out}: {bundle.manifest.name}, {files}, digest {bundle.digest}")
-        print(table(report.rows, bundle.manifest.autocast))
-        print(golden_note(bundle.manifest.golden_source))
+        result(f"{written.out}: {bundle.manifest.name}, {files}, digest {bundle.digest}")
+        _lines(table(report.rows, bundle.manifest.autocast))
+        result(golden_note(bundle.manifest.golden_source))
         for built in bundle.manifest.engines:
-            print(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
-        print("\n".join(report.notes), end="\n" if report.notes else "")
+            result(f"{built.file.file} {built.file.size_bytes / 1e6:.1f} MB")
+        for each in report.notes:
+            result(each)
     if written.assumed_mpp is not None:
-        said = f"--mpp was left out: {written.assumed_mpp:g} µm per pixel is taken as the model's scale"
-        print(f"note: {said}", file=sys.stderr)
+        note(f"--mpp was left out: {written.assumed_mpp:g} µm per pixel is taken as the model's scale")
     for refusal in report.refused:
-        print(f"error: {refusal}\nhint: {refusal.hint}", file=sys.stderr)
+        trouble("error: ", refusal)
+        hint(refusal.hint)
     return 1 if report.refused else 0

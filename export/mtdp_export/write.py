@@ -58,6 +58,7 @@ from mtdp_runtime.bundle.manifest import (
 from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines, least_cosine_of
 from mtdp_runtime.faults import remedy
 from mtdp_runtime.files import writable_folder
+from mtdp_runtime.printable import printable
 
 _REFERENCE: Final = "onnxruntime"
 BASE: Final = "base.onnx"  # the fp32 graph from which every variant is made
@@ -231,7 +232,7 @@ def _make_variants(
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def _keep_proven(scratch: Path, made: Sequence[Made], proof: Proof) -> list[Made]:

@@ -1,4 +1,4 @@
-"""A foreign model that computes for ever: every command that runs it ends by itself, and at a signal."""
+"""Foreign models: one that computes for ever is ended, by a limit or a signal; what one is called stays text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 from hostile_models import endless_bundle, endless_onnx
-from support import pyramid, stained
+from mtdp_runtime.bundle import file_ref, write_manifest
+from support import make_manifest, pyramid, stained, write_tiny_bundle
 
 EXPORT = "from mtdp_export.entry import main; main()"
 EXTRACT = "from mtdp_runtime.commands.entry import extract; extract()"
@@ -82,3 +85,17 @@ def test_a_signal_ends_it_and_what_it_started(
     assert said.splitlines() == ["stopped: what was computed is kept; run the same command again to go on"]
     assert not [child for child in children if os.path.exists(f"/proc/{child}/fd/0")]  # noqa: PTH110
     assert not list((tmp_path).glob("out/*"))
+
+
+def test_names_in_a_foreign_bundle_command_no_terminal(tmp_path: Path) -> None:
+    folder, evil = write_tiny_bundle(tmp_path / "evil"), "x\x1b[2J\x1b]0;owned\x07\x9b31m"
+    model = onnx.load(folder / "model.fp32.onnx")
+    model.graph.node[0].op_type = f"Cast{evil}"
+    onnx.save(model, folder / "model.fp32.onnx")
+    manifest = make_manifest(file_ref(folder, "model.fp32.onnx"), file_ref(folder, "golden.npz"))
+    weights = replace(manifest.weights, origin=evil, licence=evil)
+    write_manifest(folder, replace(manifest, name=evil, weights=weights))
+    for way in ("--card", "--verify"):
+        done = run(EXPORT, way, folder)
+        assert done.stdout
+        assert not [c for c in done.stdout + done.stderr if not c.isprintable() and c != "\n"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,32 @@ def test_training_says_that_its_results_could_not_be_written() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: stdout cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["extract", "export", "train"])
+def test_a_reader_that_is_gone_is_no_success_and_no_failure_of_a_slide(command: str) -> None:
+    """As `mtdp-extract ... | head -1`: nothing is said, since nobody listens."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    module, _, function = ENTRIES[command]
+    code = [sys.executable, "-c", f"from {module} import {function} as main; main()", "--help"]
+    done = subprocess.run(code, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_limit_of_file_sizes_that_stdout_meets_is_said(tmp_path: Path, unbuffered: str) -> None:
+    """Half a line fits; Python itself would lose the rest without a word where its streams are unbuffered."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, 100))
+    with (tmp_path / "out.txt").open("w") as small:
+        done = subprocess.run(
+            [sys.executable, "-c", "from mtdp_runtime.commands.entry import extract; extract()", "--help"],
+            stdout=small,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            preexec_fn=limit,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert (done.returncode, done.stderr) == (2, "error: stdout cannot be written: File too large\n")

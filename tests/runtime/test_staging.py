@@ -171,3 +171,38 @@ def test_another_run_may_remove_a_folder_before_its_lock_is_held(
     with Staging(tmp_path / "stage", print) as stage:
         assert len(calls) == 3
         assert (stage._folder / "lock").exists()
+
+
+def test_links_that_others_lay_in_the_staging_folder_lead_nowhere(
+    make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A folder for all users, such as /tmp: what a run removes and writes there is its own."""
+    victim, shared, slide = tmp_path / "victim", tmp_path / "stage", make_slide()
+    victim.mkdir()
+    shared.mkdir()
+    for name in ("lock", "precious"):
+        (victim / name).write_text("kept")
+    (shared / f"{PREFIX}evil").symlink_to(victim)
+    (shared / f"{PREFIX}lock").mkdir()
+    (shared / f"{PREFIX}lock" / "lock").symlink_to(victim / "lock")
+    (shared / f"{PREFIX}file").write_text("no folder")
+    with Staging(shared, lambda _: None) as stage:
+        stage.begin(slide)
+        local = stage.wait(slide, nothing)
+        assert local.read_bytes() == slide.read_bytes()
+        assert local.parent.parent.stat().st_mode & 0o777 == 0o700, "nobody else may lay a link there"
+    assert sorted(path.read_text() for path in victim.iterdir()) == ["kept", "kept"]
+
+
+def test_a_copy_never_takes_the_place_of_what_is_there(make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    slide, victim = make_slide(), tmp_path / "victim"
+    victim.write_text("kept")
+    said: list[str] = []
+    with Staging(tmp_path / "stage", said.append) as stage:
+        (own,) = (tmp_path / "stage").iterdir()
+        (own / "1").mkdir()
+        (own / "1" / slide.name).symlink_to(victim)
+        stage.begin(slide)
+        assert stage.wait(slide, nothing) == slide, "it is read in place"
+    assert victim.read_text() == "kept"
+    assert said == [f"{slide}: read in place, not staged: File exists"]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -152,7 +154,7 @@ def _run(copy: _Copy) -> None:
 
 def _copy_file(copy: _Copy, source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as reading, target.open("wb") as writing:
+    with source.open("rb") as reading, target.open("xb") as writing:
         while piece := reading.read(_PIECE_BYTES):
             if copy.stop.is_set():
                 raise _Stopped
@@ -178,10 +180,15 @@ def _own_folder(folder: Path) -> tuple[Path, IO[Any]]:
 
 
 def _remove_dead(folder: Path) -> None:
+    """Remove the folders of this user's runs whose owners are dead; never what a link of such a name leads to."""
     for one in folder.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError), (one / _LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its owner is dead
-            shutil.rmtree(one, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            found = one.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                continue
+            with os.fdopen(os.open(one / _LOCK, os.O_RDWR | os.O_NOFOLLOW), "r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its owner is dead
+                shutil.rmtree(one, ignore_errors=True)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

@@ -31,7 +31,7 @@ from mtdp_runtime.printable import printable
 _WRONG_OPTION: Final[type[Exception]] = typer.BadParameter.__bases__[0]
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 # What an output that nobody takes says: a pipe whose reader is gone, a full disk, a closed descriptor.
-_UNHEARD: Final = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO)
+_UNHEARD: Final = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
 _RED: Final = "31"
 _YELLOW: Final = "33"
 _CYAN: Final = "36"
@@ -237,6 +237,10 @@ def _code_of(app: Callable[..., Any], name: str, own_errors: tuple[type[Exceptio
         trouble("error: ", error)
         hint(own.hint)
         return own.exit_code
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the library's own end, with a code of another meaning
+            raise end.__context__ from None
+        raise
     except StoppedBySignal as stop:
         set_status("")
         trouble("", STOPPED)

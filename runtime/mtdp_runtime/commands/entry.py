@@ -22,6 +22,10 @@ def prepare() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, leave_at_once)
     _open_missing_streams()
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):  # PYTHONUNBUFFERED: what a full disk takes a part of would be lost, unsaid
+        written = io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(written, encoding="utf-8", errors="backslashreplace", line_buffering=True)
     if _is_the_process_own(sys.stderr) and not isinstance(getattr(sys.stderr, "buffer", None), _Deaf):
         with contextlib.suppress(OSError, AttributeError):
             sys.stderr.flush()
