@@ -48,13 +48,15 @@ def _claim_and_die(out: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_claim_of_another_machine_dies_when_its_heart_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("later_s", [-1, 1])
+def test_a_claim_of_another_machine_dies_when_its_heart_stops(tmp_path: Path, later_s: int) -> None:
+    """Also one whose last beat lies in the future: the server's clock was set back since."""
     (tmp_path / ".claims").mkdir()
     theirs = tmp_path / ".claims" / "s.1"
     theirs.write_text(json.dumps({"host": "node7", "machine": "another boot", "pid": 1, "born": "5"}))
     assert claim(tmp_path, "s") == Held("process 1 on node7")
-    old_s = time.time() - claims.EXPIRES_S - 1
-    os.utime(theirs, (old_s, old_s))
+    beat_s = time.time() + later_s * (claims.EXPIRES_S + 5)
+    os.utime(theirs, (beat_s, beat_s))
     with claim(tmp_path, "s") as mine:
         assert isinstance(mine, Claim)
 

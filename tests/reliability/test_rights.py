@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,6 +126,29 @@ def test_a_limit_of_the_shell_is_named(
     if done.returncode:
         assert said.lower() in done.stderr.lower(), done.stderr
     assert run(tiny_bundle, slide, "--out", out).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_fails_at_once_and_the_others_are_done(
+    tiny_bundle: Path,
+    make_slide: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    odd, slide = tmp_path / "odd.tiff", make_slide()
+    with socket.socket(socket.AF_UNIX) as bound:
+        if kind == "pipe":
+            os.mkfifo(odd)
+        elif kind == "socket":
+            monkeypatch.chdir(tmp_path)  # a socket's path is short
+            bound.bind("odd.tiff")
+        else:
+            odd.symlink_to("/dev/zero")
+        done = run(tiny_bundle, odd, slide, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert f"failed: {odd}: no file, but a pipe, a socket or a device" in done.stderr
+    assert [line["status"] for line in slide_lines(tmp_path / "out")] == ["failed", "done"]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR, errno.EMFILE])

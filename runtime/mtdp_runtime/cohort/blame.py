@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,7 +104,7 @@ def read_fault(path: Path) -> Fault | None:
         if not path.exists():
             path.stat()
         for part in parts_of(path)[:_LOOKED_AT_FILES] or (path,):
-            if not part.is_dir():
+            if stat.S_ISREG(part.stat().st_mode):
                 _look_at(part)
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         return system_fault(error)

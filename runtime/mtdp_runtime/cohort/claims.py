@@ -234,7 +234,8 @@ def _living_owner(path: Path) -> Held | None:
             os.close(file)
     if machine == _machine():
         return Held(f"process {pid}") if _born(str(pid)) == born else None
-    if lock_is_gone or _now(path) - facts.st_mtime >= EXPIRES_S:
+    # A heartbeat of the future is of before the clock was set back; one that lives comes again.
+    if lock_is_gone or abs(_now(path) - facts.st_mtime) >= EXPIRES_S:
         return None
     return Held(f"process {pid} on {host}", f"{facts.st_ino} {facts.st_mtime_ns}")
 

@@ -148,6 +148,14 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
+def _is_plain_file(path: Path) -> bool:
+    """Say whether a look into it ends: a pipe would be waited for, a device read without end."""
+    try:
+        return "\0" not in str(path) and path.is_file()
+    except OSError:
+        return False
+
+
 def _is_missing(path: Path) -> bool:
     if "\0" in str(path):  # said by `why_refused`
         return False
@@ -214,7 +222,7 @@ def _in_folder(root: Path, passed: list[PassedOver]) -> list[SlideRequest]:
 
 def _is_more_of_a_series(path: Path, seen: set[tuple[Path, str]]) -> bool:
     """Say whether a file (of CASE/*.dcm, say) belongs to the series of one that was named before it."""
-    series = dicom.series_of(path) if dicom.is_dicom(path) else ""
+    series = dicom.series_of(path) if _is_plain_file(path) and dicom.is_dicom(path) else ""
     key = (path.parent, series)
     known = bool(series) and key in seen
     seen.add(key)

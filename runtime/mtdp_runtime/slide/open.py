@@ -39,6 +39,8 @@ def open_slide(path: Path | str, slide_mpp: float | None = None, given_by: str =
     file = Path(path)
     if not file.exists():
         raise SlideUnreadable(f"{file}: no such file", hint="Check the path.")
+    if not (file.is_file() or file.is_dir()):
+        raise SlideUnreadable(f"{file}: no file, but a pipe, a socket or a device", hint="Name a slide.")
     if kind_of_file(file) == "OME-Zarr":
         return _image(file, slide_mpp, given_by, "OpenSlide does not read OME-Zarr")
     if file.is_dir():
