@@ -18,6 +18,7 @@
     ├── ListenerFailed             a function that the caller gave raised
     └── SlideError                 one slide failed; the others go on (exit code 1)
         ├── SlideUnreadable
+        │   └── SlideGone
         ├── SlideScaleUnknown
         ├── SlideTooCoarse
         ├── SlideTooLarge
@@ -105,6 +106,10 @@ class SlideError(RuntimeFailure):
 
 class SlideUnreadable(SlideError):
     """The file is not a slide that can be opened."""
+
+
+class SlideGone(SlideUnreadable):
+    """The file that was a slide is not there any more."""
 
 
 class SlideScaleUnknown(SlideError):

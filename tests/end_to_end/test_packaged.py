@@ -47,6 +47,9 @@ def test_the_demo(tmp_path: Path) -> None:
     result = command("mtdp_runtime.commands.extract", "--demo", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert "demo-slide.tiff: " in result.stdout
+    report, look = result.stdout.splitlines()[-2:]
+    assert Path(report.removeprefix("report: ")).is_file()
+    assert look.endswith(f"mtdp-view {tmp_path}")
     with h5py.File(tmp_path / "demo-slide.h5") as file:
         assert file["features"].shape[1] == 1024
         assert file["features"].shape[0] > 200

@@ -20,7 +20,7 @@ def test_every_command_of_ours_stands_under_a_row_that_installs_it() -> None:
 
 def test_each_command_is_there() -> None:
     said = {line.split()[0] for _, code in BLOCKS for line in code.splitlines() if line.startswith("mtdp-")}
-    assert said == {"mtdp-extract", "mtdp-bench", "mtdp-doctor", "mtdp-export", "mtdp-train"}
+    assert said == {"mtdp-extract", "mtdp-bench", "mtdp-doctor", "mtdp-export", "mtdp-train", "mtdp-view"}
 
 
 def test_the_test_command_is_marked_for_ci() -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import mtdp_runtime
 from mtdp_runtime import printable, units
-from mtdp_runtime.commands import bench, doctor, output
+from mtdp_runtime.commands import bench, doctor, output, view
 from mtdp_runtime.commands import extract as command
 from mtdp_runtime.commands.progress import PLAIN_EVERY_S, Progress
 from mtdp_runtime.extraction.extract import CHECK, TILES, TISSUE
@@ -35,7 +35,7 @@ from support import extract, pyramid, stained
 
 ROOT = Path(mtdp_runtime.__file__).parent
 TCGA = "TCGA-02-0001-01Z-00-DX1.83fce43e-42ac-4dcd-b156-2908e75f2e47.svs"
-COMMANDS = {"mtdp-extract": "extract", "mtdp-bench": "bench", "mtdp-doctor": "doctor"}
+COMMANDS = {"mtdp-extract": "extract", "mtdp-bench": "bench", "mtdp-doctor": "doctor", "mtdp-view": "view"}
 
 
 def run_command(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -255,7 +255,11 @@ class TestHints:
     def test_a_hint_names_only_options_of_the_command_that_runs(self) -> None:
         """An option of another command stands behind that command's name."""
         options = {"mtdp-extract": _options_of(command.app), "mtdp-bench": _options_of(bench.app)}
-        options |= {"mtdp-doctor": _options_of(doctor.app), "mtdp-export": _export_options()}
+        options |= {
+            "mtdp-doctor": _options_of(doctor.app),
+            "mtdp-export": _export_options(),
+            "mtdp-view": _options_of(view.app),
+        }
         seen = 0
         for place, message, text in _hints():
             running = ["mtdp-extract"]

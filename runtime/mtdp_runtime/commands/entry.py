@@ -109,3 +109,11 @@ def doctor() -> None:
     from mtdp_runtime.commands.doctor import main
 
     main()
+
+
+def view() -> None:
+    """Entry point of `mtdp-view`."""
+    prepare()
+    from mtdp_runtime.commands.view import main
+
+    main()

@@ -174,7 +174,12 @@ def _carry_out(job: Job, worker: Worker, mark: RunMark, dry_run: bool, demo: boo
             job = replace(job, slides=(*job.slides, *made))
         if not job.slides:
             return 0
-        return _dry_run(job, worker, as_json) if dry_run else _run(job, worker, mark, as_json)
+        if dry_run:
+            return _dry_run(job, worker, as_json)
+        code = _run(job, worker, mark, as_json)
+        if demo and not as_json:
+            _say_where_to_look(job)
+        return code
 
 
 def _lost(out: Path | None, mark: RunMark, as_json: bool, line: dict[str, Any]) -> None:
@@ -203,6 +208,17 @@ def _run(job: Job, worker: Worker, mark: RunMark, as_json: bool) -> int:
     with Progress(len(job.slides), len(settled), shown=not as_json) as progress:
         outcomes = run_job(job, listeners=progress.listeners(), worker=worker, on_model=on_model, say=note, mark=mark)
         return say_outcomes(outcomes, job.slides, settled, progress, job.out, as_json, len(job.passed_over))
+
+
+def _say_where_to_look(job: Job) -> None:
+    """End the demo with what one does next."""
+    import shlex
+
+    from mtdp_runtime.report import places
+
+    if job.report:
+        say(f"report: {places.run_page(job.out)}")
+    say(f"look at the slide and its features: mtdp-view {shlex.quote(str(job.out))}")
 
 
 def _demo_slide(folder: Path, kept: bool, quiet: bool) -> Path:

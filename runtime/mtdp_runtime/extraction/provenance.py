@@ -17,6 +17,7 @@ from mtdp_runtime.slide.identity import hint_of, sample_of
 from mtdp_runtime.slide.resample import is_still
 from mtdp_runtime.slide.source import resampling_of
 from mtdp_runtime.store.layout import Layout
+from mtdp_runtime.store.run_log import absolute
 from mtdp_runtime.tiling.given import NOTHING, Given
 from mtdp_runtime.tiling.given_tiles import TileList
 from mtdp_runtime.tiling.plan import Plan
@@ -70,6 +71,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "precision": backend.precision,
         "batch": backend.batch,
         "slide": info.path.name,
+        "slide_path": absolute(info.path),
         "slide_bytes": info.size_bytes,
         "slide_vendor": info.vendor,
         "quickhash": info.quickhash,

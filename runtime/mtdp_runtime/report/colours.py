@@ -55,6 +55,12 @@ class Colours:
         return colours
 
 
+def shown_colours(folder: Path, file: FeatureFile) -> Colours | None:
+    """Return the colours of a folder and a file's model, or the file's own where none are kept; nothing is written."""
+    digest = str(file.attrs.get("bundle_digest", ""))
+    return _read(_place(folder, digest), digest, file.features.shape[1]) or _fitted(file, digest)
+
+
 def folder_colours(folder: Path, file: FeatureFile) -> Colours | None:
     """Return the colours of a folder and a file's model; the file defines them where none has. None without tiles.
 
@@ -62,7 +68,7 @@ def folder_colours(folder: Path, file: FeatureFile) -> Colours | None:
         OSError: they cannot be kept.
     """
     digest = str(file.attrs.get("bundle_digest", ""))
-    path = folder / places.FOLDER / f"colours.{digest[:16] or 'unknown'}.npz"
+    path = _place(folder, digest)
     kept = _read(path, digest, file.features.shape[1])
     if kept is not None:
         return kept
@@ -72,6 +78,10 @@ def folder_colours(folder: Path, file: FeatureFile) -> Colours | None:
         return own
     _keep(path, own)
     return _read(path, digest, file.features.shape[1]) or own
+
+
+def _place(folder: Path, digest: str) -> Path:
+    return folder / places.FOLDER / f"colours.{digest[:16] or 'unknown'}.npz"
 
 
 def _fitted(file: FeatureFile, digest: str) -> Colours | None:
