@@ -35,6 +35,7 @@ def extract(
     slide_mpp: float | None = None,
     mask: Path | str | None = None,
     coords: Path | str | None = None,
+    classes: Path | str | None = None,
     heads: bool = False,
     formats: Sequence[str] = (),
     backend: str = "auto",
@@ -58,7 +59,8 @@ def extract(
     outcome with the status `failed`, a message and a hint, and the others go on.
 
     Args:
-        slides: slides, folders of slides, or CSV manifests with the columns `slide[,mpp][,mask][,name][,coords]`.
+        slides: slides, folders of slides, or CSV manifests with the columns
+            `slide[,mpp][,mask][,name][,coords][,classes]`.
         out: folder for `<slide>.h5`: `features` float32[N, D], `coords` int64[N, 2] (level-0 x, y), `status` uint8[N].
         model: bundle folders; the packaged model where None. Several share one reading of each tile, and their files
             go to `out/<model name>`.
@@ -69,6 +71,8 @@ def extract(
         mask: where the tissue of one slide is: GeoJSON, or an image whose non-zero pixels are tissue.
         coords: which tiles of one slide to compute, in their order: CSV, Parquet, or the HDF5 file of TRIDENT, CLAM or
             mtdp; or a folder with a file for each slide. Neither `stride_px` nor `min_tissue` goes with it.
+        classes: QuPath's annotations of one slide as GeoJSON, or a folder with a file for each: the class that covers
+            most of a tile is stored as `class`.
         heads: also store the model's task probabilities, `probabilities_<task>` float32[N, C].
         formats: what to derive from each file: pt, npy, csv, geojson, zarr.
         backend: auto, or the name of an engine.
@@ -93,7 +97,11 @@ def extract(
     bundles, passed = load_bundles(_listed(model)), list[PassedOver]()
     named = [_path_of(path) for path in _listed(slides)]
     job = Job(
-        slides=tuple(list_slides(named, slide_mpp, _path(mask), _warn, passed_over=passed, coords=_path(coords))),
+        slides=tuple(
+            list_slides(
+                named, slide_mpp, _path(mask), _warn, passed_over=passed, coords=_path(coords), classes=_path(classes)
+            )
+        ),
         passed_over=tuple(passed),
         out=_path_of(out),
         bundles=bundles,

@@ -27,11 +27,13 @@ def folder(slides_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ring = [[200, 200], [1800, 200], [1800, 1800], [200, 1800], [200, 200]]
     drawn = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
     (folder / "annotations.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [drawn]}))
+    classed = [drawn | {"properties": {"classification": {"name": "Tumor"}}}]
+    (folder / "classes.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": classed}))
     return folder
 
 
 def test_every_recipe_is_there() -> None:
-    assert len(STEPS) == 9
+    assert len(STEPS) == 11
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)))

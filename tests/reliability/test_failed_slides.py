@@ -24,7 +24,7 @@ from mtdp_runtime.store import causes
 from mtdp_runtime.version import __version__
 from support import extract, pyramid, slide_lines, stained
 
-COLUMNS = ["slide", "mpp", "mask", "name", "coords", "message"]
+COLUMNS = ["slide", "mpp", "mask", "name", "coords", "classes", "message"]
 
 
 def listed(out: Path) -> list[dict[str, str]]:
@@ -235,7 +235,7 @@ def test_what_is_listed_is_read_back_whatever_is_in_a_name(
 def test_names_that_need_quotes(tmp_path: Path, name: str) -> None:
     update_failed_csv(tmp_path, [SlideRequest(Path("/x") / name)], {Path(name).stem: failed("no")})
     with (tmp_path / "failed.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        assert list(csv.reader(stream)) == [COLUMNS, [f"/x/{name}", "", "", "", "", "no"]]
+        assert list(csv.reader(stream)) == [COLUMNS, [f"/x/{name}", "", "", "", "", "", "no"]]
     assert list_slides([tmp_path / "failed.csv"], must_exist=False) == [SlideRequest(Path("/x") / name)]
 
 

@@ -371,7 +371,7 @@ class TestTheRun:
         assert request.coords == tmp_path / "wrong.csv"
 
     def test_one_list_for_two_slides_is_wrong_usage(self, make_slide: Callable[..., Path], tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="one list of tiles for 2 slides"):
+        with pytest.raises(UsageError, match="one file for 2 slides"):
             list_slides([make_slide("a.tiff"), make_slide("b.tiff")], coords=csv_of(tmp_path / "a.csv"))
 
     @pytest.mark.parametrize("option", [("--stride-px", 64), ("--min-tissue", 0.25)])

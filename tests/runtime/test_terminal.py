@@ -154,7 +154,7 @@ class TestHelp:
         assert not re.search(r"<(bool|str|int|float|Path|list)\b", text)
         assert "[default: " in text or name == "mtdp-doctor"
         if name == "mtdp-extract":
-            assert "slide[,mpp][,mask][,name][,coords]" in text
+            assert "slide[,mpp][,mask][,name][,coords][,classes]" in text
 
     def test_options_stand_in_their_groups(self) -> None:
         text = run_command("mtdp-extract", "--help").stdout

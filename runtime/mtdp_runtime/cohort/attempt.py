@@ -265,7 +265,7 @@ def attempt_key(request: SlideRequest, run: Run) -> str:
     """Return 16 hex digits of what decides whether trying again can end otherwise."""
     given = [
         None if path is None else [run_log.absolute(path), _size_and_time(path)]
-        for path in (request.mask, request.coords)
+        for path in (request.mask, request.coords, request.classes)
     ]
     path = request.path
     facts = [run_log.absolute(path), _size_and_time(path), request.mpp, given, asdict(run.job.settings)]

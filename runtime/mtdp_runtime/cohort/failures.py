@@ -68,7 +68,7 @@ def update_failed_csv(out: Path, requests: Sequence[SlideRequest], lines: Lines)
             before, unread = [], error
         settled = {name for name, line in lines.items() if line["status"] != "claimed"}
         others = [row for row in before if (row.name or Path(row.slide).stem) not in settled]
-        rows = [[row.slide, row.mpp, row.mask, row.name, row.coords, row.message] for row in others]
+        rows = [[row.slide, row.mpp, row.mask, row.name, row.coords, row.classes, row.message] for row in others]
         for request in requests:
             line = lines.get(request.name)
             if line is not None and line["status"] == "failed":
@@ -109,6 +109,7 @@ def _rows(path: Path) -> list[SlideRow]:
             slide=_absolute(path, row.slide),
             mask=_absolute(path, row.mask) if row.mask else "",
             coords=_absolute(path, row.coords) if row.coords else "",
+            classes=_absolute(path, row.classes) if row.classes else "",
         )
         for row in read_slide_table(path, lambda text: None)
     ]
@@ -121,8 +122,8 @@ def _absolute(table: Path, named: str) -> str:
 def _row(request: SlideRequest, message: str) -> list[str]:
     mpp = "" if request.mpp is None else repr(float(request.mpp))
     mask = "" if request.mask is None else run_log.absolute(request.mask)
-    coords = "" if request.coords is None else run_log.absolute(request.coords)
-    return [run_log.absolute(request.path), mpp, mask, request.called, coords, message]
+    coords, classes = ("" if one is None else run_log.absolute(one) for one in (request.coords, request.classes))
+    return [run_log.absolute(request.path), mpp, mask, request.called, coords, classes, message]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> bytes:

@@ -1,4 +1,4 @@
-"""The files that a user gives with a slide: its mask, and its tiles. What is wrong with them fails that slide alone."""
+"""What a user gives with a slide: its mask, its tiles and their classes. What is wrong with them fails it alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mtdp_runtime.cohort.tile_file import read_tiles
 from mtdp_runtime.errors import RuntimeFailure, UsageError
 from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.tiling.given import Given
+from mtdp_runtime.tiling.given_classes import check_classes_fit, load_classes
 from mtdp_runtime.tiling.given_mask import check_fits, load_mask
 from mtdp_runtime.tiling.given_tiles import list_tiles
 
@@ -22,7 +23,7 @@ class GivenRefused(RuntimeFailure):
 
 
 def given_of(request: SlideRequest, info: SlideInfo, tile_px: int, mpp: float) -> Given:
-    """Read what is given with a slide: its mask, and its tiles.
+    """Read what is given with a slide: its mask, its tiles and their classes.
 
     Args:
         request: the slide.
@@ -48,6 +49,7 @@ def read_given(request: SlideRequest) -> Given:
     return Given(
         None if request.mask is None else _read(load_mask, request.mask, "mask"),
         None if request.coords is None else _read(read_tiles, request.coords, "list of tiles"),
+        None if request.classes is None else _read(load_classes, request.classes, "file of classes"),
     )
 
 
@@ -75,5 +77,7 @@ def fit_given(given: Given, info: SlideInfo, tile_px: int, mpp: float) -> None:
             check_fits(given.mask, info)
         if given.tiles is not None:
             list_tiles(given.tiles, info, tile_px, mpp)
+        if given.classes is not None:
+            check_classes_fit(given.classes, info)
     except UsageError as error:
         raise GivenRefused(str(error), error.hint) from error

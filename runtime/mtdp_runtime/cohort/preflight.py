@@ -24,7 +24,7 @@ def refused(job: Job, worker: Worker = UNWATCHED) -> list[RuntimeFailure]:
         if request.name in worker.settled:
             continue
         refusal = why_refused(request, job)
-        if refusal is None and (request.mask is not None or request.coords is not None):
+        if refusal is None and (request.mask or request.coords or request.classes):
             begin_look(request, worker)
             refusal = _given_refused(request, job)
             worker.end(request.name)

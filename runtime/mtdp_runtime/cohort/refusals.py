@@ -21,7 +21,7 @@ _PROCESS: Final = len(".4194304.partial")  # the largest id of a process
 
 def why_refused(request: SlideRequest, job: Job) -> RuntimeFailure | None:
     """Return why a slide of a job cannot be done, as far as its names say; None where nothing shows that."""
-    if "\0" in f"{request.path}{request.name}{request.mask or ''}{request.coords or ''}":
+    if "\0" in f"{request.path}{request.name}{request.mask or ''}{request.coords or ''}{request.classes or ''}":
         return SlideUnreadable(f"{request.path}: a path cannot hold a zero byte", hint="Correct the manifest.")
     most, needed = _longest_name(job.out), len(os.fsencode(request.name)) + _around(job)
     if needed > most:

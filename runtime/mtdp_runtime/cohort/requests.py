@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mtdp_runtime.cohort import tile_file
 from mtdp_runtime.cohort.folder_search import PassedOver, search
 from mtdp_runtime.cohort.slide_table import read_slide_table
-from mtdp_runtime.cohort.tile_file import file_of
 from mtdp_runtime.errors import DuplicateSlideNames, UsageError
 from mtdp_runtime.slide import dicom, zarr_folder
 from mtdp_runtime.slide.open import open_slide
@@ -38,6 +38,7 @@ class SlideRequest:
     mask: Path | None = None  # of its tissue, where the user has one
     called: str = ""  # where its name is not its file's
     coords: Path | None = None  # of its tiles, where the user gives them
+    classes: Path | None = None  # of its annotations, which give each tile a class
 
     @property
     def name(self) -> str:
@@ -53,10 +54,12 @@ def list_slides(
     must_exist: bool = True,
     passed_over: list[PassedOver] | None = None,
     coords: Path | None = None,
+    classes: Path | None = None,
 ) -> list[SlideRequest]:
     """Expand files, folders (searched in depth) and CSV manifests with the columns of `SHOWN_COLUMNS`.
 
-    `coords` lists the tiles of the one slide, or is a folder with a list for each.
+    `coords` lists the tiles of the one slide, and `classes` has its annotations; or each is a folder with a file for
+    each slide.
 
     `say` takes what the user should know before the work: columns that are ignored, slides that are not there, what
     was passed over in folders; `passed_over` takes each of these.
@@ -98,22 +101,41 @@ def list_slides(
             )
         requests = [replace(requests[0], mask=mask)]
     if coords is not None:
-        requests = _with_tiles(requests, coords)
+        requests = [
+            replace(request, coords=path)
+            for request, path in _files_for(requests, "--coords", coords, tile_file.ENDINGS)
+        ]
+    if classes is not None:
+        requests = [
+            replace(request, classes=path)
+            for request, path in _files_for(requests, "--classes", classes, (".geojson",))
+        ]
     if must_exist:
         _look_for_missing(requests, say)
     return requests
 
 
-def _with_tiles(requests: Sequence[SlideRequest], coords: Path) -> list[SlideRequest]:
-    """Give each slide its list of tiles: the file, or that of a folder which has its name."""
-    if _is_folder(coords):
-        return [replace(request, coords=file_of(coords, request.name)) for request in requests]
+def _files_for(
+    requests: Sequence[SlideRequest], option: str, given: Path, endings: Sequence[str]
+) -> list[tuple[SlideRequest, Path]]:
+    """Return each slide with its file: the one that is given, or that of a folder which has the slide's name.
+
+    Where the folder has none, or more than one, the folder itself stands for it: that fails the slide at its turn.
+    """
+    if _is_folder(given):
+        found = [(request, [given / f"{request.name}{ending}" for ending in endings]) for request in requests]
+        there = [(request, [path for path in paths if path.is_file()]) for request, paths in found]
+        return [(request, paths[0] if len(paths) == 1 else given) for request, paths in there]
     if len(requests) != 1:
         raise UsageError(
-            f"--coords {coords}: one list of tiles for {len(requests)} slides",
-            hint="A folder with a file for each slide, or a CSV manifest with the columns slide,coords.",
+            f"{option} {given}: one file for {len(requests)} slides",
+            hint=f"A folder with a file for each slide, or a CSV manifest with the columns slide,{option[2:]}.",
         )
-    return [replace(requests[0], coords=coords)]
+    return [(requests[0], given)]
+
+
+def _given_with(request: SlideRequest) -> tuple[object, ...]:
+    return request.mpp, request.mask, request.coords, request.classes
 
 
 def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
@@ -133,9 +155,9 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
                 hint="Run them into different --out folders, rename one, or give them names: a manifest with the "
                 "columns slide,name.",
             )
-        if (first.mpp, first.mask, first.coords) != (request.mpp, request.mask, request.coords):
+        if _given_with(first) != _given_with(request):
             raise DuplicateSlideNames(
-                f"{request.path}: named twice, with another mpp, mask or coords",
+                f"{request.path}: named twice, with another mpp, mask, coords or classes",
                 hint="Leave one out, or give each a name of its own: a manifest with the column name.",
             )
     return list(by_name.values())
@@ -265,7 +287,8 @@ def _listed(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
             called = slide.resolve().name  # a DICOM folder: its name has no extension to lose
         given_by = f"the manifest {path.name}" if mpp else ""
         request = SlideRequest(slide, mpp, given_by, path.parent / row.mask if row.mask else None, called)
-        requests.append(replace(request, coords=path.parent / row.coords if row.coords else None))
+        coords, classes = (path.parent / named if named else None for named in (row.coords, row.classes))
+        requests.append(replace(request, coords=coords, classes=classes))
     return requests
 
 

@@ -17,9 +17,9 @@ from typing import Final
 
 from mtdp_runtime.errors import UsageError
 
-COLUMNS: Final = ("slide", "mpp", "mask", "name", "coords")
+COLUMNS: Final = ("slide", "mpp", "mask", "name", "coords", "classes")
 FAILED_COLUMNS: Final = (*COLUMNS, "message")  # of the table of failed slides that a run writes
-SHOWN_COLUMNS: Final = "slide[,mpp][,mask][,name][,coords]"
+SHOWN_COLUMNS: Final = "slide[,mpp][,mask][,name][,coords][,classes]"
 _SEPARATORS: Final = ",;\t"
 # How that table begins as it was written, and not saved by another program: there the bytes of each name are kept, and
 # a name may hold line ends.
@@ -40,6 +40,7 @@ _NEAR_MISSES: Final = {
     **dict.fromkeys(("masks", "mask_path", "mask_file", "geojson", "annotation", "annotations"), "mask"),
     **dict.fromkeys(("names", "output", "output_name", "out_name"), "name"),
     **dict.fromkeys(("coord", "coordinates", "coords_file", "coords_path", "tiles", "patches", "tile_list"), "coords"),
+    **dict.fromkeys(("class", "class_file", "classes_file", "labels"), "classes"),
 }
 # Other tools' names for the slide itself, harmless beside a column `slide`.
 _OTHERS_SLIDE: Final = frozenset({"wsi", "slide_id", "slide_file", "slide_name", "image_id"})
@@ -56,6 +57,7 @@ class SlideRow:
     name: str
     message: str = ""  # of a run in which it failed
     coords: str = ""
+    classes: str = ""
 
 
 def read_slide_table(path: Path, say: Callable[[str], None]) -> list[SlideRow]:
@@ -185,8 +187,9 @@ def _row(path: Path, columns: Sequence[str], line: int, fields: Sequence[str], o
         raise UsageError(f"{path}: line {line}: no slide named", hint="Remove the line or name a file.")
     if _DECIMAL_COMMA.fullmatch(said["mpp"]):
         said["mpp"] = said["mpp"].replace(",", ".")
+    message = row.get("message", "")
     return SlideRow(
-        line, said["slide"], said["mpp"], said["mask"], said["name"], row.get("message", ""), said["coords"]
+        line, said["slide"], said["mpp"], said["mask"], said["name"], message, said["coords"], said["classes"]
     )
 
 

@@ -23,7 +23,7 @@ from mtdp_runtime.tiling.given_tiles import GivenTiles, Stated
 from mtdp_runtime.tiling.grid import MOST_TILES
 
 # Files of a folder that are a slide's: the last is what TRIDENT calls them.
-_ENDINGS: Final = (".csv", ".parquet", ".h5", "_patches.h5")
+ENDINGS: Final = (".csv", ".parquet", ".h5", "_patches.h5")
 _PAIRS: Final = (
     ("x", "y"),
     ("x0", "y0"),
@@ -46,12 +46,6 @@ _LEVEL0: Final = "Places must be whole numbers of level-0 pixels: x, y of each t
 Column = NDArray[Any]
 
 
-def file_of(folder: Path, name: str) -> Path:
-    """Return the file of a folder that lists a slide's tiles; where there is none, or more than one, the folder."""
-    found = [folder / f"{name}{ending}" for ending in _ENDINGS if (folder / f"{name}{ending}").is_file()]
-    return found[0] if len(found) == 1 else folder
-
-
 def read_tiles(path: Path) -> GivenTiles:
     """Read a list of tiles.
 
@@ -61,7 +55,7 @@ def read_tiles(path: Path) -> GivenTiles:
     if path.is_dir():
         raise UsageError(
             f"{path}: not one file of this slide's tiles in this folder",
-            hint=f"It must hold one of <name>{', <name>'.join(_ENDINGS)}, with the name of the slide's output.",
+            hint=f"It must hold one of <name>{', <name>'.join(ENDINGS)}, with the name of the slide's output.",
         )
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end

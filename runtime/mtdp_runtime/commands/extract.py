@@ -49,6 +49,7 @@ def extract(
     slide_mpp: options.SlideMpp = None,
     mask: options.Mask = None,
     coords: options.Coords = None,
+    classes: options.Classes = None,
     backend: options.EngineName = "auto",
     precision: options.Precision = "auto",
     trust_engines: options.TrustEngines = False,
@@ -106,7 +107,7 @@ def extract(
         features_dtype=features_dtype,
     )
     passed: list[PassedOver] = []
-    requests = _requests(named, slide_mpp, mask, coords, part, worker, passed)
+    requests = _requests(named, slide_mpp, mask, (coords, classes), part, worker, passed)
     job = _job(
         ctx, slides=requests, passed_over=passed, bundles=bundles, settings=settings, threads=cores, batch=batch_size
     )
@@ -140,7 +141,7 @@ def _requests(
     named: list[Path],
     slide_mpp: float | None,
     mask: Path | None,
-    coords: Path | None,
+    more: tuple[Path | None, Path | None],
     part: tuple[int, int],
     worker: Worker,
     passed: list[PassedOver],
@@ -150,8 +151,9 @@ def _requests(
 
     # What vanishes later, while slides are worked on, fails its slide alone: a new worker does not look again.
     say = note if not (worker.started or worker.settled) else lambda text: None
+    coords, classes = more
     requests = list_slides(
-        named, slide_mpp, mask, say, must_exist=not worker.started, passed_over=passed, coords=coords
+        named, slide_mpp, mask, say, must_exist=not worker.started, passed_over=passed, coords=coords, classes=classes
     )
     own, parts = part
     chosen = tuple(request for request in requests if parts == 1 or shard_of(request, parts) == own)

@@ -26,7 +26,7 @@ Slides = Annotated[
         metavar="SLIDE",
         readable=False,  # one that may not be read fails alone
         help="Slides, folders of slides, or CSV manifests with the columns "
-        "slide[,mpp][,mask][,name][,coords]; name is what the output is called.",
+        "slide[,mpp][,mask][,name][,coords][,classes]; name is what the output is called.",
     ),
 ]
 Out = Annotated[
@@ -68,6 +68,16 @@ Coords = Annotated[
         "(level-0 pixels of each tile's top left), or the HDF5 file of TRIDENT, CLAM or mtdp. All are computed, in "
         "their order. For many slides: a folder of <name>.csv, .parquet or .h5, or the column coords of a manifest.",
         metavar="FILE|FOLDER",
+        rich_help_panel=WORK,
+    ),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        help="QuPath's annotations (GeoJSON in level-0 pixels): each tile gets the class that covers most of it, "
+        "stored as `class` with the features, and in csv and geojson. For many slides: a folder of <name>.geojson, or "
+        "the column classes of a manifest.",
+        metavar="GEOJSON|FOLDER",
         rich_help_panel=WORK,
     ),
 ]

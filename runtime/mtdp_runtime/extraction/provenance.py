@@ -19,6 +19,7 @@ from mtdp_runtime.slide.source import resampling_of
 from mtdp_runtime.store.layout import Layout
 from mtdp_runtime.store.run_log import absolute
 from mtdp_runtime.tiling.given import NOTHING, Given
+from mtdp_runtime.tiling.given_classes import RULE
 from mtdp_runtime.tiling.given_tiles import TileList
 from mtdp_runtime.tiling.plan import Plan
 from mtdp_runtime.version import __version__
@@ -49,6 +50,8 @@ def made_of(
     if given.tiles is not None:
         facts = {key: value for key, value in facts.items() if key not in _OF_A_GRID}
         facts |= {"tiles": "given", "coords": given.tiles.digest}
+    if given.classes is not None:
+        facts |= {"classes": given.classes.digest, "class_rule": RULE}
     return facts
 
 
@@ -118,7 +121,20 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
     place = {"scale": tissue.scale, "x0": tissue.x0, "y0": tissue.y0, "mpp": tissue.mpp}
     dtype = settings.features_dtype
     return Layout(
-        plan.coords, plan.fractions, outputs, coords, root, facts, resume_key, classes, tissue.mask, place, dtype, hint
+        plan.coords,
+        plan.fractions,
+        outputs,
+        coords,
+        root,
+        facts,
+        resume_key,
+        classes,
+        mask=tissue.mask,
+        mask_attrs=place,
+        features_dtype=dtype,
+        slide_hint=hint,
+        classes=plan.classes,
+        class_names=plan.class_names,
     )
 
 

@@ -4,8 +4,9 @@ Columns `minx,miny,width,height` are level-0 pixels, then `prob_<class>` for eac
 heads gives `feature_<i>` columns in the CSV, and tiles with the fraction of tissue in the GeoJSON. A tile that could
 not be read has empty values in the CSV, and the name of its status in the GeoJSON.
 
-In the GeoJSON a tile is classified as the class of the largest probability, where the model has one head: of several
-heads none speaks for the tile. The outline of each piece of tissue follows the tiles, as an annotation named Tissue.
+In the GeoJSON a tile is classified as the class that somebody drew, where classes were given (a column `class` in the
+CSV); else as that of the largest probability, where the model has one head: of several heads none speaks for the tile.
+The outline of each piece of tissue follows the tiles, as an annotation named Tissue.
 
 The CSV counts from the corner of level 0, as WSInfer does. The GeoJSON counts from the corner of what was scanned
 (`openslide.bounds-x`, `-y`), since QuPath shows a slide so, and as a mask that is given is read. For most formats the
@@ -41,11 +42,14 @@ def write_csv(h5: Path, target: Path) -> None:
         if not datasets:
             names, datasets = [f"feature_{i}" for i in range(file.features.shape[1])], [file.features]
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["minx", "miny", "width", "height", *names])
+        known = file.classes
+        writer.writerow(["minx", "miny", "width", "height", *names, *(["class"] if known is not None else [])])
+        labels = iter(known or ())
         side = file.tile_side
         for coords, values, _, _ in _rows(file, datasets):
             for (x, y), row in zip(coords.tolist(), values.tolist(), strict=True):
-                writer.writerow([x, y, side, side, *("" if value != value else f"{value:.8g}" for value in row)])
+                numbers = ("" if value != value else f"{value:.8g}" for value in row)
+                writer.writerow([x, y, side, side, *numbers, *([next(labels)] if known is not None else [])])
 
 
 def write_geojson(h5: Path, target: Path) -> None:
@@ -61,6 +65,7 @@ def write_geojson(h5: Path, target: Path) -> None:
         stream.write('{"type": "FeatureCollection", "features": [')
         comma = ""
         seen: dict[tuple[int, int], int] = {}  # a list that a user gives may name a place again
+        known, labels = file.classes, iter(file.classes or ())
         classes = file.heads[0].class_names if len(file.heads) == 1 else ()
         for coords, values, status, fractions in _rows(file, datasets):
             rows = zip((coords - corner).tolist(), values.tolist(), status.tolist(), fractions.tolist(), strict=True)
@@ -68,8 +73,9 @@ def write_geojson(h5: Path, target: Path) -> None:
                 measured = dict(zip(names, row, strict=True)) if names else {"tissue_fraction": round(fraction, 4)}
                 again = seen[x, y] = seen.get((x, y), -1) + 1
                 feature = _tile(h5.stem, x, y, side, measured if code == TileStatus.GOOD else {}, again)
-                if code == TileStatus.GOOD and classes:
-                    feature["properties"]["classification"] = {"name": classes[int(np.argmax(row))]}
+                label = next(labels) if known is not None else classes[int(np.argmax(row))] if classes else ""
+                if label and (code == TileStatus.GOOD or known is not None):
+                    feature["properties"]["classification"] = {"name": label}
                 if code != TileStatus.GOOD:
                     feature["properties"]["name"] = TileStatus(code).name.lower()
                 stream.write(f"{comma}\n{json.dumps(feature)}")

@@ -27,6 +27,7 @@ STATUS: Final = "status"
 TISSUE_FRACTION: Final = "tissue_fraction"
 PROBABILITIES: Final = "probabilities_"  # then the task
 MASK: Final = "tissue_mask"
+CLASS: Final = "class"
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -54,6 +55,8 @@ class Layout:
     mask: NDArray[np.bool_] | None = None  # [H, W], stored as it is: no rows of it are ever written
     mask_attrs: Mapping[str, Any] = field(default_factory=dict)
     features_dtype: str = "float32"  # or float16: of `features` alone
+    classes: NDArray[np.int16] | None = None  # [N], numbers of `class_names`, -1 for none: stored as they are
+    class_names: tuple[str, ...] = ()
     slide_hint: str = ""  # size and times of the slide's files: where they differ it may be another one
 
     def dtype_of(self, output: str) -> np.dtype[Any]:
@@ -77,6 +80,9 @@ def lay_out(layout: Layout) -> tuple[SparseImage, dict[str, Place]]:
         file[STATUS][...] = TileStatus.NOT_COMPUTED
         file.create_dataset(COORDS, data=layout.coords)
         file.create_dataset(TISSUE_FRACTION, data=layout.tissue_fraction)
+        if layout.classes is not None:
+            file.create_dataset(CLASS, data=layout.classes)
+            file[CLASS].attrs["class_names"] = attribute(layout.class_names)
         if layout.mask is not None and layout.mask.size:
             mask = layout.mask.view(np.uint8)
             file.create_dataset(MASK, data=mask, chunks=mask.shape, compression="gzip", compression_opts=1)
@@ -116,6 +122,8 @@ def complete(
             TISSUE_FRACTION: checksums.digest_of(layout.tissue_fraction),
             STATUS: checksums.digest_of(status),
         }
+        if layout.classes is not None:
+            sums[CLASS] = checksums.digest_of(layout.classes)
         if MASK in file:
             assert layout.mask is not None
             sums[MASK] = checksums.digest_of(layout.mask.view(np.uint8))

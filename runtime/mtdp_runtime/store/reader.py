@@ -5,6 +5,7 @@ coords                  int64[N, 2]                level-0 x, y of each tile's t
 status                  uint8[N]                   `TileStatus`
 tissue_fraction         float32[N]                 the part of each tile that is tissue
 probabilities_<task>    float32[N, C]              where the heads were stored
+class                   int16[N]                   where classes were given: a number of its `class_names`, or -1
 tissue_mask             uint8[H, W]                where the tissue is; empty slides have none
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import StoreError
-from mtdp_runtime.store.layout import COORDS, FEATURES, MASK, PROBABILITIES, STATUS, TISSUE_FRACTION, TileStatus
+from mtdp_runtime.store.layout import CLASS, COORDS, FEATURES, MASK, PROBABILITIES, STATUS, TISSUE_FRACTION, TileStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,14 @@ class FeatureFile:
             )
             for name in names
         )
+
+    @cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """The name of each tile's class, empty where it has none; None where no classes were given."""
+        if CLASS not in self._file:
+            return None
+        names = (*json.loads(self._file[CLASS].attrs["class_names"]), "")  # -1 is the last
+        return tuple(names[number] for number in self._file[CLASS][:].tolist())
 
     @cached_property
     def tissue(self) -> PlacedMask | None:

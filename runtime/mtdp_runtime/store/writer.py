@@ -217,8 +217,12 @@ class FeatureStore:
     def _finish_good_rows(self, root_attrs: Mapping[str, Any]) -> None:
         """Write a file of the GOOD rows only, under its final name at once."""
         good = self._status == TileStatus.GOOD
+        whole = self._layout
         smaller = replace(
-            self._layout, coords=self._layout.coords[good], tissue_fraction=self._layout.tissue_fraction[good]
+            whole,
+            coords=whole.coords[good],
+            tissue_fraction=whole.tissue_fraction[good],
+            classes=None if whole.classes is None else whole.classes[good],
         )
         image, places = lay_out(smaller)
         target = disk.own_file(self._scratch)

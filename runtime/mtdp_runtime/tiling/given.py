@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from mtdp_runtime.tiling.given_classes import GivenClasses
 from mtdp_runtime.tiling.given_mask import GivenMask
 from mtdp_runtime.tiling.given_tiles import GivenTiles
 
@@ -15,6 +16,7 @@ class Given:
 
     mask: GivenMask | None = None  # where the tissue is
     tiles: GivenTiles | None = None  # which tiles to compute
+    classes: GivenClasses | None = None  # of which class each tile is
 
 
 NOTHING: Final = Given()

@@ -61,17 +61,26 @@ def load_mask(path: Path) -> GivenMask:
     Raises:
         UsageError: there is no such file, or it holds no mask.
     """
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end
-            raise UsageError(f"{path}: the mask is not a file", hint="Check the path.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: the mask cannot be read: {error.strerror}", hint="Check the path.") from error
+    data = content_of(path, "mask")
     digest = hashlib.sha256(data).hexdigest()
     if path.suffix.lower() in _JSON:
         polygons, ignored = _polygons(path, data)
         return GivenMask(path, digest, polygons, None, ignored)
     return GivenMask(path, digest, (), read_labels(path))
+
+
+def content_of(path: Path, what: str) -> bytes:
+    """Return the bytes of a file that a user gave as a mask, or `what` else.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end
+            raise UsageError(f"{path}: the {what} is not a file", hint="Check the path.")
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: the {what} cannot be read: {error.strerror}", hint="Check the path.") from error
 
 
 def check_fits(mask: GivenMask, info: SlideInfo) -> None:
@@ -187,16 +196,9 @@ def _draw(band: NDArray[np.uint8], drawn: _Corners, number: int, tissue: bool, t
 
 def _polygons(path: Path, data: bytes) -> tuple[tuple[Polygon, ...], tuple[Polygon, ...]]:
     """Return the polygons of tissue, and those to be ignored."""
-    try:
-        with _no_collection():
-            walked = _with_rings(list(_walk(json.loads(data), False)))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UsageError(
-            f"{path}: not a GeoJSON mask: {' '.join(str(error).split())[:200]}",
-            hint="In QuPath: File > Export objects as GeoJSON.",
-        ) from error
-    read = [(polygon, is_ignored) for polygon, is_ignored in walked if polygon]
-    found, ignored = (tuple(polygon for polygon, is_ignored in read if is_ignored == which) for which in (False, True))
+    walked = classified_polygons(path, data, "mask")
+    read = [(polygon, is_ignored(name)) for polygon, name in walked if polygon]
+    found, ignored = (tuple(polygon for polygon, cut_out in read if cut_out == which) for which in (False, True))
     if not found:
         what = f"no polygon but the {len(ignored)} of class {_IGNORE}*" if ignored else "no polygon"
         if len(walked) > len(read):
@@ -207,43 +209,64 @@ def _polygons(path: Path, data: bytes) -> tuple[tuple[Polygon, ...], tuple[Polyg
     return found, ignored
 
 
-def _walk(node: Any, ignored: bool) -> Iterator[tuple[Any, bool]]:
+def classified_polygons(path: Path, data: bytes, what: str) -> list[tuple[Polygon, str]]:
+    """Return each polygon of a GeoJSON file with QuPath's class of its annotation; empty texts and polygons are none.
+
+    Raises:
+        UsageError: it is no GeoJSON.
+    """
+    try:
+        with _no_collection():
+            return _with_rings(list(_walk(json.loads(data), "")))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: not a GeoJSON {what}: {' '.join(str(error).split())[:200]}",
+            hint="In QuPath: File > Export objects as GeoJSON.",
+        ) from error
+
+
+def is_ignored(name: str) -> bool:
+    """Tell whether QuPath's class is `Ignore*`, or derived from it."""
+    return name.startswith(_IGNORE)
+
+
+def _walk(node: Any, name: str) -> Iterator[tuple[Any, str]]:
     """Give the coordinates of each polygon in a GeoJSON object or a list of them (as older QuPath writes).
 
-    With each comes whether the annotation that it is of is to be ignored.
+    With each comes the class of the annotation that it is of.
     """
     if isinstance(node, list):
         for one in node:
-            yield from _walk(one, ignored)
+            yield from _walk(one, name)
         return
     kind = node["type"]
     if kind == "FeatureCollection":
-        yield from _walk(node["features"], ignored)
+        yield from _walk(node["features"], name)
     elif kind == "Feature":
         properties = node.get("properties")
         if _is_missing(node) or _is_missing(properties):
             return
         if node["geometry"] is not None:
-            yield from _walk(node["geometry"], _is_ignored(properties))
+            yield from _walk(node["geometry"], _class_of(properties))
         for holder in (node, properties):  # QuPath's hierarchy, where it was exported with its children
             if isinstance(holder, dict) and holder.get("childObjects"):
-                yield from _walk(holder["childObjects"], False)
+                yield from _walk(holder["childObjects"], "")
     elif kind == "GeometryCollection":
-        yield from _walk(node["geometries"], ignored)
+        yield from _walk(node["geometries"], name)
     elif kind == "Polygon":
         if node["coordinates"]:
-            yield node["coordinates"], ignored
+            yield node["coordinates"], name
     elif kind == "MultiPolygon":
-        yield from ((polygon, ignored) for polygon in node["coordinates"] if polygon)
+        yield from ((polygon, name) for polygon in node["coordinates"] if polygon)
     elif kind not in ("Point", "MultiPoint", "LineString", "MultiLineString"):
         raise ValueError(f"unknown type {kind!r}")
 
 
-def _is_ignored(properties: Any) -> bool:
-    """Tell whether QuPath's class is `Ignore*`, or derived from it."""
+def _class_of(properties: Any) -> str:
+    """Return QuPath's class; of a derived one (`Tumor: Positive`) what it is called, or what it is derived from."""
     kind = properties.get("classification") if isinstance(properties, dict) else None
     name = kind.get("name") or (kind.get("names") or [""])[0] if isinstance(kind, dict) else kind
-    return isinstance(name, str) and name.startswith(_IGNORE)
+    return name if isinstance(name, str) else ""
 
 
 def _is_missing(said: Any) -> bool:
@@ -251,14 +274,14 @@ def _is_missing(said: Any) -> bool:
     return isinstance(said, dict) and said.get("isMissing") is True
 
 
-def _with_rings(walked: Sequence[tuple[Any, bool]]) -> list[tuple[Polygon, bool]]:
+def _with_rings(walked: Sequence[tuple[Any, str]]) -> list[tuple[Polygon, str]]:
     """Return, in place of each polygon's coordinates, its outline and holes; nothing of one without an area."""
     arrays = iter(_arrays([ring for polygon, _ in walked for ring in polygon]))
     found = []
-    for polygon, ignored in walked:
+    for polygon, name in walked:
         rings = [next(arrays) for _ in polygon]
         has_area = bool(rings) and len(rings[0]) >= _FEWEST
-        found.append((tuple(ring for ring in rings if len(ring) >= _FEWEST) if has_area else (), ignored))
+        found.append((tuple(ring for ring in rings if len(ring) >= _FEWEST) if has_area else (), name))
     return found
 
 

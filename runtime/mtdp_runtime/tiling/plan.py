@@ -12,6 +12,7 @@ from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide, SlideInfo, Source
 from mtdp_runtime.slide.source import tiles_source
 from mtdp_runtime.tiling.given import NOTHING, Given
+from mtdp_runtime.tiling.given_classes import classes_of
 from mtdp_runtime.tiling.given_tiles import TileList, list_tiles, remarks
 from mtdp_runtime.tiling.grid import Grid, make_grid
 from mtdp_runtime.tiling.tissue import TissueMask, find_tissue, tissue_fractions, tissue_fractions_at
@@ -27,6 +28,8 @@ class Plan:
     kept: NDArray[np.int64]  # indices into the grid
     fractions: NDArray[np.float32]  # of the kept tiles
     seconds: float  # what the planning took
+    classes: NDArray[np.int16] | None = None  # of the kept tiles, numbers of `class_names`: `classes_of`
+    class_names: tuple[str, ...] = ()
 
     @property
     def coords(self) -> NDArray[np.int64]:
@@ -67,7 +70,11 @@ def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, given: Give
     else:
         fractions = tissue_fractions(tissue, grid)
         kept = np.flatnonzero(fractions >= settings.min_tissue)
-    return Plan(slide.info, grid, tissue, kept, fractions[kept], time.perf_counter() - start)
+    classes: NDArray[np.int16] | None = None
+    names: tuple[str, ...] = ()
+    if given.classes is not None:
+        classes, names = classes_of(given.classes, slide.info, grid.origins()[kept], grid.tile0), given.classes.names
+    return Plan(slide.info, grid, tissue, kept, fractions[kept], time.perf_counter() - start, classes, names)
 
 
 def why_empty(plan: Plan) -> str:
