@@ -37,6 +37,7 @@ def extract(
     coords: Path | str | None = None,
     classes: Path | str | None = None,
     heads: bool = False,
+    pool: str = "none",
     formats: Sequence[str] = (),
     backend: str = "auto",
     precision: str = "auto",
@@ -74,7 +75,8 @@ def extract(
         classes: QuPath's annotations of one slide as GeoJSON, or a folder with a file for each: the class that covers
             most of a tile is stored as `class`.
         heads: also store the model's task probabilities, `probabilities_<task>` float32[N, C].
-        formats: what to derive from each file: pt, npy, csv, geojson, zarr.
+        pool: none, or mean: also store a vector of the slide, `slide_features` float32[D].
+        formats: what to derive from each file: pt, npy, csv, geojson, zarr, h5ad, parquet.
         backend: auto, or the name of an engine.
         precision: auto, or one that the engine runs.
         batch: tiles in a batch; where None 64 on a GPU, 4 to 16 on a CPU, by its cores.
@@ -113,6 +115,7 @@ def extract(
             coords=_path(coords),
             on_bad_tile=on_bad_tile,
             heads=heads,
+            pool=pool,
             features_dtype=features_dtype,
         ),
         threads=threads or usable_cores(),

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final, Literal
 
 OnBadTile = Literal["nan", "drop", "fail"]
+Pool = Literal["none", "mean"]
 FeaturesDtype = Literal["float32", "float16"]
 # What may be asked for by name; `backends` and the bundle say what there is.
 BackendName = Literal[
@@ -25,6 +26,8 @@ class FormatName(StrEnum):
     CSV = "csv"
     GEOJSON = "geojson"
     ZARR = "zarr"
+    H5AD = "h5ad"
+    PARQUET = "parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +61,5 @@ class ExtractSettings:
     on_bad_tile: OnBadTile = "nan"
     heads: bool = False  # also store the probabilities of the model's heads
     tissue: TissueSettings = field(default_factory=TissueSettings)
+    pool: Pool = "none"  # a vector of the slide beside its tiles: their mean
     features_dtype: FeaturesDtype = "float32"  # as stored; a number beyond float16 is an error

@@ -83,7 +83,7 @@ def test_a_job_that_was_sent_to_another_process_gives_the_files_of_the_call(job:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"formats": ("parquet",)}, "--format 'parquet': unknown"),
+        ({"formats": ("xlsx",)}, "--format 'xlsx': unknown"),
         ({"bundles": 2}, "two models are called 'tiny'"),
     ],
 )

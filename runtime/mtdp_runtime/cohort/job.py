@@ -17,7 +17,7 @@ from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import folders
 from mtdp_runtime.formats import check_formats, check_slide_names
 from mtdp_runtime.machine import usable_cores
-from mtdp_runtime.settings import MIN_TISSUE, ExtractSettings, FeaturesDtype, OnBadTile
+from mtdp_runtime.settings import MIN_TISSUE, ExtractSettings, FeaturesDtype, OnBadTile, Pool
 from mtdp_runtime.slide.scale import is_scale
 
 
@@ -74,6 +74,7 @@ def shared_settings(
     coords: Path | None = None,
     on_bad_tile: str = "nan",
     heads: bool = False,
+    pool: str = "none",
     features_dtype: str = "float32",
 ) -> ExtractSettings:
     """Return the settings for models that share one reading; of tiles from a list, `coords`, no grid is laid.
@@ -111,6 +112,7 @@ def shared_settings(
         min_tissue=min_tissue,
         on_bad_tile=cast(OnBadTile, _one_of("--on-bad-tile", on_bad_tile, get_args(OnBadTile))),
         heads=heads,
+        pool=cast(Pool, _one_of("--pool", pool, get_args(Pool))),
         features_dtype=cast(FeaturesDtype, _one_of("--features-dtype", features_dtype, get_args(FeaturesDtype))),
     )
 

@@ -18,6 +18,7 @@ from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, n
 from mtdp_runtime.commands.console import hint, note, result_json, run_app, say, trouble, work_begins
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.machine import usable_cores
+from mtdp_runtime.settings import MIN_TISSUE
 
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
@@ -45,7 +46,7 @@ def extract(
     mpp: options.Mpp = None,
     magnification: options.Magnification = None,
     stride_px: options.StridePx = None,
-    min_tissue: options.MinTissue = None,
+    min_tissue: options.MinTissue = MIN_TISSUE,
     slide_mpp: options.SlideMpp = None,
     mask: options.Mask = None,
     coords: options.Coords = None,
@@ -59,6 +60,7 @@ def extract(
     format_: options.Formats = None,
     features_dtype: options.Dtype = "float32",
     heads: options.Heads = False,
+    pool: options.Pooling = "none",
     overwrite: options.Overwrite = False,
     retry_failed: options.RetryFailed = False,
     shard: options.Shard = None,
@@ -100,10 +102,11 @@ def extract(
         bundles,
         mpp=options.target_mpp(*run_file.stated(ctx, "mpp", "magnification")),
         stride_px=stride_px,
-        min_tissue=min_tissue,
+        min_tissue=min_tissue if run_file.is_said(ctx, "min_tissue") else None,
         coords=coords,
         on_bad_tile=on_bad_tile,
         heads=heads,
+        pool=pool,
         features_dtype=features_dtype,
     )
     passed: list[PassedOver] = []

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.settings import BackendName, FeaturesDtype, FormatName, OnBadTile, PrecisionName
+from mtdp_runtime.settings import BackendName, FeaturesDtype, FormatName, OnBadTile, Pool, PrecisionName
 
 AUTO: Final = "auto"
 
@@ -117,11 +117,10 @@ StridePx = Annotated[
     ),
 ]
 MinTissue = Annotated[
-    float | None,
+    float,
     typer.Option(
         metavar="PART",
         help="Part of a tile's area that must be tissue, 0 to 1. 0 takes every tile, glass too.",
-        show_default="0.25",
         rich_help_panel=NUMBERS,
     ),
 ]
@@ -142,6 +141,14 @@ BadTile = Annotated[
 ]
 Heads = Annotated[
     bool, typer.Option("--heads", help="Also store the model's task probabilities.", rich_help_panel=NUMBERS)
+]
+Pooling = Annotated[
+    Pool,
+    typer.Option(
+        "--pool",
+        help="Also store a vector of the slide, `slide_features`: the mean of its tiles. none stores no such vector.",
+        rich_help_panel=NUMBERS,
+    ),
 ]
 Dtype = Annotated[
     FeaturesDtype,
@@ -197,8 +204,8 @@ Formats = Annotated[
     typer.Option(
         "--format",
         metavar="|".join(FormatName),
-        help="Also write pt (CLAM), npy, csv or geojson (WSInfer, QuPath), or zarr (SpatialData), made from the "
-        "HDF5 file, which is always there; repeat for several.",
+        help="Also write pt (CLAM), npy, csv or geojson (WSInfer, QuPath), zarr (SpatialData), h5ad (AnnData) or "
+        "parquet, made from the HDF5 file, which is always there; repeat for several.",
         rich_help_panel=FILES,
     ),
 ]

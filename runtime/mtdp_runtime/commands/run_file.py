@@ -79,6 +79,12 @@ def stated(ctx: typer.Context, *names: str) -> list[Any]:
     return [ctx.params[name] if not here or name in here else None for name in names]
 
 
+def is_said(ctx: typer.Context, name: str) -> bool:
+    """Say whether the command line or the file has an option, and not its default alone."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")
+
+
 def effective(ctx: typer.Context) -> dict[str, Any]:
     """Return what each option is, by its long name, as JSON has it; those that say nothing are left out."""
     values = {long: ctx.params.get(name) for name, (long, _) in _options(ctx.command).items()}

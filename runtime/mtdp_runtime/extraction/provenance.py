@@ -24,6 +24,7 @@ from mtdp_runtime.tiling.given_tiles import TileList
 from mtdp_runtime.tiling.plan import Plan
 from mtdp_runtime.version import __version__
 
+_AS_BEFORE: Final = (("features_dtype", "float32"), ("pool", "none"))  # files of versions without them are the same
 _OF_A_GRID: Final = ("stride_px", "min_tissue")  # which decide nothing of tiles that are given
 
 
@@ -43,7 +44,7 @@ def made_of(
         "precision": precision,
         "tile_px": tile_px,
         "resampling": resampling,
-        **{key: value for key, value in asdict(settings).items() if (key, value) != ("features_dtype", "float32")},
+        **{key: value for key, value in asdict(settings).items() if (key, value) not in _AS_BEFORE},
         **({"tiles": "all"} if settings.min_tissue == 0 else {}),
         **({"tissue": json.dumps(asdict(settings.tissue))} if mask is None else {"mask": mask.digest}),
     }
@@ -135,6 +136,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         slide_hint=hint,
         classes=plan.classes,
         class_names=plan.class_names,
+        pooled=settings.pool == "mean",
     )
 
 

@@ -52,6 +52,18 @@ FORMATS: Final = {
         needs="spatialdata",
         install="pip install 'mtdp[spatial]'",
     ),
+    "h5ad": Format(
+        "h5ad/{name}.h5ad",
+        "mtdp_runtime.formats.annotated:write_h5ad",
+        needs="anndata",
+        install="pip install 'mtdp[spatial]'",
+    ),
+    "parquet": Format(
+        "parquet/{name}.parquet",
+        "mtdp_runtime.formats.table:write_parquet",
+        needs="pyarrow",
+        install="pip install 'mtdp[parquet]'",
+    ),
 }
 
 

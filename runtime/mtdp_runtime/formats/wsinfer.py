@@ -38,7 +38,7 @@ _NAMESPACE: Final = uuid.UUID("6f9a2f1e-3d5b-4c7e-9a41-1f0c2b7d8e55")
 def write_csv(h5: Path, target: Path) -> None:
     """Write one line per tile."""
     with open_features(h5) as file, target.open("w", newline="", encoding="utf-8") as stream:
-        names, datasets = _columns(file)
+        names, datasets = probability_columns(file)
         if not datasets:
             names, datasets = [f"feature_{i}" for i in range(file.features.shape[1])], [file.features]
         writer = csv.writer(stream, lineterminator="\n")
@@ -58,7 +58,7 @@ def write_geojson(h5: Path, target: Path) -> None:
     Coordinates are level-0 pixels from the corner of what was scanned, where the grid begins.
     """
     with open_features(h5) as file, target.open("w", encoding="utf-8") as stream:
-        names, datasets = _columns(file)
+        names, datasets = probability_columns(file)
         side = file.tile_side
         bounds, grid = file.fact("bounds"), file.fact("grid")  # files of earlier versions hold only the grid
         corner = np.array(bounds[:2] if bounds else [grid["x0"], grid["y0"]], np.int64)
@@ -107,7 +107,7 @@ def _tissue(slide: str, piece: list[list[tuple[float, float]]], corner: list[int
     }
 
 
-def _columns(file: FeatureFile) -> tuple[list[str], list[h5py.Dataset]]:
+def probability_columns(file: FeatureFile) -> tuple[list[str], list[h5py.Dataset]]:
     """Return the columns of probabilities; of several heads, each class carries its head's name."""
     alone = len(file.heads) == 1
     names = [

@@ -28,6 +28,7 @@ TISSUE_FRACTION: Final = "tissue_fraction"
 PROBABILITIES: Final = "probabilities_"  # then the task
 MASK: Final = "tissue_mask"
 CLASS: Final = "class"
+SLIDE_FEATURES: Final = "slide_features"
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -57,6 +58,7 @@ class Layout:
     features_dtype: str = "float32"  # or float16: of `features` alone
     classes: NDArray[np.int16] | None = None  # [N], numbers of `class_names`, -1 for none: stored as they are
     class_names: tuple[str, ...] = ()
+    pooled: bool = False  # also the mean of the rows that are good
     slide_hint: str = ""  # size and times of the slide's files: where they differ it may be another one
 
     def dtype_of(self, output: str) -> np.dtype[Any]:
@@ -80,6 +82,9 @@ def lay_out(layout: Layout) -> tuple[SparseImage, dict[str, Place]]:
         file[STATUS][...] = TileStatus.NOT_COMPUTED
         file.create_dataset(COORDS, data=layout.coords)
         file.create_dataset(TISSUE_FRACTION, data=layout.tissue_fraction)
+        if layout.pooled:
+            file.create_dataset(SLIDE_FEATURES, data=np.zeros(layout.outputs[FEATURES], np.float32))
+            file[SLIDE_FEATURES].attrs["pool"] = "mean"
         if layout.classes is not None:
             file.create_dataset(CLASS, data=layout.classes)
             file[CLASS].attrs["class_names"] = attribute(layout.class_names)
@@ -103,7 +108,12 @@ def lay_out(layout: Layout) -> tuple[SparseImage, dict[str, Place]]:
 
 
 def complete(
-    image: SparseImage, layout: Layout, status: NDArray[np.uint8], root_attrs: Mapping[str, Any], rows: dict[str, str]
+    image: SparseImage,
+    layout: Layout,
+    status: NDArray[np.uint8],
+    root_attrs: Mapping[str, Any],
+    rows: dict[str, str],
+    pooled: NDArray[np.float32] | None = None,
 ) -> None:
     """Add to a file in memory what the end of a run knows.
 
@@ -113,6 +123,7 @@ def complete(
         status: uint8[N], TileStatus of every row.
         root_attrs: attributes of the file.
         rows: checksums of the datasets of rows.
+        pooled: float32[D], the slide's own vector, where the layout has one.
     """
     with h5py.File(image, "r+") as file:
         file[STATUS][...] = status
@@ -122,6 +133,9 @@ def complete(
             TISSUE_FRACTION: checksums.digest_of(layout.tissue_fraction),
             STATUS: checksums.digest_of(status),
         }
+        if pooled is not None:
+            file[SLIDE_FEATURES][...] = pooled
+            sums[SLIDE_FEATURES] = checksums.digest_of(pooled)
         if layout.classes is not None:
             sums[CLASS] = checksums.digest_of(layout.classes)
         if MASK in file:

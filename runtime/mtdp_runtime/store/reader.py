@@ -6,6 +6,7 @@ status                  uint8[N]                   `TileStatus`
 tissue_fraction         float32[N]                 the part of each tile that is tissue
 probabilities_<task>    float32[N, C]              where the heads were stored
 class                   int16[N]                   where classes were given: a number of its `class_names`, or -1
+slide_features          float32[D]                 where it was asked for: the mean of the rows that are good
 tissue_mask             uint8[H, W]                where the tissue is; empty slides have none
 """
 
@@ -24,7 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.errors import StoreError
-from mtdp_runtime.store.layout import CLASS, COORDS, FEATURES, MASK, PROBABILITIES, STATUS, TISSUE_FRACTION, TileStatus
+from mtdp_runtime.store.layout import (
+    CLASS,
+    COORDS,
+    FEATURES,
+    MASK,
+    PROBABILITIES,
+    SLIDE_FEATURES,
+    STATUS,
+    TISSUE_FRACTION,
+    TileStatus,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,11 @@ class FeatureFile:
             return None
         names = (*json.loads(self._file[CLASS].attrs["class_names"]), "")  # -1 is the last
         return tuple(names[number] for number in self._file[CLASS][:].tolist())
+
+    @cached_property
+    def slide_features(self) -> NDArray[np.float32] | None:
+        """float32[D]: the mean of the good rows; None where none was asked for."""
+        return np.asarray(self._file[SLIDE_FEATURES][:]) if SLIDE_FEATURES in self._file else None
 
     @cached_property
     def tissue(self) -> PlacedMask | None:

@@ -41,6 +41,7 @@ from mtdp_runtime.store.progress import BYTES, Progress
 _SYNC_EVERY_S: Final = 5.0
 _RERUN: Final = "or choose another --out; a rerun continues where this one stopped."
 _COPY_BYTES: Final = 1 << 20
+_POOL_ROWS: Final = 1024
 # What h5py raises on a file that is damaged or of another kind.
 _NOT_OURS: Final = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
@@ -198,7 +199,7 @@ class FeatureStore:
             else:
                 image, places = lay_out(self._layout)
                 assert places == self._places, "HDF5 lays out the same file in the same way"
-                complete(image, self._layout, self._status, root_attrs, self._digests.hex())
+                complete(image, self._layout, self._status, root_attrs, self._digests.hex(), self._pooled())
                 self._progress.move(max(image.size_bytes, os.fstat(self._file).st_size))
                 os.fsync(self._file)
                 self._write_structure(self._file, image, self._places)
@@ -242,7 +243,7 @@ class FeatureStore:
             status = self._status[good]
             if len(status):
                 disk.write_rows(target, places[STATUS], 0, status.tobytes())
-            complete(image, smaller, status, root_attrs, digests.hex())
+            complete(image, smaller, status, root_attrs, digests.hex(), self._pooled())
             self._write_structure(target, image, places)
             self._fence()
             disk.rename_own(target, self._scratch, self.path)
@@ -251,6 +252,25 @@ class FeatureStore:
                 self.partial.unlink()
         finally:
             os.close(target)
+
+    def _pooled(self) -> NDArray[np.float32] | None:
+        """Return float32[D]: the mean of the rows that are good, as they are stored; NaN where none is.
+
+        They are read back, block by block: a run that went on after a stop adds them up in the same order.
+        """
+        if not self._layout.pooled:
+            return None
+        place, good = self._places.get(FEATURES), self._status == TileStatus.GOOD
+        total = np.zeros(self._layout.outputs[FEATURES], np.float64)
+        for start in range(0, len(good), _POOL_ROWS):
+            part = good[start : start + _POOL_ROWS]
+            assert place is not None
+            data = disk.read_rows(self._file, place, start, len(part))
+            rows = np.frombuffer(data, self._layout.dtype_of(FEATURES)).reshape(len(part), -1)
+            total += rows[part].sum(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            mean: NDArray[np.float32] = (total / good.sum()).astype(np.float32)
+        return mean
 
     def _write_structure(self, file: int, image: SparseImage, places: Mapping[str, disk.Place]) -> None:
         """Write all of a file but its rows; sync it, and read it back, the status of the rows included.
