@@ -147,6 +147,8 @@ def export_light(model: Deployed, metadata: Mapping[str, str], folder: Path) -> 
     program = _traced(model, "fp32")
     path = folder / "traced.onnx"
     onnx_ir.save(program.model, path, external_data="traced.weights", size_threshold_bytes=_STAYS_INSIDE)
+    for value in program.model.graph.initializers.values():
+        value.const_value = None  # torch's exporter keeps these values for good; not the weights with them
     del program
     light = load_light(path)
     fold_constants(light, folder)

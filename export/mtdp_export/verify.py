@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtdp_export.errors import ParityFailure
 from mtdp_export.isolated import goes_on, limited
+from mtdp_export.memory import give_back
 from mtdp_export.model_store import load_light
 from mtdp_export.parity import CannotRun, Comparison, Refused, Row, compare, compare_outputs, judged
 from mtdp_export.rounding import in_fp32, run
@@ -76,6 +77,7 @@ def replay(path: Path, backends: Sequence[str], trust_engines: bool = False) -> 
             rows.append(_as_typed(bundle, precision, tiles, expected))
         for name in names:
             rows += _on_engine(backend_class(name), name, bundle, precision, tiles, expected)
+            give_back()
     return rows
 
 

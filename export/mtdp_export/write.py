@@ -32,6 +32,7 @@ from mtdp_export.graph import (
 )
 from mtdp_export.int8 import CALIBRATION_TILES, load_probe_task
 from mtdp_export.isolated import isolated
+from mtdp_export.memory import release
 from mtdp_export.model_store import load_light, save_model
 from mtdp_export.onnx_source import OnnxSource, original_outputs, wrap_onnx
 from mtdp_export.parity import Row, knn_agreement
@@ -161,7 +162,7 @@ def _write_files(source: Source | OnnxSource, scratch: Path, settings: ExportSet
         source, expected = reference.source, reference.expected
         save_golden(scratch / _GOLDEN_FILE, tiles, expected)
         if settings.release and isinstance(source, Source):
-            source.network.to("meta")
+            release(source.network)
     made, refused = _make_variants(scratch, work, settings, tiles, calibrating, reference, stages)
     shutil.rmtree(work)
     if not made:
