@@ -147,9 +147,24 @@ def read_tensors_and_json(path: Path, shape: Mapping[str, Any]) -> tuple[dict[st
             data = _described(path, (file.metadata() or {}).get(METADATA_KEY), shape)
             return {name: file.get_tensor(name) for name in file.keys()}, data  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file: {error}", "the file may be truncated"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, without its tensors.
+
+    Raises:
+        CheckpointError: as `read_tensors_and_json`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _described(path, (file.metadata() or {}).get(METADATA_KEY), CHECKPOINT_SHAPE)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is not a readable safetensors file: {error}", "the file may be truncated")
 
 
 def _described(path: Path, text: str | None, shape: Mapping[str, Any]) -> dict[str, Any]:

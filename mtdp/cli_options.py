@@ -116,6 +116,18 @@ def begin(verbose: bool, huge_images: bool = False) -> None:
         print("; ".join(words), file=sys.stderr, flush=True)
 
 
+def show(run: Path, quiet: bool) -> None:
+    """Write the page of a run, and say where it is; one that cannot be written is said, too, and fails nothing."""
+    from mtdp.run_page import write_run_page
+
+    try:
+        text = f"page: {write_run_page(run)}"
+    except MtdpError as error:
+        text = f"no page: {error.message}"
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 def comma_list(text: str) -> tuple[str, ...]:
     """Return the parts of a text between its commas."""
     return tuple(part.strip() for part in text.split(","))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mtdp import cli_options as o
 from mtdp.errors import Interrupted
+
+if TYPE_CHECKING:
+    from mtdp.protocol.run import Protocol
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +103,16 @@ def loto(
         raise
     for path in write_tables(protocol):
         typer.echo(path)
+    _show_protocol(protocol, quiet)
     typer.echo((out / "table.md").read_text("utf-8"))
+
+
+def _show_protocol(protocol: Protocol, quiet: bool) -> None:
+    from mtdp.confusions import write_confusions
+    from mtdp.protocol.tables import confusions_of
+
+    write_confusions(protocol.out, confusions_of(protocol))
+    o.show(protocol.out, quiet)
 
 
 def evaluate(
@@ -141,6 +153,7 @@ def evaluate(
     """
     import json
 
+    from mtdp.confusions import confusion, write_confusions
     from mtdp.evaluate import evaluate_task
     from mtdp.evaluation_report import as_json as numbers
     from mtdp.evaluation_report import markdown, write
@@ -156,6 +169,11 @@ def evaluate(
             print(f"{one.name}: {len(sources)} encoders", file=sys.stderr, flush=True)
         found.append(evaluate_task(one, sources, precision, seed))
     paths = write(found, out)
+    probes = zip(tasks, found, strict=True)
+    write_confusions(
+        out, [confusion(f"probe of {one.encoder}", task, one.outputs) for task, of in probes for one in of.encoders]
+    )
+    o.show(out, quiet)
     if as_json:
         typer.echo(json.dumps(numbers(found)))
         return

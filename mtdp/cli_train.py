@@ -1,4 +1,4 @@
-"""`mtdp-train pretrain`, `finetune` and `probe`: one network, one result."""
+"""`mtdp-train pretrain`, `finetune` and `probe`: one network, one result; `page`: a run as a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtdp import cli_options as o
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    o.add(app, pretrain, finetune, probe)
+    o.add(app, pretrain, finetune, probe, page)
 
 
 def pretrain(
@@ -85,6 +85,7 @@ def pretrain(
     tasks = [task for task in load_pool(pool) if task.ships or not only_shippable]
     every_s = checkpoint_every
     typer.echo(run(tasks, config, out, resume=resume, checkpoint_every_s=every_s, quiet=quiet, tensorboard=tensorboard))
+    o.show(out, quiet)
 
 
 def finetune(
@@ -121,6 +122,7 @@ def finetune(
     import json
     from dataclasses import asdict
 
+    from mtdp.confusions import confusion, write_confusions
     from mtdp.finetune import LEARNING_RATES, FinetuneConfig, finetune_best
     from mtdp.tasks import load_task
     from mtdp.weights import named_input
@@ -138,7 +140,10 @@ def finetune(
         adaptation_batches=adaptation_batches,
     )
     rates = tuple(lr or LEARNING_RATES)
-    found = finetune_best(load_task(task, metric=metric), config, out, rates, resume=resume, quiet=quiet)
+    loaded = load_task(task, metric=metric)
+    found = finetune_best(loaded, config, out, rates, resume=resume, quiet=quiet)
+    write_confusions(out, [confusion("fine-tuned", loaded, found.outputs)])
+    o.show(out, quiet)
     typer.echo(json.dumps({name: value for name, value in asdict(found).items() if name != "outputs"}))
 
 
@@ -167,3 +172,19 @@ def probe(
     result = probe_task(load_extractor(init, arch, seed, image_px), loaded, seed=seed, precision=precision)
     told = {name: value for name, value in asdict(result).items() if name != "outputs"}
     typer.echo(json.dumps({**told, **sureness(result, loaded)}))
+
+
+def page(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: the --out of another command.")],
+    *,
+    huge_images: o.HugeImages = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Write the page of a run anew, RUN/index.html, of what its folder holds: curves, scores, mistakes."""
+    from mtdp.run_page import write_run_page
+
+    o.begin(verbose, huge_images)
+    written = write_run_page(run)
+    if not quiet:
+        typer.echo(written)

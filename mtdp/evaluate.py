@@ -62,6 +62,7 @@ class Evaluated:
     balanced: float  # balanced accuracy of the probe
     of_classes: tuple[float, ...]  # accuracy of the probe within each class
     c: float
+    outputs: tuple[float, ...] = ()  # of the probe, for each test image
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ def _judged(name: str, features: NDArray[np.float32], task: Task, seed: int) -> 
         balanced_accuracy(outputs, truth.labels, classes),
         class_accuracies(outputs, truth.labels, classes),
         probe.c,
+        tuple(outputs.tolist()),
     )
 
 

@@ -57,6 +57,12 @@ def set_rates(optimiser: torch.optim.Optimizer, config: PretrainConfig, iteratio
         group["lr"] = group[BASE_RATE] * factor
 
 
+def rate_at(config: PretrainConfig, iteration: int) -> float:
+    """The rate at an iteration, counted from 0: of the heads in the warm-up, then of the backbone's last layers."""
+    base = config.warmup_lr if iteration < config.warmup else config.lr
+    return base * rate_factor(config, iteration)
+
+
 def rate_factor(config: PretrainConfig, iteration: int) -> float:
     """What the rates of an iteration, counted from 0, are multiplied with: 1 in the warm-up of the heads.
 

@@ -33,7 +33,7 @@ from mtdp.devices import (
 from mtdp.errors import Interrupted, TrainingDiverged, UsageError, or_overflow
 from mtdp.images import ImageCache
 from mtdp.multitask import MultiTaskNet, TaskShare, rescale_head_gradients, routed_loss
-from mtdp.optimiser import build_optimiser, set_drop_path, set_rates
+from mtdp.optimiser import build_optimiser, rate_at, set_drop_path, set_rates
 from mtdp.parallel import Ranks, average_head_gradients, check_batch, joined_ranks, shared_backbone, whole_shares
 from mtdp.preprocess import Normalise
 from mtdp.pretrain_config import PretrainConfig, check_data, resolve
@@ -177,13 +177,13 @@ class _Training:
                 set_rates(optimizer, config, iteration)
                 shares, stop = self._step(iteration, batch, backbone, optimizer)
                 done = iteration + 1
-                log.batch(done, _phase(iteration, config), shares)
+                log.batch(done, _phase(iteration, config), shares, rate_at(config, iteration))
                 due = time.monotonic() - saved_at_s >= options.checkpoint_every_s
                 if stop or done == config.iterations or due:
                     self._save(done, optimizer)
                     saved_at_s = time.monotonic()
                 if stop and done < config.iterations:
-                    log.flush(done, _phase(iteration, config))
+                    log.flush(done, _phase(iteration, config), {"lr": rate_at(config, iteration)})
                     raise Interrupted(
                         self.caught[0] if self.caught else signal.SIGTERM,
                         f"stopped at iteration {done} of {config.iterations}; saved in {self.out}",

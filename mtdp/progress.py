@@ -81,11 +81,11 @@ class TrainingLog:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def batch(self, iteration: int, phase: str, shares: Mapping[str, TaskShare]) -> None:
-        """Count the batch that made `iteration` iterations complete."""
+    def batch(self, iteration: int, phase: str, shares: Mapping[str, TaskShare], lr: float) -> None:
+        """Count the batch that made `iteration` iterations complete, at a learning rate."""
         self.count(shares)
         if iteration % self._every == 0 or iteration == self._total:
-            self.flush(iteration, phase)
+            self.flush(iteration, phase, {"lr": lr})
 
     def count(self, shares: Mapping[str, TaskShare]) -> None:
         """Count a batch."""

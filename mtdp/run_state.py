@@ -130,9 +130,14 @@ def write_state(
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON document, atomically."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, atomically; what UTF-8 has no bytes for is escaped."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    partial.write_text(text, "utf-8", errors="backslashreplace")
     partial.replace(path)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mtdp.confusions import Confusion, confusion
 from mtdp.metrics import Truth, balanced_accuracy, class_accuracies, interval
 from mtdp.protocol.cells import Cell, judgement_cells
 from mtdp.protocol.rank_table import rank_table
@@ -118,6 +119,21 @@ def _row(task: Task, found: Mapping[tuple[str, str, str], Sequence[dict[str, Any
         judgements,
         combinations,
     )
+
+
+def confusions_of(protocol: Protocol) -> list[Confusion | None]:
+    """What each column takes for what, of the first seed that is done."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for cell in judgement_cells(protocol.evaluated, protocol.finetuned, protocol.config):
+        result = protocol.result(cell)
+        if result is not None and result.get("outputs"):
+            found.setdefault(_key(cell), result)
+    return [
+        confusion(name, task, found[task.name, *column]["outputs"])
+        for task in protocol.evaluated
+        for name, column in COLUMNS.items()
+        if (task.name, *column) in found
+    ]
 
 
 def truth_of(task: Task, split: str = "test") -> Truth:

@@ -29,7 +29,7 @@ TINY = PretrainConfig("resnet18", "random", 1, 0, batch_size=4, image_px=32, pre
 
 
 def test_the_commands() -> None:
-    wanted = "breakhis convert evaluate finetune loto pool pretrain probe split tasks"
+    wanted = "breakhis convert evaluate finetune loto page pool pretrain probe split tasks"
     assert " ".join(COMMANDS) == wanted
 
 
