@@ -7,13 +7,14 @@ overrides the fp32 layers of a typed graph.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, auto_batch, check_outputs
+from mtdp_runtime.backends.judged import judged_int8
 from mtdp_runtime.backends.openvino_cache import compiled
 from mtdp_runtime.backends.telemetry import import_openvino
 from mtdp_runtime.bundle import Bundle
@@ -71,39 +72,59 @@ class OpenVINO:
         plain = bundle.holds("fp32")
         if precision == "auto" and not plain:
             precision = next((one for one in ("fp16", "bf16") if bundle.holds(one) and one in offered), "fp32")
-        if precision == "auto" and offered[0] == "bf16":
-            return cls._proven_bf16(bundle, batch, threads)
-        chosen = offered[0] if precision == "auto" else precision
-        if chosen not in offered:
+        if precision == "auto":
+            return cls._first_proven(bundle, offered, batch, threads)
+        if precision not in offered:
             raise UsageError(
-                f"--precision {chosen}: OpenVINO on this machine runs {', '.join(offered)}",
+                f"--precision {precision}: OpenVINO on this machine runs {', '.join(offered)}",
                 hint=f"Use --precision {offered[0]}, or leave it out.",
             )
-        return cls._compile(bundle, chosen, batch, threads)
+        return cls._compile(bundle, precision, batch, threads)
 
     @classmethod
-    def _proven_bf16(cls, bundle: Bundle, batch: int, threads: int) -> Self:
-        """Load in bf16 if this model, in bf16, on this machine, repeats its golden features; in fp32 otherwise."""
+    def _first_proven(cls, bundle: Bundle, offered: Sequence[str], batch: int, threads: int) -> Self:
+        """Load in the first precision below fp32 in which this model, on this machine, repeats its golden features.
+
+        bf16 where it is fast here; then int8, where the bundle holds one that a probe on a labelled task has judged
+        (`judged_int8`); fp32 where neither passes.
+        """
+        tried = [one for one in ("bf16",) if offered[0] == one]
+        tried += [one for one in ("int8",) if one in offered and judged_int8(bundle.manifest)]
+        notes: list[str] = []
+        for precision in tried:
+            engine, lacks = cls._proven(bundle, precision, batch, threads)
+            if engine is None:
+                all_the_same = f"(--precision {precision} takes it all the same)"
+                notes.append(f"not {precision}: this model in {precision} {lacks} {all_the_same}")
+                continue
+            if precision == "int8":
+                notes.append(f"int8: {judged_int8(bundle.manifest)} (--precision fp32 leaves it)")
+            break
+        else:
+            engine = cls._compile(bundle, "fp32", batch, threads)
+        assert engine is not None
+        engine.note = "; ".join(notes)
+        return engine
+
+    @classmethod
+    def _proven(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> tuple[Self | None, str]:
+        """Return the model loaded in a precision; None, and what it lacks, where it does not prove itself in it."""
         from mtdp_runtime.backends.proof import replay
         from mtdp_runtime.backends.proof_cache import recall, remember
         from mtdp_runtime.bundle.tolerance import least_cosine
 
-        least = least_cosine(bundle.manifest, "bf16")
-        facts = (bundle.digest, "bf16", batch, threads, cls.probe().reason)
+        least = least_cosine(bundle.manifest, precision)
+        facts = (bundle.digest, precision, batch, threads, cls.probe().reason)
         found = recall(facts)
-        if found is None or not found.shortfall("bf16", least):
-            engine = cls._compile(bundle, "bf16", batch, threads)
+        if found is None or not found.shortfall(precision, least):
+            engine = cls._compile(bundle, precision, batch, threads)
             if found is None:
                 found = replay(engine, bundle)
                 remember(facts, found)
-            if not found.shortfall("bf16", least):
-                return engine
+            if not found.shortfall(precision, least):
+                return engine, ""
             engine.close()
-        engine = cls._compile(bundle, "fp32", batch, threads)
-        engine.note = (
-            f"not bf16: this model in bf16 {found.shortfall('bf16', least)} (--precision bf16 takes it all the same)"
-        )
-        return engine
+        return None, found.shortfall(precision, least)
 
     @classmethod
     def _compile(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:

@@ -180,6 +180,8 @@ def measure(
     with engine:
         for why in filter(None, (reason, engine.note)):
             detail(f"engine {engine.name}: {why}")
+        if backend == "auto":
+            found |= _what_auto_takes(bundle, engine, threads)
         found |= {"engine": engine.name, "precision": engine.precision, "batch": engine.batch}
         stages["infer"] = lambda: infer_rate(engine, len(plan.kept), bundle.manifest.tile_px)
         last: dict[str, Any] = {}
@@ -196,6 +198,16 @@ def measure(
             **last,
         }
     return found
+
+
+def _what_auto_takes(bundle: Bundle, engine: Backend, threads: int) -> dict[str, Any]:
+    """Find out which engine is the faster on these cores in fp32, and keep it for `auto`: once for a model."""
+    from mtdp_runtime.backends import preferred
+
+    if not (engine.name.startswith(preferred.FIRST) and engine.precision == "fp32"):
+        return {}
+    taken, why = preferred.decide(bundle, engine, threads)
+    return {"auto_takes": taken, "auto_reason": why} if taken else {}
 
 
 def _ceiling(read_per_s: float, infer_per_s: float, on_cores: bool) -> float:

@@ -35,6 +35,8 @@ def lines(rates: Mapping[str, Any], columns: int, block: str = "█") -> list[st
     said = [f"{rates['slide']}: {rates['tiles']} tiles, scale {rates['scale']:.4f}, {threads}"]
     if "engine" in rates:
         said.append(f"engine {rates['engine']}, {rates['precision']}, batch {rates['batch']}; model {rates['model']}")
+    if "auto_takes" in rates:
+        said.append(f"auto takes {rates['auto_takes']} for this model here from now on: {rates['auto_reason']}")
     stages = _stages(rates)
     costs = {stage: 1e3 / rates[f"{stage}_tiles_per_s"] for stage in stages}
     most, widest = max(costs.values()), min(_WIDEST_BAR, max(5, columns - _BESIDES_BAR))

@@ -163,7 +163,11 @@ EngineName = Annotated[
     ),
 ]
 Precision = Annotated[
-    PrecisionName, typer.Option(help="What the engine computes in. auto never takes int8.", rich_help_panel=ENGINE)
+    PrecisionName,
+    typer.Option(
+        help="What the engine computes in. auto takes int8 only where a probe judged it (docs/bundle.md).",
+        rich_help_panel=ENGINE,
+    ),
 ]
 TrustEngines = Annotated[
     bool,
