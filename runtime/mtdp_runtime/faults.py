@@ -32,6 +32,7 @@ _REMEDIES: Final = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     **dict.fromkeys((errno.ELOOP, errno.ENOTEMPTY, errno.EINVAL, errno.ENXIO), "move away what lies under this name"),
+    errno.EILSEQ: "give it a name in UTF-8 (a manifest with the columns slide,name)",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.EROFS: "make its file system writable",
     errno.ENAMETOOLONG: "give a shorter name",

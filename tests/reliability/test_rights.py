@@ -87,6 +87,30 @@ def test_a_folder_under_the_name_of_a_derived_file_fails_its_slide_alone(
     assert run(tiny_bundle, *slides, "--out", out, "--format", format_).returncode == 0
 
 
+def test_a_name_that_is_no_text_gives_every_format(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    name, out = os.fsdecode(b"na\xefve"), tmp_path / "out"
+    make_slide("a.tiff").rename(tmp_path / f"{name}.tiff")
+    formats = [part for one in ("npy", "csv", "geojson") for part in ("--format", one)]
+    done = run(tiny_bundle, tmp_path / f"{name}.tiff", "--out", out, *formats)
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in out.rglob(f"{name}.*")} >= {".h5", ".npy", ".csv", ".geojson"}
+
+
+def test_a_name_that_is_no_text_is_refused_where_a_librarys_paths_are_text(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("spatialdata")
+    odd, slide = tmp_path / os.fsdecode(b"na\xefve.tiff"), make_slide("b.tiff", 1)
+    make_slide("a.tiff").rename(odd)
+    done = run(tiny_bundle, odd, slide, "--out", tmp_path / "out", "--format", "zarr")
+    assert done.returncode == 1
+    assert "cannot be written: a name that is no UTF-8" in done.stderr
+    assert "give it a name in UTF-8 (a manifest with the columns slide,name)" in done.stderr
+    assert [line["status"] for line in slide_lines(tmp_path / "out")] == ["failed", "done"]
+
+
 def test_a_name_that_is_no_text_gives_a_tensor_that_torch_reads(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:

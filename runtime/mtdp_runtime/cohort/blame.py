@@ -30,7 +30,7 @@ _RIGHTS: Final = (os.strerror(errno.EACCES), os.strerror(errno.EPERM))
 _OF_A_NAME: Final = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
-        *(errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EBUSY, errno.ETXTBSY),
+        *(errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EBUSY, errno.ETXTBSY, errno.EILSEQ),
     }
 )
 

@@ -7,6 +7,7 @@ head are the table's `obsm["probabilities_<task>"]`, a column for each class.
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
 from collections.abc import Mapping
@@ -23,7 +24,15 @@ _ROWS: Final = 4096
 
 
 def write_zarr(h5: Path, target: Path) -> None:
-    """Write the store; `spatialdata` must be installed (the extra `spatial`)."""
+    """Write the store; `spatialdata` must be installed (the extra `spatial`).
+
+    Raises:
+        OSError: the path is no UTF-8, which pyarrow does not write.
+    """
+    try:
+        str(target).encode()
+    except UnicodeEncodeError as error:
+        raise OSError(errno.EILSEQ, "a name that is no UTF-8", str(target)) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries about themselves
         import dask

@@ -91,7 +91,7 @@ def _tile(slide: str, x: int, y: int, side: int, measurements: dict[str, float],
     ring = [[right, y], [right, bottom], [x, bottom], [x, y], [right, y]]
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, f"{slide} {x} {y}{f' {again}' if again else ''}")),
+        "id": _id_of(f"{slide} {x} {y}{f' {again}' if again else ''}"),
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "properties": {"isLocked": True, "measurements": measurements, "objectType": "tile"},
     }
@@ -101,7 +101,7 @@ def _tissue(slide: str, piece: list[list[tuple[float, float]]], corner: list[int
     rings_at = [[[x - corner[0], y - corner[1]] for x, y in ring] for ring in piece]
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, f"{slide} tissue {rings_at[0][0]}")),
+        "id": _id_of(f"{slide} tissue {rings_at[0][0]}"),
         "geometry": {"type": "Polygon", "coordinates": rings_at},
         "properties": {"isLocked": True, "objectType": "annotation", "classification": {"name": "Tissue"}},
     }
@@ -125,3 +125,8 @@ def _rows(
         empty = np.empty((part.stop - start, 0), np.float32)
         values = np.concatenate([empty, *(dataset[part] for dataset in datasets)], axis=1)
         yield file.coords[part], values, file.status[part], file.tissue_fraction[part]
+
+
+def _id_of(what: str) -> str:
+    """Return the same identifier for the same text, which may hold a name that is no UTF-8."""
+    return str(uuid.uuid5(_NAMESPACE, what.encode("utf-8", "backslashreplace").decode()))

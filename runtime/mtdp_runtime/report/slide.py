@@ -50,8 +50,9 @@ def write_report(path: Path, features: Path, thumbnail: Thumbnail, slide: Slide 
     """
     picture = places.thumbnail(features.parent, features.stem)
     parts: list[tuple[Path, Callable[[Path], None]]] = [
-        (path, lambda target: _write(target, features, thumbnail, slide)),
         (picture, lambda target: write_thumbnail(target, thumbnail.image)),
+        # Last: a page that is there, and in no record, counts as one of an earlier version that had nothing beside it.
+        (path, lambda target: _write(target, features, thumbnail, slide)),
     ]
     derived.make(features, KIND, parts)
 
