@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 from mtdp.checkpoint import CheckpointInfo
 from mtdp_export.parity import NEIGHBOURS
 from mtdp_runtime.bundle.manifest import Manifest, Parity, Variant
 
+# By the words of the catalogue, what the hub calls a licence (huggingface.co/docs/hub/repositories-licenses). Any other
+# is `other`: terms that were added to a licence make it another one.
+_HUB_LICENCES = {
+    "Apache License 2.0": "apache-2.0",
+    "MIT License": "mit",
+    "GNU General Public License 3.0 (copyleft)": "gpl-3.0",
+    "CC BY-NC-ND 4.0: non-commercial, no derivatives, with attribution": "cc-by-nc-nd-4.0",
+    "CC BY-NC-SA 4.0: non-commercial, share alike, with attribution": "cc-by-nc-sa-4.0",
+}
 _LICENCE_TEXT = " Its text: [LICENSE](LICENSE)."
 _REFERENCES = {
     "torch": "PyTorch fp32",
@@ -57,6 +68,20 @@ def model_card(manifest: Manifest, checkpoint: CheckpointInfo | None = None, lic
         *_engines(manifest),
     ]
     return "\n".join(lines) + "\n"
+
+
+def front_matter(manifest: Manifest, licence_text: bool = False) -> str:
+    """Return what the Hugging Face hub reads of a card: YAML that stands before it, its texts written as JSON's are."""
+    said = manifest.weights.licence
+    words = said.partition(" (commercial use:")[0]
+    known = _HUB_LICENCES.get(words, words.lower() if words.lower() in _HUB_LICENCES.values() else "other")
+    lines = [f"license: {known}"]
+    if known == "other":
+        lines.append(f"license_name: {json.dumps(said, ensure_ascii=False)}")
+        lines += ["license_link: LICENSE"] if licence_text else []
+    lines += ["library_name: mtdp", "pipeline_tag: image-feature-extraction", "tags:"]
+    lines += [f"- {tag}" for tag in ("pathology", "whole-slide-imaging", "feature-extraction", "onnx")]
+    return "\n".join(["---", *lines, "---", "", ""])
 
 
 def _proof(manifest: Manifest) -> list[str]:

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 import mtdp
-from mtdp_export.card import model_card
+from mtdp_export.card import front_matter, model_card
 from mtdp_export.engines import EngineSettings, build_engines
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import calibration_tiles, describe_source, save_golden, synthetic_tiles
@@ -66,7 +66,9 @@ BASE: Final = "base.onnx"  # the fp32 graph from which every variant is made
 _STORED: Final = "stored.onnx"  # the same with its weights in fp16
 _LICENCE_FILE: Final = "LICENSE"  # of the weights, where its text lay beside them
 _GOLDEN_FILE: Final = "golden.npz"
-_OF_A_BUNDLE: Final = re.compile(r"bundle\.json|card\.md|golden\.npz|LICENSE|model\.\w+\.onnx(\.data)?|engines")
+_OF_A_BUNDLE: Final = re.compile(
+    r"bundle\.json|card\.md|README\.md|golden\.npz|LICENSE|model\.\w+\.onnx(\.data)?|engines"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ def _write_files(source: Source | OnnxSource, scratch: Path, settings: ExportSet
         (scratch / _LICENCE_FILE).write_text(source.licence_text, encoding="utf-8")
     card = model_card(proven, source.checkpoint, bool(source.licence_text))
     (scratch / "card.md").write_text(card, encoding="utf-8")
+    (scratch / "README.md").write_text(f"{front_matter(proven, bool(source.licence_text))}{card}", encoding="utf-8")
     notes = [item.note for item in kept if item.note] + proof.notes
     return ExportReport(proof.rows, refused, notes)
 

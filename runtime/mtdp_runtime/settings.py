@@ -14,6 +14,7 @@ BackendName = Literal[
     "auto", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime"
 ]
 MIN_TISSUE: Final = 0.25
+HUB: Final = "hf:"  # begins the name of a model that lies on the Hugging Face hub
 PrecisionName = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from mtdp.checkpoint import CheckpointInfo, save_checkpoint
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
-from mtdp_export.card import model_card
+from mtdp_export.card import front_matter, model_card
+from mtdp_export.catalogue import catalogue
 from mtdp_export.errors import ExportUsageError, ParityFailure
 from mtdp_export.golden import calibration_tiles, save_golden, synthetic_tiles
 from mtdp_export.parity import Comparison, compare_outputs, require, table
@@ -44,6 +45,7 @@ def export(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_what_is_in_it(resnet18_bundle: Path) -> None:
     assert sorted(p.name for p in resnet18_bundle.iterdir()) == [
+        "README.md",
         "bundle.json",
         "card.md",
         "golden.npz",
@@ -56,7 +58,31 @@ def test_what_is_in_it(resnet18_bundle: Path) -> None:
     tiles, outputs = load_golden(resnet18_bundle / "golden.npz")
     assert tiles.shape == (16, 64, 64, 3)
     assert outputs["features"].shape == (16, 512)
-    assert "no diagnosis may rest on it" in (resnet18_bundle / "card.md").read_text()
+    card, page = ((resnet18_bundle / name).read_text() for name in ("card.md", "README.md"))
+    assert "no diagnosis may rest on it" in card
+    assert page == front_matter(manifest) + card
+
+
+def test_the_front_matter_is_yaml_that_states_the_licence(resnet18_bundle: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    manifest = load_bundle(resnet18_bundle).manifest
+
+    def said(licence: str) -> dict[str, object]:
+        weights = replace(manifest.weights, licence=licence)
+        _, front, rest = front_matter(replace(manifest, weights=weights), licence_text=True).split("---\n")
+        assert not rest.strip()
+        return yaml.safe_load(front)
+
+    assert said("none")["library_name"] == "mtdp"
+    assert {"pathology", "onnx"} <= set(said("none")["tags"])
+    for licence in {recipe.licence for recipe in catalogue().values()}:
+        found = said(f"{licence}; gated: to be accepted where the weights are published")
+        assert (found["license"] == "other") == ("license_name" in found)
+        if found["license"] != "other":  # an identifier of the hub says the same as the catalogue does
+            assert ("nc" in found["license"]) == (not licence.commercial)
+    assert said("Apache-2.0")["license"] == "apache-2.0"
+    assert said('a "licence": of # ours')["license_name"] == 'a "licence": of # ours'
+    assert said("Apache-2.0, but not on Sundays")["license"] == "other"
 
 
 def test_equal_exports_have_equal_digests(resnet18_bundle: Path, tmp_path: Path) -> None:

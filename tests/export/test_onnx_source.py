@@ -120,6 +120,7 @@ def test_from_the_file_to_the_features_of_a_slide(
     assert (manifest.features_dim, manifest.mean, manifest.weights.licence) == (5, MEAN, "CC0")
     assert manifest.weights.origin == "brought as own.onnx (output feat, made by a program that it does not name)"
     assert sorted(f.name for f in (tmp_path / "b").iterdir()) == [
+        "README.md",
         "bundle.json",
         "card.md",
         "golden.npz",

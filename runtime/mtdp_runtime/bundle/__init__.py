@@ -4,7 +4,7 @@
            model.<precision>.onnx one file a variant; uint8[N, tile_px, tile_px, 3] in, float32 outputs
            model.<precision>.onnx.data  its weights, where they are more than one ONNX file holds
            golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that the reference gave, by name
-           card.md                the model card, for people
+           card.md                the model card, for people; README.md is the same for the Hugging Face hub
            engines/               engines built ahead of time, each with its key (`engine_key`) and its build log
 
 Every digest is checked before a file is used.
@@ -35,6 +35,7 @@ class Bundle:
     manifest: Manifest
     digest: str  # sha256 of bundle.json, which names the digest of every other file
     trust_engines: bool = False  # whether the engines that it brings, which are code, may be loaded
+    source: str = ""  # where it was fetched from, with the commit: `hub`
 
     def holds(self, precision: str) -> bool:
         """Whether there is a variant of that precision."""

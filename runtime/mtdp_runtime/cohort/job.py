@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast, get_args
 
-from mtdp_runtime.bundle import Bundle, default_bundle_path, load_bundle
+from mtdp_runtime.bundle import Bundle, default_bundle_path
+from mtdp_runtime.bundle.hub import bundle_of
 from mtdp_runtime.cohort.folder_search import PassedOver
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.errors import UsageError
@@ -57,12 +58,12 @@ class Job:
 
 
 def load_bundles(paths: Sequence[Path | str], trust_engines: bool = False) -> tuple[Bundle, ...]:
-    """Return the bundles of a job; the packaged one where none is named.
+    """Return the bundles of a job, of folders and of the hub; the packaged one where none is named.
 
     Raises:
         BundleError: one cannot be trusted or understood.
     """
-    return tuple(load_bundle(Path(path), trust_engines) for path in paths or [default_bundle_path()])
+    return tuple(bundle_of(path, trust_engines) for path in paths or [default_bundle_path()])
 
 
 def shared_settings(

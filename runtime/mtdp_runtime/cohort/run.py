@@ -146,6 +146,7 @@ def _facts(bundle: Bundle, engine: Backend, reason: str) -> dict[str, Any]:
     return {
         "name": bundle.manifest.name,
         "digest": bundle.digest,
+        **({"source": bundle.source} if bundle.source else {}),
         "backend": engine.name,
         "precision": engine.precision,
         "batch": engine.batch,

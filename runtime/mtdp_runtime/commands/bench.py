@@ -90,14 +90,15 @@ def bench(
     if what is What.COMPARE:
         _compare(named, as_json)
         return
-    from mtdp_runtime.bundle import default_bundle_path, load_bundle
+    from mtdp_runtime.bundle import default_bundle_path
+    from mtdp_runtime.bundle.hub import bundle_of
     from mtdp_runtime.commands.demo_slide import write_demo_slide
     from mtdp_runtime.settings import ExtractSettings
     from mtdp_runtime.slide.open import open_slide
 
     if len(named) > 1:
         raise UsageError(f"{len(named)} slides, one is measured", hint=f"mtdp-bench {what} {named[0]}")
-    bundle = load_bundle(model if model is not None else default_bundle_path())
+    bundle = bundle_of(model if model is not None else default_bundle_path())
     settings = ExtractSettings(mpp=bundle.manifest.mpp, stride_px=bundle.manifest.tile_px)
     batch_size = options.count_or_auto("--batch", batch)
     cores = options.count_or_auto("--threads", threads) or usable_cores()

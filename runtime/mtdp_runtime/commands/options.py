@@ -46,8 +46,9 @@ Model = Annotated[
 Models = Annotated[
     list[Path] | None,
     typer.Option(
-        help="Model bundle; the packaged one if left out. Repeat it, and each tile is read once for all models; "
-        "the files go to OUT/<model name>. They must agree in tile size and scale.",
+        help="Model bundle: a folder, or hf:OWNER/NAME@REVISION on the Hugging Face hub (the extra hf); the packaged "
+        "one if left out. Repeat it, and each tile is read once for all models; the files go to OUT/<model name>. They "
+        "must agree in tile size and scale.",
         metavar="BUNDLE",
         rich_help_panel=WORK,
     ),

@@ -28,6 +28,8 @@ def say_model(bundle: Bundle, engine: Backend, reason: str) -> None:
     """Say which model runs, and on what; `-v` also says why on that."""
     manifest = bundle.manifest
     say(f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features), digest {bundle.digest[:16]}")
+    if bundle.source:
+        say(f"  from {bundle.source}")
     say(f"engine: {engine.name}, {engine.precision}, batches of {engine.batch}")
     for why in filter(None, (reason, engine.note)):
         detail(f"  {why}")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 import typer
 
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.settings import HUB
 
 _NOT_HERE: Final = ("config", "verify", "version")  # they say what the command itself does
 _SLIDES: Final = "slides"
@@ -114,7 +115,7 @@ def _value(path: Path, key: str, value: Any, hint: Any) -> Any:
     fits, what = _wanted(inner)
     if not fits(value) or value == "":
         raise _wrong(path, key, value, what)
-    if inner is Path:
+    if inner is Path and not value.startswith(HUB):
         return str(path.parent / value)
     return value if inner is bool else str(value)
 

@@ -71,6 +71,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         "mtdp_version": __version__,
         "model": manifest.name,
         "bundle_digest": bundle.digest,
+        **({"model_source": bundle.source} if bundle.source else {}),
         "backend": backend.name,
         "precision": backend.precision,
         "batch": backend.batch,

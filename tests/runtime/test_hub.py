@@ -1,0 +1,183 @@
+"""A bundle of the Hugging Face hub: pinned by its commit, checked by its digests, from the cache without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import h5py
+import pytest
+
+import mtdp_runtime
+from mtdp_runtime.bundle import hub, load_bundle
+from mtdp_runtime.bundle.hub import bundle_of
+from mtdp_runtime.errors import BundleDigestMismatch, BundleNotFound, UsageError
+
+constants = pytest.importorskip("huggingface_hub.constants", reason="needs huggingface_hub (the extra `hf`)")
+COMMIT, OTHER = "c0ffee" * 6 + "abcd", "b" * 40
+
+
+class FakeHub:
+    """lab/tiny on the loopback: a folder for each commit, and the revisions that name them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.commits: dict[str, Path] = {COMMIT: folder}
+        self.names = {"main": COMMIT, "v1.0": COMMIT}
+        self.asked: list[str] = []
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                fake.asked.append(f"{self.command} {self.path}")
+                asked = re.fullmatch(r"/lab/tiny/resolve/([^/]+)/(.+)", self.path)
+                commit = fake.names.get(asked[1], asked[1]) if asked else ""
+                if asked is None or commit not in fake.commits:
+                    return self.answer(404, b"", **{"X-Error-Code": "RevisionNotFound" if asked else "RepoNotFound"})
+                file = fake.commits[commit] / asked[2]
+                if not file.is_file():
+                    return self.answer(404, b"", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+                data = file.read_bytes()
+                etag = f'"{hashlib.sha1(data).hexdigest()}"'
+                return self.answer(200, data, **{"X-Repo-Commit": commit, "ETag": etag})
+
+            do_HEAD = do_GET
+
+            def answer(self, code: int, data: bytes, **headers: str) -> None:
+                self.send_response(code)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def fake(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "repository")
+    (folder / "train.py").write_text("nobody asked for this")
+    served = FakeHub(folder)
+    monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield served
+    served.close()
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "main", "v1.0"])
+def test_a_revision_is_the_commit_that_it_names(fake: FakeHub, tiny_bundle: Path, revision: str) -> None:
+    bundle = bundle_of(f"hf:lab/tiny@{revision}")
+    assert bundle.source == f"hf:lab/tiny@{COMMIT}"
+    assert bundle.digest == load_bundle(tiny_bundle).digest
+    assert bundle.checked(bundle.manifest.golden).is_file()
+    assert not any("train.py" in asked for asked in fake.asked), "only what bundle.json names is fetched"
+
+
+def test_the_feature_file_names_the_commit(
+    fake: FakeHub, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slide = make_slide()
+    (outcome,) = mtdp_runtime.extract(slide, tmp_path / "o", model="hf:lab/tiny@main")
+    assert outcome.status == "done"
+    with h5py.File(tmp_path / "o" / "slide.h5") as file:
+        assert file.attrs["model_source"] == f"hf:lab/tiny@{COMMIT}"
+    (again,) = mtdp_runtime.extract(slide, tmp_path / "o", model=tiny_bundle)
+    assert again.status == "skipped", "the same bundle in a folder is the same model"
+
+
+def test_a_commit_in_the_cache_needs_no_network(fake: FakeHub) -> None:
+    bundle_of(f"hf:lab/tiny@{COMMIT}")
+    fake.asked.clear()
+    assert bundle_of(f"hf:lab/tiny@{COMMIT}").source.endswith(COMMIT)
+    assert fake.asked == []
+
+
+@pytest.mark.parametrize("how", ["offline", "unreachable"])
+def test_without_a_network_the_cache_answers(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    bundle_of("hf:lab/tiny@main")
+    if how == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        fake.close()
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # it tries again for some seconds
+    assert bundle_of("hf:lab/tiny@main").source == f"hf:lab/tiny@{COMMIT}"
+    with pytest.raises(BundleNotFound, match="is not in the cache, and the hub cannot be reached"):
+        bundle_of("hf:lab/tiny@v1.0")
+
+
+def test_a_branch_that_moved_is_another_commit(fake: FakeHub, tmp_path: Path) -> None:
+    first = bundle_of("hf:lab/tiny@main")
+    moved = shutil.copytree(fake.commits[COMMIT], tmp_path / "moved")
+    (moved / "bundle.json").write_text((moved / "bundle.json").read_text().replace('"tiny"', '"tiny2"'))
+    fake.commits[OTHER], fake.names["main"] = moved, OTHER
+    second = bundle_of("hf:lab/tiny@main")
+    assert (first.manifest.name, second.manifest.name) == ("tiny", "tiny2")
+    assert first.digest != second.digest
+    assert bundle_of(f"hf:lab/tiny@{COMMIT}").digest == first.digest
+
+
+def test_a_file_that_was_exchanged_is_refused_by_its_digest(fake: FakeHub) -> None:
+    model = fake.commits[COMMIT] / "model.fp32.onnx"
+    model.write_bytes(bytes(reversed(model.read_bytes())))
+    bundle = bundle_of("hf:lab/tiny@main")
+    with pytest.raises(BundleDigestMismatch, match="sha256"):
+        bundle.checked(bundle.manifest.variants[0].file)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:lab/tiny", "not hf:OWNER/NAME@REVISION"),
+        ("hf:tiny@main", "not hf:OWNER/NAME@REVISION"),
+        ("hf:lab/tiny/more@main", "not hf:OWNER/NAME@REVISION"),
+        ("hf:../tiny@main", "cannot be fetched|no such repository"),
+        ("hf:lab/tiny@", "not hf:OWNER/NAME@REVISION"),
+        ("hf:lab/tiny@../../x", "no such revision|no such repository|cannot be fetched"),
+        ("hf:lab/other@main", "no such repository, or it is private"),
+        ("hf:lab/tiny@v9", "no such revision"),
+    ],
+)
+def test_what_is_not_there_is_said(fake: FakeHub, name: str, message: str) -> None:
+    with pytest.raises((UsageError, BundleNotFound), match=message):
+        bundle_of(name)
+
+
+def test_a_repository_that_is_no_bundle_is_said(fake: FakeHub) -> None:
+    (fake.commits[COMMIT] / "bundle.json").unlink()
+    with pytest.raises(BundleNotFound, match=r"not a model bundle \(no bundle.json in it\)"):
+        bundle_of("hf:lab/tiny@main")
+
+
+def test_without_the_extra_the_install_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(UsageError, match="needs huggingface_hub") as refused:
+        bundle_of("hf:lab/tiny@main")
+    assert refused.value.hint == "pip install 'mtdp[hf]'"
+
+
+def test_a_folder_is_never_looked_for_on_the_hub(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_fetched", lambda *_: pytest.fail("the hub was asked"))
+    assert bundle_of(tiny_bundle).source == ""
+    with pytest.raises(BundleNotFound):
+        bundle_of("lab/tiny")
