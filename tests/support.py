@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtdp_runtime.slide import Level, Slide, SlideInfo
 
 TILE_PX = 64
 FEATURES_DIM = 12
+Run = Callable[..., tuple[int, str, str]]  # a command in this process: exit code, stdout, stderr
 
 
 def make_manifest(file: FileRef, golden: FileRef, heads: tuple[Head, ...] = ()) -> Manifest:

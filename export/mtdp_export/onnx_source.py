@@ -39,8 +39,8 @@ from mtdp_export.onnx_file import (
     layout_and_side,
     load_onnx,
 )
-from mtdp_export.pixels import COLUMNS, ROWS, Pixels, Stated, Triple, arranged, resize_matrix
-from mtdp_export.typed import inner_graphs, name_nodes, nested_nodes
+from mtdp_export.pixels import Pixels, Stated, Triple, arranged, resize_matrix
+from mtdp_export.typed import COLUMNS, ROWS, inner_graphs, name_nodes, nested_nodes
 from mtdp_runtime.bundle.golden import FEATURES
 from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 

@@ -21,9 +21,6 @@ from mtdp.preprocess import INTERPOLATIONS, Normalise, Preprocessing
 from mtdp_export.errors import ExportUsageError
 
 Triple = tuple[float, float, float]
-# Names of the matrices in the graph: what multiplies by them stays in fp32.
-COLUMNS: Final = "pixels.columns"
-ROWS: Final = "pixels.rows"
 _MOST_PX: Final = 16_384
 _ONE: Final = 2.0**22
 

@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.model_store import array_of, is_apart
-from mtdp_export.pixels import COLUMNS, ROWS
 from mtdp_runtime.bundle.golden import FEATURES
 
 LowType = Literal["fp16", "bf16"]
@@ -50,7 +49,10 @@ EXACT: Final = frozenset(
 )
 # They compute in the widest type that reaches them: moving rounds nothing, and a sum of roundings is to be no worse.
 _FOLLOWS: Final = EXACT | {"Add", "LeakyRelu", "Mul", "Sub"}
-_RESIZES: Final = frozenset({COLUMNS, ROWS})  # matrices of the pixels, not of the network
+# Names of the matrices that resize (`pixels`, by its buffers' names): what multiplies by them is not the network's.
+COLUMNS: Final = "pixels.columns"
+ROWS: Final = "pixels.rows"
+_RESIZES: Final = frozenset({COLUMNS, ROWS})
 _OPSET_OF_BF16: Final = 22
 _ONLY_TYPES_SINCE: Final = 20  # later ones, to 22, add types to the operations that torch's exporter writes
 _MAX_FP16: Final = 65504.0

@@ -34,13 +34,7 @@ from mtdp_runtime.bundle.engine_key import EngineKey
 from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.bundle.manifest import Engine, FileRef, Parity
 from mtdp_runtime.errors import BundleDigestMismatch
-from support import pyramid, stained
-
-
-def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    code = "from mtdp_export.cli import main; main()"
-    command = [sys.executable, "-c", code, "-q", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+from support import Run, pyramid, stained
 
 
 def test_what_is_in_it(resnet18_bundle: Path) -> None:
@@ -153,7 +147,7 @@ def resign_golden(bundle: Path, tiles: NDArray[np.uint8], outputs: dict[str, NDA
 
 
 @pytest.mark.parametrize("name", ["model.fp32.onnx", "golden.npz"])
-def test_a_flipped_bit_is_found(resnet18_bundle: Path, tmp_path: Path, name: str) -> None:
+def test_a_flipped_bit_is_found(resnet18_bundle: Path, tmp_path: Path, run: Run, name: str) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(resnet18_bundle, copy)
     content = bytearray((copy / name).read_bytes())
@@ -161,22 +155,22 @@ def test_a_flipped_bit_is_found(resnet18_bundle: Path, tmp_path: Path, name: str
     (copy / name).write_bytes(content)
     with pytest.raises(BundleDigestMismatch, match=name):
         verify_bundle(copy)
-    result = export("--verify", copy)
-    assert result.returncode == 2
-    assert f"{name}: sha256" in result.stderr
-    assert "Traceback" not in result.stderr
+    code, _, err = run("--verify", copy)
+    assert code == 2
+    assert f"{name}: sha256" in err
+    assert "Traceback" not in err
 
 
-def test_golden_features_that_are_not_the_models_fail(resnet18_bundle: Path, tmp_path: Path) -> None:
+def test_golden_features_that_are_not_the_models_fail(resnet18_bundle: Path, tmp_path: Path, run: Run) -> None:
     """Even with digests that fit: somebody re-signed a wrong model."""
     copy = tmp_path / "copy"
     shutil.copytree(resnet18_bundle, copy)
     tiles, outputs = load_golden(copy / "golden.npz")
     outputs["features"][3] = outputs["features"][3][::-1]
     resign_golden(copy, tiles, outputs)
-    result = export("--verify", copy)
-    assert result.returncode == 1
-    assert "FAIL" in result.stdout
+    code, out, _ = run("--verify", copy)
+    assert code == 1
+    assert "FAIL" in out
 
 
 def test_a_variant_below_the_bar_is_refused() -> None:
@@ -197,7 +191,9 @@ def test_features_of_another_length_fail_though_the_cosine_is_1(precision: str) 
     assert table([longer]).endswith("4.8e+01  100.0% -        FAIL")
 
 
-def test_a_checkpoint_keeps_its_heads_and_tells_its_story(small_network: MultiTaskNet, tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_its_heads_and_tells_its_story(
+    small_network: MultiTaskNet, tmp_path: Path, run: Run
+) -> None:
     training = {
         "config": {"arch": "resnet18", "batch_size": 8, "lr": 0.1},
         "init": {"source": "random", "description": "random initialisation", "licence": "none", "sha256": None},
@@ -208,9 +204,9 @@ def test_a_checkpoint_keeps_its_heads_and_tells_its_story(small_network: MultiTa
     }
     info = CheckpointInfo("resnet18", small_network.class_names, Preprocessing(64), training, 5)
     save_checkpoint(tmp_path / "checkpoint.safetensors", small_network, info)
-    result = export(tmp_path, "--out", tmp_path / "b", "--name", "mine", "--licence", "CC0", "--json")
-    assert result.returncode == 0, result.stderr
-    assert "note: --mpp was left out: 0.5 µm per pixel is taken as the model's scale" in result.stderr
+    code, _, err = run(tmp_path, "--out", tmp_path / "b", "--name", "mine", "--licence", "CC0", "--json")
+    assert code == 0, err
+    assert "note: --mpp was left out: 0.5 µm per pixel is taken as the model's scale" in err
     manifest = load_bundle(tmp_path / "b").manifest
     assert [(h.name, h.class_names) for h in manifest.heads] == list(small_network.class_names.items())
     assert (manifest.name, manifest.weights.licence) == ("mine", "CC0")
@@ -254,10 +250,10 @@ def test_the_card_tells_all_that_was_measured(resnet18_bundle: Path) -> None:
     assert "## Engines" not in model_card(manifest)
 
 
-def test_where_the_golden_tiles_come_from_is_said(resnet18_bundle: Path) -> None:
+def test_where_the_golden_tiles_come_from_is_said(resnet18_bundle: Path, run: Run) -> None:
     assert load_bundle(resnet18_bundle).manifest.golden_source == "synthetic"
-    result = export("--verify", resnet18_bundle)
-    assert "golden tiles: synthetic; no real tissue was run: export with --calibration SLIDE|DIR" in result.stdout
+    _, out, _ = run("--verify", resnet18_bundle)
+    assert "golden tiles: synthetic; no real tissue was run: export with --calibration SLIDE|DIR" in out
 
 
 def test_golden_tiles_of_a_folder(data_dir: Path) -> None:
@@ -317,20 +313,20 @@ class TestWrongUsage:
         ],
     )
     def test_is_said_in_one_line(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, arguments: list[str], message: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        result = export(*arguments)
-        assert result.returncode == 2, result.stderr
-        lines = result.stderr.strip().splitlines()
+        code, _, err = run(*arguments)
+        assert code == 2, err
+        lines = err.strip().splitlines()
         assert lines[0].startswith("error: ")
         assert message in lines[0]
         assert [line.split(":")[0] for line in lines[1:]] == ["hint"]
         assert not list(tmp_path.iterdir())
 
-    def test_no_bundle_to_verify(self, tmp_path: Path) -> None:
-        result = export("--verify", tmp_path)
-        assert (result.returncode, "not a model bundle" in result.stderr) == (2, True)
+    def test_no_bundle_to_verify(self, tmp_path: Path, run: Run) -> None:
+        code, _, err = run("--verify", tmp_path)
+        assert (code, "not a model bundle" in err) == (2, True)
 
 
 def test_help_imports_neither_torch_nor_onnx() -> None:
@@ -345,3 +341,9 @@ def test_help_imports_neither_torch_nor_onnx() -> None:
         assert kind not in result.stdout, "an option says what it takes, not the type of that"
     assert "Exit codes: 0: all is done; 1:" in result.stdout
     assert "--precision fp32|fp16|bf16|int8" in result.stdout
+
+
+def test_processes_that_prove_a_bundle_load_no_torch() -> None:
+    """Each export starts some, each --verify one: torch would be half of what they take."""
+    code = "import sys, mtdp_export.variants, mtdp_export.verify, mtdp_export.engines; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from torch import nn
 from torchvision.transforms import v2
 
 from mtdp_export.catalogue import OTHER, PUBLISHED, Recipe, by_digest, catalogue, parse
-from mtdp_export.cli import main
 from mtdp_export.conv_stem import ConvStem
 from mtdp_export.encoder import build
 from mtdp_export.encoder_docs import as_markdown
@@ -32,6 +30,7 @@ from mtdp_export.golden import calibration_tiles
 from mtdp_export.graph import Deployed, export_graph
 from mtdp_export.pixels import Stated
 from mtdp_runtime.bundle.tolerance import cosines
+from support import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 READ_PX = 256
@@ -271,23 +270,6 @@ class TestTheCatalogue:
                 assert by_digest(recipe.weights.sha256) == recipe
                 assert recipe.weights.compared(recipe.weights.sha256) == PUBLISHED
                 assert recipe.weights.compared("0" * 64) == OTHER
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """mtdp-export in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mtdp-export", "-q", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return call
 
 
 class TestByName:

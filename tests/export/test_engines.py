@@ -270,7 +270,7 @@ def test_densenet121_at_every_precision_and_with_an_engine_proves_itself(tmp_pat
 
     out, names = tmp_path / "d121", ("fp32", "fp16", "bf16")
     precisions = [word for name in names for word in ("--precision", name)]
-    written = export("densenet121", "--weights", "random", *precisions, "--engine", RTX, "--out", out)
+    written = export("densenet121", "--weights", "random", "--tile-px", 64, *precisions, "--engine", RTX, "--out", out)
     for rows in (written, export("--verify", out)):
         assert all(any(f" {name} " in row for row in rows) for name in names), rows
     manifest = load_bundle(out).manifest

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,6 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 from mtdp.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from mtdp_export.cli import main
 from mtdp_export.errors import ExportUsageError
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.onnx_source import Declared, open_onnx
@@ -32,6 +29,7 @@ from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.bundle.tolerance import cosines
+from support import Run
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.3, 0.25)
 HOW = {
@@ -39,21 +37,6 @@ HOW = {
     "bicubic": v2.InterpolationMode.BICUBIC,
     "lanczos": v2.InterpolationMode.LANCZOS,
 }
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """mtdp-export in this process: exit code, stdout, the error on stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mtdp-export", "-q", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return call
 
 
 def by_torchvision(tiles: NDArray[np.uint8], resize: int, crop: int, how: str) -> torch.Tensor:

@@ -28,6 +28,7 @@ from mtdp_export.write import ExportSettings, _with_rounding, write_bundle
 from mtdp_runtime.bundle import file_ref, load_bundle
 from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.errors import OutputUnwritable
+from support import Run
 
 WITH_VERIFY = "--verify goes with --backend, --stall-limit, --trust-engines and --json only"
 
@@ -224,14 +225,10 @@ def test_a_network_that_torch_cannot_export_is_an_error_of_ours() -> None:
         ),
     ],
 )
-def test_no_option_is_ignored(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", "from mtdp_export.cli import main; main()", "-q", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert (result.returncode, result.stderr.splitlines()[0]) == (2, f"error: {message}")
+def test_no_option_is_ignored(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*arguments)
+    assert (code, err.splitlines()[0]) == (2, f"error: {message}")
     assert not list(tmp_path.iterdir())

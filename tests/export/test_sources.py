@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +21,20 @@ from mtdp.preprocess import Preprocessing
 from mtdp.tasks import load_task
 from mtdp.transfer import extract_features, load_extractor, probe_task
 from mtdp_export.card import model_card
-from mtdp_export.cli import main
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.schema import check_schema
 from mtdp_export.source import open_source
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.bundle import default_bundle_path, load_bundle, schema
 from mtdp_runtime.bundle.golden import load_golden
+from support import Run
 
-Run = Callable[..., tuple[int, str, str]]
 TRAINING: dict[str, Any] = {
     "config": {"arch": "resnet18", "batch_size": 8},
     "init": {"source": "random", "description": "random initialisation", "licence": "none", "sha256": None},
     "tasks": {},
     "versions": {"torch": "2"},
 }
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """mtdp-export in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mtdp-export", "-q", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return call
 
 
 def test_a_vision_transformer_of_timm_brings_its_preprocessing(tmp_path: Path, run: Run) -> None:
