@@ -102,7 +102,7 @@ def test_the_command_prints_the_table(download: Path) -> None:
 
 
 def test_the_command_fine_tunes_too(download: Path, tmp_path: Path) -> None:
-    options = ["--arch", "resnet18", "--image-px", "32", "--epochs", "1", "--lr", "1e-3", "-q"]
+    options = ["--arch", "timm:test_resnet", "--image-px", "32", "--epochs", "1", "--lr", "1e-3", "-q"]
     out = ["--out", str(tmp_path / "tuned")]
     result = CliRunner().invoke(app, ["breakhis", str(download), "--init", "random", "--finetune", *options, *out])
     assert result.exit_code == 0, result.output

@@ -122,7 +122,7 @@ def test_a_signal_is_the_exit_code(pool_file: Path, tmp_path: Path) -> None:
 
     run = tmp_path / "run"
     command = [sys.executable, "-c", "from mtdp.cli import main; main()", "pretrain", "--pool", str(pool_file)]
-    command += ["--out", str(run), "--iterations", "100000", *TINY]
+    command += ["--out", str(run), "--iterations", "100000", *TINY, "--arch", "timm:test_resnet"]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
     while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").stat().st_size:
         assert process.poll() is None

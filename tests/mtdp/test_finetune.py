@@ -28,7 +28,8 @@ from mtdp.scores import score
 from mtdp.tasks import Task, load_pool, load_task
 
 Make = Callable[..., Path]
-TINY = FinetuneConfig(arch="resnet18", init="random", epochs=3, batch_size=4, image_px=32, lr=1e-2, precision="fp32")
+ARCH = "timm:test_resnet"
+TINY = FinetuneConfig(arch=ARCH, init="random", epochs=3, batch_size=4, image_px=32, lr=1e-2, precision="fp32")
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_the_best_rate_on_val_is_judged_on_test(task: Task, tmp_path: Path) -> N
 
 def test_starting_weights_are_those_of_the_run_that_is_named(task: Task, pool_file: Path, tmp_path: Path) -> None:
     config = PretrainConfig(
-        arch="resnet18", init="random", iterations=1, warmup=0, batch_size=4, image_px=32, precision="fp32"
+        arch=ARCH, init="random", iterations=1, warmup=0, batch_size=4, image_px=32, precision="fp32"
     )
     pretrain(load_pool(pool_file), config, tmp_path / "pre", quiet=True)
     started = replace(TINY, init=str(tmp_path / "pre"), lr=1e-12, epochs=1)
@@ -150,7 +151,7 @@ def test_divergence_in_the_last_step_gives_no_score(task: Task, tmp_path: Path) 
 
 
 def pretrained(pool_file: Path, out: Path, seed: int = 0) -> Path:
-    config = PretrainConfig("resnet18", "random", 1, 0, batch_size=4, image_px=32, seed=seed, precision="fp32")
+    config = PretrainConfig(ARCH, "random", 1, 0, batch_size=4, image_px=32, seed=seed, precision="fp32")
     pretrain(load_pool(pool_file), config, out, quiet=True)
     return out
 
@@ -168,9 +169,7 @@ def test_another_runs_checkpoint_is_not_overwritten(task: Task, pool_file: Path,
     assert (run / "checkpoint.safetensors").read_bytes() == before
     finetune(task, TINY, tmp_path / "tuned", quiet=True)
     with pytest.raises(UsageError, match="holds a fine-tuning run, not a pre-training run"):
-        pretrain(
-            load_pool(pool_file), PretrainConfig("resnet18", "random"), tmp_path / "tuned", resume=True, quiet=True
-        )
+        pretrain(load_pool(pool_file), PretrainConfig(ARCH, "random"), tmp_path / "tuned", resume=True, quiet=True)
 
 
 def test_the_state_is_of_the_checkpoints_epoch(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from mtdp.tasks import load_pool
 
 Make = Callable[..., Path]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
-TINY = PretrainConfig("resnet18", "random", 1, 0, batch_size=4, image_px=32, precision="fp32")
+TINY = PretrainConfig("timm:test_resnet", "random", 1, 0, batch_size=4, image_px=32, precision="fp32")
 
 
 def test_the_commands() -> None:
@@ -91,7 +91,7 @@ def test_quiet_says_results_only_and_verbose_what_it_runs_on(pool_file: Path, tm
 
 def test_a_run_in_a_folder_where_another_one_works_is_refused(pool_file: Path, tmp_path: Path) -> None:
     tasks = load_pool(pool_file)
-    tuning = FinetuneConfig("resnet18", "random", epochs=1, batch_size=4, image_px=32, precision="fp32")
+    tuning = FinetuneConfig("timm:test_resnet", "random", epochs=1, batch_size=4, image_px=32, precision="fp32")
     for start in (
         lambda out: pretrain(tasks, TINY, out, quiet=True),
         lambda out: finetune(tasks[0], tuning, out, quiet=True),
@@ -117,7 +117,7 @@ def test_a_training_holds_the_lock_while_it_trains(pool_file: Path, tmp_path: Pa
 
     with pytest.raises(UsageError, match="seen"):
         pretrain(load_pool(pool_file), TINY, tmp_path / "run", quiet=True, steps=PretrainSteps(look))  # type: ignore[arg-type]
-    config = FinetuneConfig("resnet18", "random", epochs=1, batch_size=4, image_px=32, precision="fp32")
+    config = FinetuneConfig("timm:test_resnet", "random", epochs=1, batch_size=4, image_px=32, precision="fp32")
     with pytest.raises(UsageError, match="seen"):
         finetune(load_pool(pool_file)[0], config, tmp_path / "run", quiet=True, steps=FinetuneSteps(look))  # type: ignore[arg-type]
     assert held == [True, True]
@@ -139,7 +139,7 @@ def test_out_of_memory_is_a_line_that_names_the_option(error: Exception, pool_fi
         pretrain(load_pool(pool_file), TINY, tmp_path / "a", quiet=True, steps=PretrainSteps(run_out))  # type: ignore[arg-type]
     assert "--batch-size" in caught.value.hint
     assert "\n" not in caught.value.message
-    config = FinetuneConfig("resnet18", "random", epochs=1, batch_size=4, image_px=32, precision="fp32")
+    config = FinetuneConfig("timm:test_resnet", "random", epochs=1, batch_size=4, image_px=32, precision="fp32")
     with pytest.raises(OutOfMemory) as caught:
         finetune(load_pool(pool_file)[0], config, tmp_path / "b", quiet=True, steps=FinetuneSteps(run_out))  # type: ignore[arg-type]
     assert "--image-px" in caught.value.hint

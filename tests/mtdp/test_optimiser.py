@@ -21,7 +21,7 @@ from mtdp.tasks import load_pool
 
 VIT = "timm:vit_tiny_patch16_224"
 TINY = PretrainConfig(
-    "resnet18", "random", 6, 1, lr=1e-3, head_lr_multiplier=5.0, batch_size=4, image_px=32, precision="fp32"
+    "timm:test_resnet", "random", 6, 1, lr=1e-3, head_lr_multiplier=5.0, batch_size=4, image_px=32, precision="fp32"
 )
 FULL = replace(TINY, optimiser="adamw", weight_decay=0.05, schedule="cosine", lr_rise=2, layer_decay=0.5)
 

@@ -31,8 +31,9 @@ from mtdp.sampling import TRAINING, draw, load_batch
 from mtdp.tasks import Task, load_pool
 from mtdp.weights import load_backbone_weights
 
+ARCH = "timm:test_resnet"
 TINY = PretrainConfig(
-    arch="resnet18",
+    arch=ARCH,
     init="random",
     iterations=4,
     warmup=1,
@@ -112,7 +113,7 @@ def reference(
 
 
 # Low rates: a network of ReLUs and small-batch norms turns rounding into differences within a few large steps.
-SPELT_OUT = replace(TINY, iterations=3, batch_size=4, image_px=64, lr=1e-4, warmup_lr=1e-3, seed=4)
+SPELT_OUT = replace(TINY, arch="resnet18", iterations=3, batch_size=4, image_px=64, lr=1e-4, warmup_lr=1e-3, seed=4)
 # One ReLU that rounding turns over moves a layer by thousandths: seen on one of three kinds of CPU.
 TOLERANCE = 1e-2
 
@@ -196,7 +197,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_not(tasks: tuple[Task, 
 def test_batch_norm_is_adapted_only_to_weights_that_were_trained(tasks: tuple[Task, ...], tmp_path: Path) -> None:
     backbone = build_backbone("resnet18")
     torch.save(backbone.trunk.state_dict(), tmp_path / "trained.pth")
-    config = replace(TINY, init=str(tmp_path / "trained.pth"), iterations=1, adaptation_batches=3)
+    config = replace(TINY, arch="resnet18", init=str(tmp_path / "trained.pth"), iterations=1, adaptation_batches=3)
     adapted = load_file(pretrain(tasks, config, tmp_path / "with", quiet=True))
     plain = load_file(pretrain(tasks, replace(config, adaptation_batches=0), tmp_path / "without", quiet=True))
     name = "backbone.trunk.bn1.running_mean"
@@ -259,7 +260,7 @@ def test_a_killed_process_resumes_from_its_last_state(tasks: tuple[Task, ...], p
     """SIGKILL leaves no time for anything: what counts is that the last saved state is whole."""
     script = (
         "import sys; from pathlib import Path; from mtdp.pretrain import *; from mtdp.tasks import load_pool;"
-        "pretrain(load_pool(Path(sys.argv[1])), PretrainConfig(arch='resnet18', init='random', iterations=100000,"
+        f"pretrain(load_pool(Path(sys.argv[1])), PretrainConfig(arch='{ARCH}', init='random', iterations=100000,"
         "warmup=0, batch_size=4, image_px=32, precision='fp32'), Path(sys.argv[2]), checkpoint_every_s=0.0, quiet=True)"
     )
     run = tmp_path / "run"
@@ -271,7 +272,7 @@ def test_a_killed_process_resumes_from_its_last_state(tasks: tuple[Task, ...], p
     process.kill()
     process.wait()
     _, before = load_checkpoint(run)
-    config = PretrainConfig("resnet18", "random", 100_000, 0, batch_size=4, image_px=32, precision="fp32")
+    config = PretrainConfig(ARCH, "random", 100_000, 0, batch_size=4, image_px=32, precision="fp32")
     # The state is written first, so it may be one iteration ahead of the checkpoint.
     pretrain(tasks, replace(config, iterations=before.iteration + 2), run, resume=True, quiet=True)
     assert load_checkpoint(run)[1].iteration == before.iteration + 2
@@ -283,7 +284,7 @@ def test_divergence_is_said_and_keeps_the_last_state(tasks: tuple[Task, ...], tm
         pretrain(tasks, replace(TINY, lr=1e30, iterations=9, warmup=0), tmp_path / "bad", quiet=True)
     assert "--lr below 1e+30" in caught.value.hint
     assert not (tmp_path / "bad" / "checkpoint.safetensors").exists()
-    warming = replace(TINY, warmup_lr=1e38, iterations=9, warmup=9)
+    warming = replace(TINY, arch="resnet18", warmup_lr=1e38, iterations=9, warmup=9)
     with pytest.raises(TrainingDiverged) as caught:
         pretrain(tasks, warming, tmp_path / "warming", quiet=True)
     assert "--warmup-lr below 1e+38" in caught.value.hint
@@ -364,7 +365,7 @@ def test_the_weights_count_and_not_the_spelling_of_their_path(
 ) -> None:
     first, other = (tmp_path / name for name in ("first.pth", "other.pth"))
     for path in (first, other):
-        torch.save(build_backbone("resnet18").trunk.state_dict(), path)
+        torch.save(build_backbone(ARCH).trunk.state_dict(), path)
     config = replace(TINY, iterations=2, init=str(first), adaptation_batches=0)
     whole = pretrain(tasks, config, tmp_path / "whole", quiet=True)
     for run in ("run", "gone"):

@@ -36,8 +36,9 @@ from mtdp.transfer import Extractor, ProbeResult
 
 Make = Callable[..., Path]
 
+ARCH = "timm:test_resnet"
 TINY = ProtocolConfig(
-    arch="resnet18",
+    arch=ARCH,
     init="random",
     lrs=(1e-2,),
     head_lr_multipliers=(1.0,),
@@ -220,7 +221,7 @@ def test_a_killed_run_goes_on_and_two_processes_share_the_cells(tasks: tuple[Tas
     out = tmp_path / "run"
     pool = tasks[0].path.parent / "pool.toml"
     arguments = [sys.executable, "-c", "from mtdp.cli import main; main()", "loto", "--pool", str(pool)]
-    arguments += ["--out", str(out), "--arch", "resnet18", "--init", "random", "--evaluate", "c", "--evaluate", "d"]
+    arguments += ["--out", str(out), "--arch", ARCH, "--init", "random", "--evaluate", "c", "--evaluate", "d"]
     arguments += ["--lr", "1e-2", "--head-lr-multiplier", "1", "--warmup", "0", "--seeds", "2", "--iterations", "2"]
     arguments += ["--batch-size", "4", "--image-px", "32", "--adaptation-batches", "0", "--precision", "fp32"]
     first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -333,7 +334,7 @@ def test_without_results_a_mistake_may_be_corrected(tasks: tuple[Task, ...], tmp
     with pytest.raises(UsageError, match="no weights 'imagnet'"):
         run_protocol(wrong)
     assert not (tmp_path / "run").exists()
-    hold_to_settings(tasks, replace(wrong.config, init="mtdp"), wrong.out)  # of which there is no resnet18
+    hold_to_settings(tasks, replace(wrong.config, init="mtdp"), wrong.out)  # of which there is none
     hold_to_settings(tasks, replace(TINY, evaluate=("c",)), wrong.out)
     assert json.loads((tmp_path / "run/protocol.json").read_text())["init"] == "random"
 
@@ -364,7 +365,7 @@ def test_the_starting_weights_count_and_not_the_spelling_of_their_path(
 
 def test_settings_of_before_digests_are_compared_by_name(tasks: tuple[Task, ...], tmp_path: Path) -> None:
     for name in ("one.pth", "two.pth"):
-        torch.save(build_backbone("resnet18").trunk.state_dict(), tmp_path / name)
+        torch.save(build_backbone(ARCH).trunk.state_dict(), tmp_path / name)
     protocol = Protocol(tasks, replace(TINY, evaluate=("c",), init=str(tmp_path / "one.pth")), tmp_path / "run")
     one_result(protocol)
     path = tmp_path / "run/protocol.json"
@@ -496,7 +497,7 @@ def test_ctrl_c_leaves_a_table_and_says_how_to_go_on(tasks: tuple[Task, ...], tm
     """As a process of its own, in its first training; loto has no --resume, the same command goes on."""
     out = tmp_path / "run"
     arguments = [sys.executable, "-c", "from mtdp.cli import main; main()", "loto", "--out", str(out)]
-    arguments += ["--pool", str(tasks[0].path.parent / "pool.toml"), "--arch", "resnet18", "--init", "random"]
+    arguments += ["--pool", str(tasks[0].path.parent / "pool.toml"), "--arch", ARCH, "--init", "random"]
     arguments += ["--evaluate", "c", "--lr", "1e-6", "--head-lr-multiplier", "1", "--warmup", "0", "--seeds", "1"]
     arguments += ["--iterations", "100000", "--batch-size", "2", "--image-px", "32", "--precision", "fp32"]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -576,7 +577,7 @@ def test_the_table_file_speaks_for_itself(tasks: tuple[Task, ...], tmp_path: Pat
     protocol = Protocol(tasks, replace(TINY, evaluate=("c",)), tmp_path)
     write_json(protocol.result_path(Cell("probe", "c", "start", None, 0)), {"score": 0.5})
     text = write_tables(protocol)[0].read_text()
-    assert "resnet18 from random; 2 iterations of 4 images of 32 px; 1 seed of 1 combination" in text
+    assert f"{ARCH} from random; 2 iterations of 4 images of 32 px; 1 seed of 1 combination" in text
     assert "**Not finished: 4 of 5 cells are missing.**" in text
     assert "![test scores with their 95 % intervals](table.png)" in text
     assert (tmp_path / "table.png").is_file()
