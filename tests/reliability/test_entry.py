@@ -28,6 +28,7 @@ ENTRIES = {
     "extract": ("mtdp_runtime.commands.entry", "mtdp_runtime.commands.extract", "extract"),
     "bench": ("mtdp_runtime.commands.entry", "mtdp_runtime.commands.bench", "bench"),
     "doctor": ("mtdp_runtime.commands.entry", "mtdp_runtime.commands.doctor", "doctor"),
+    "view": ("mtdp_runtime.commands.entry", "mtdp_runtime.commands.view", "view"),
     "export": ("mtdp_export.entry", "mtdp_export.cli", "main"),
     "train": ("mtdp.entry", "mtdp.cli", "main"),
 }
