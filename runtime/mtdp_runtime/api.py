@@ -17,7 +17,6 @@ from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.store.run_log import RunMark
-from mtdp_runtime.tiling.plan import Plan
 
 OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles
 
@@ -132,7 +131,7 @@ def extract(
     mark = RunMark()
     look_first(job, say=_warn, mark=mark)
     try:
-        return list(run_job(job, listeners=_listeners(on_progress), say=_warn, mark=mark))
+        return list(run_job(job, listeners=lambda number: _listeners(on_progress), say=_warn, mark=mark))
     except ListenerFailed as error:
         raise error.__cause__ or error from None
 
@@ -143,9 +142,13 @@ def _listeners(on_progress: OnProgress | None) -> Listeners:
         return SILENT
     slide, done, total = Path(), 0, 0
 
-    def begin(plan: Plan, already: int) -> None:
-        nonlocal slide, done, total
-        slide, done, total = plan.info.path, already, len(plan.kept)
+    def on_slide(path: Path) -> None:
+        nonlocal slide
+        slide = path
+
+    def begin(tiles: int, already: int) -> None:
+        nonlocal done, total
+        done, total = already, tiles
         on_progress(slide, done, total)
 
     def advance(tiles: int) -> None:
@@ -153,7 +156,7 @@ def _listeners(on_progress: OnProgress | None) -> Listeners:
         done += tiles
         on_progress(slide, done, total)
 
-    return Listeners(begin, advance)
+    return Listeners(begin, advance, on_slide=on_slide)
 
 
 def _path(given: Path | str | None) -> Path | None:

@@ -15,6 +15,7 @@ BackendName = Literal[
 ]
 MIN_TISSUE: Final = 0.25
 HUB: Final = "hf:"  # begins the name of a model that lies on the Hugging Face hub
+SchedulerName = Literal["local", "ray"]
 PrecisionName = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 

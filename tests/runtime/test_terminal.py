@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -76,10 +76,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.s
-
-
-def planned(tiles: int) -> Any:
-    return SimpleNamespace(kept=np.arange(tiles))
 
 
 def done(path: str = "a.svs") -> Outcome:
@@ -298,7 +294,7 @@ class TestProgress:
     def test_a_line_says_slide_tiles_rate_and_both_times_left(self) -> None:
         progress, clock = self.run()
         progress.on_slide(Path("a.svs"))
-        progress.on_plan(planned(1000), 0)
+        progress.on_plan(1000, 0)
         clock.s = 10
         progress.on_progress(100)
         # 10 tiles/s: 90 s for the rest of this one, and 497 more of 100 s each
@@ -307,7 +303,7 @@ class TestProgress:
     def test_a_rate_counts_only_what_this_run_did(self) -> None:
         progress, clock = self.run(1)
         progress.on_slide(Path("a.svs"))
-        progress.on_plan(planned(1000), 900)
+        progress.on_plan(1000, 900)
         clock.s = 10
         progress.on_progress(10)
         assert progress.line(200) == "a.svs  910/1000 tiles, 1 tiles/s, 2 min left"
@@ -316,7 +312,7 @@ class TestProgress:
         progress, clock = self.run(103)
         progress.on_outcome(Outcome(Path("0.svs"), "skipped"))
         progress.on_slide(Path("a.svs"))
-        progress.on_plan(planned(10), 0)
+        progress.on_plan(10, 0)
         clock.s = 60
         progress.on_outcome(done())
         progress.on_slide(Path("b.svs"))
@@ -326,7 +322,7 @@ class TestProgress:
     def test_the_phases_have_names_and_a_check_is_no_tile_of_the_run(self) -> None:
         progress, _ = self.run(1)
         progress.on_slide(Path("a.svs"))
-        progress.on_plan(planned(10), 0)
+        progress.on_plan(10, 0)
         progress.on_phase(CHECK)
         progress.on_progress(7)
         assert progress.line(80) == f"a.svs  {CHECK}"
@@ -339,7 +335,7 @@ class TestProgress:
     def test_a_long_name_leaves_the_rest_on_the_line(self, columns: int) -> None:
         progress, clock = self.run()
         progress.on_slide(Path(TCGA))
-        progress.on_plan(planned(20_000), 0)
+        progress.on_plan(20_000, 0)
         clock.s = 100
         progress.on_progress(10_000)
         line = progress.line(columns)

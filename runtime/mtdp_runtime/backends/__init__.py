@@ -135,11 +135,18 @@ def choose(name: str) -> tuple[type[Backend], str]:
 
 
 def load(
-    name: str, bundle: Bundle, precision: str, batch: int | None, threads: int, ladder: Mapping[str, str] = BACKENDS
+    name: str,
+    bundle: Bundle,
+    precision: str,
+    batch: int | None,
+    threads: int,
+    ladder: Mapping[str, str] = BACKENDS,
+    *,
+    batch_threads: int = 0,
 ) -> tuple[Backend, str]:
     """Load the model on the backend of that name, or for `auto` on the first rung of the ladder that takes it.
 
-    A batch of None is the rung's own.
+    A batch of None is the rung's own, for `batch_threads`, or `threads` where that is 0.
 
     Returns:
         The engine, and why it is this one: every rung that could have run and failed is named with its reason.
@@ -152,11 +159,13 @@ def load(
     for probe, reason in _rungs(name, ladder):
         try:
             rung = backend_class(probe.name, ladder)
+            whole = batch_threads or threads  # several workers choose as one with all their threads would
+            size = batch or rung.auto_batch(whole)
             if name == AUTO and ladder is BACKENDS and precision in (AUTO, "fp32"):
-                measured = _measured_faster(probe.name, bundle, batch or rung.auto_batch(threads), threads)
+                measured = _measured_faster(probe.name, bundle, size, threads, whole)
                 if measured is not None:
                     return measured
-            return rung.load(bundle, precision, batch or rung.auto_batch(threads), threads), f"{reason}{failed}"
+            return rung.load(bundle, precision, size, threads), f"{reason}{failed}"
         except (BackendError, UsageError) as error:
             first = first or error
             failed += f"; {probe.name} failed: {error}"
@@ -164,13 +173,15 @@ def load(
     raise first
 
 
-def _measured_faster(rung: str, bundle: Bundle, batch: int, threads: int) -> tuple[Backend, str] | None:
+def _measured_faster(
+    rung: str, bundle: Bundle, batch: int, threads: int, measured_threads: int
+) -> tuple[Backend, str] | None:
     """Load ONNX Runtime in OpenVINO's place, where that was measured to be faster here; None where it was not."""
     from mtdp_runtime.backends import preferred
 
     if rung != preferred.FIRST:
         return None
-    engine, why = preferred.recall(bundle, batch, threads)
+    engine, why = preferred.recall(bundle, batch, measured_threads)
     if engine != preferred.OTHER:
         return None
     try:

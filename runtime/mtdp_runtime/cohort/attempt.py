@@ -178,7 +178,7 @@ def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: Slide
             slide,
             _targets(request, run),
             run.job.settings,
-            readers=run.job.threads,
+            readers=run.job.threads_each,
             overwrite=run.job.overwrite,
             given=given,
             listeners=_listeners(request, run, mine),
@@ -200,9 +200,9 @@ def _listeners(request: SlideRequest, run: Run, mine: Claim) -> Listeners:
         with _the_callers():
             run.listeners.on_progress(tiles)
 
-    def on_plan(plan: Plan, done: int) -> None:
+    def on_plan(tiles: int, done: int) -> None:
         with _the_callers():
-            run.listeners.on_plan(plan, done)
+            run.listeners.on_plan(tiles, done)
 
     def before_commit() -> None:
         run.listeners.before_commit()

@@ -34,7 +34,13 @@ class Job:
     out: Path
     bundles: tuple[Bundle, ...]  # of one tile size: each tile is read once for all
     settings: ExtractSettings
-    threads: int = field(default_factory=usable_cores)  # that read and compute
+    threads: int = field(default_factory=usable_cores)  # that read and compute, of all workers of a machine
+    workers: int = 1  # that work on slides at once
+    share: int = 0  # threads of each worker, where it is not its part of `threads`
+    devices: tuple[int, ...] = ()  # GPUs, one for each worker
+    scheduler: str = "local"  # or ray: the workers are actors of a cluster
+    ray_address: str | None = None  # of the cluster; one is started here where None
+    stall_limit_s: float = 0.0  # without anything read or computed, after which a worker of several is ended; 0: never
     backend: str = "auto"
     precision: str = "auto"
     batch: int | None = None  # tiles in a batch; the engine's own number where None
@@ -50,6 +56,11 @@ class Job:
         folders(self.bundles, self.out)
         object.__setattr__(self, "formats", check_formats(self.formats))
         check_slide_names([request.name for request in self.slides], self.formats)
+
+    @property
+    def threads_each(self) -> int:
+        """The threads of one worker. An automatic batch follows from `threads`: it is the same for any workers."""
+        return self.share or max(1, self.threads // self.workers)
 
     @property
     def folders(self) -> list[Path]:

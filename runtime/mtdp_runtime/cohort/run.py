@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mtdp_runtime.backends import Backend, load
 from mtdp_runtime.bundle import Bundle
@@ -26,8 +26,27 @@ from mtdp_runtime.report.run import write_run_page
 from mtdp_runtime.store import run_log
 from mtdp_runtime.store.run_log import RunMark
 
+if TYPE_CHECKING:
+    from mtdp_runtime.cohort.member import LoadedModel
+    from mtdp_runtime.cohort.pool import Crew
+
 _SAID: Final = 10  # of what is wrong with single slides
-OnModel = Callable[[Bundle, Backend, str], None]  # a model was loaded, on this engine, for this reason
+
+
+class Engine(Protocol):
+    """What an engine says of itself; see `backends.Backend`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def note(self) -> str: ...
+
+
+OnModel = Callable[[Bundle, Engine, str], None]  # a model was loaded, on this engine, for this reason
 
 
 def look_first(
@@ -72,15 +91,47 @@ def load_engine(job: Job, bundle: Bundle, batch: int | None, on_model: OnModel, 
         UsageError, BackendError: it cannot be had here.
     """
     worker.load(str(bundle.path))
-    engine, reason = load(job.backend, bundle, job.precision, batch, job.threads)
+    engine, reason = load(job.backend, bundle, job.precision, batch, job.threads_each, batch_threads=job.threads)
     on_model(bundle, engine, reason)
     return engine
+
+
+@contextmanager
+def under_way(
+    job: Job,
+    listeners: Listeners,
+    worker: Worker,
+    on_loaded: OnModel,
+    say: Callable[[str], None],
+    mark: RunMark,
+    begins: Callable[[], None],
+) -> Iterator[Run]:
+    """Load what the slides of a job share in this process; `begins` is called once its models are there.
+
+    Raises:
+        BackendError, UsageError: a model cannot be run here.
+    """
+    with ExitStack() as opened:
+        load_one = partial(load_engine, job, on_model=on_loaded, worker=worker)
+        models = opened.enter_context(load_models(job.bundles, load_one, job.batch))
+        checked = opened.enter_context(with_references(models, job.check, job.threads_each))
+        worker.load("")
+        begins()
+        yield Run(
+            job,
+            checked,
+            listeners,
+            worker,
+            None if job.stage is None else opened.enter_context(Staging(job.stage, say)),
+            {} if job.retry_failed or job.overwrite else run_log.failures(job.out),
+            mark,
+        )
 
 
 def run_job(
     job: Job,
     *,
-    listeners: Listeners = SILENT,
+    listeners: Callable[[int], Listeners] = lambda number: SILENT,
     worker: Worker = UNWATCHED,
     on_model: OnModel = lambda bundle, engine, reason: None,
     say: Callable[[str], None] = lambda text: None,
@@ -88,11 +139,9 @@ def run_job(
 ) -> Iterator[Outcome]:
     """Extract the slides of a job, and yield how each went; at the end `failed.csv` says what is left to mend.
 
-    The page of the folder is made anew then, where reports are asked for.
-
     Args:
         job: of which `look_first` found nothing wrong.
-        listeners: hear of each slide while it is worked on.
+        listeners: of each worker, by its number; they hear of each slide while it is worked on.
         worker: is told where the run is.
         on_model: hears which engine each model got.
         say: takes what is no error: a slide that cannot be staged, failures that cannot be listed.
@@ -102,35 +151,75 @@ def run_job(
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
     mark = mark or RunMark()
-    loaded: dict[str, dict[str, Any]] = {}  # by digest: a model that is loaded again, for fewer tiles, counts once
-
-    def on_loaded(bundle: Bundle, engine: Backend, reason: str) -> None:
-        loaded[bundle.digest] = _facts(bundle, engine, reason)
-        on_model(bundle, engine, reason)
-
-    with ExitStack() as opened:
-        load_one = partial(load_engine, job, on_model=on_loaded, worker=worker)
-        models = opened.enter_context(load_models(job.bundles, load_one, job.batch))
-        checked = opened.enter_context(with_references(models, job.check, job.threads))
-        worker.load("")
-        if not worker.follows:
-            mark.begin(job.out, list(loaded.values()))
-        run = Run(
-            job,
-            checked,
-            listeners,
-            worker,
-            None if job.stage is None else opened.enter_context(Staging(job.stage, say)),
-            {} if job.retry_failed or job.overwrite else run_log.failures(job.out),
-            mark,
-        )
-        lines: dict[str, Mapping[str, Any]] = dict(worker.settled)
-        for outcome in extract_slides(job.slides, run):
-            lines[outcome.name] = run_log.counts(log_line(outcome))
-            yield outcome
+    work = _extract_by_many if job.workers > 1 or job.scheduler != "local" else _extract_here
+    lines: dict[str, Mapping[str, Any]] = dict(worker.settled)
+    for outcome in work(job, listeners, worker, on_model, say, mark):
+        lines[outcome.name] = run_log.counts(log_line(outcome))
+        yield outcome
     update_after(job.out, job.slides, lines, say)
     if job.report:
         _show(job.out, say)
+
+
+def _extract_here(
+    job: Job,
+    listeners: Callable[[int], Listeners],
+    worker: Worker,
+    on_model: OnModel,
+    say: Callable[[str], None],
+    mark: RunMark,
+) -> Iterator[Outcome]:
+    """Extract one slide after the other in this process."""
+    loaded: dict[str, dict[str, Any]] = {}  # by digest: a model that is loaded again, for fewer tiles, counts once
+
+    def on_loaded(bundle: Bundle, engine: Engine, reason: str) -> None:
+        loaded[bundle.digest] = _facts(bundle, engine, reason)
+        on_model(bundle, engine, reason)
+
+    def begins() -> None:
+        if not worker.follows:
+            mark.begin(job.out, list(loaded.values()))
+
+    with under_way(job, listeners(0), worker, on_loaded, say, mark, begins) as run:
+        yield from extract_slides(job.slides, run)
+
+
+def _extract_by_many(
+    job: Job,
+    listeners: Callable[[int], Listeners],
+    worker: Worker,
+    on_model: OnModel,
+    say: Callable[[str], None],
+    mark: RunMark,
+) -> Iterator[Outcome]:
+    """Extract slides by several workers at once."""
+    from mtdp_runtime.cohort.pool import Pool
+
+    said: list[Sequence[Engine]] = []
+
+    def on_ready(models: Sequence[LoadedModel]) -> None:
+        if not said:
+            mark.begin(job.out, [_facts(job.bundles[one.number], one, one.reason) for one in models])
+        if models not in said:  # machines may differ in their engines
+            said.append(models)
+            for one in models:
+                on_model(job.bundles[one.number], one, one.reason)
+
+    pool = Pool(job, _crew(job, mark), mark, listeners, on_ready, say)
+    for outcome in pool.extract(worker.settled):
+        worker.end(outcome.name, run_log.counts(log_line(outcome)))
+        yield outcome
+
+
+def _crew(job: Job, mark: RunMark) -> Crew:
+    """Return the workers of a job, not started yet: processes here, or actors."""
+    if job.scheduler == "ray":
+        from mtdp_runtime.cohort.ray import RayCrew
+
+        return RayCrew(job, mark, job.ray_address)
+    from mtdp_runtime.cohort.processes import Processes
+
+    return Processes(job, mark)
 
 
 def _show(out: Path, say: Callable[[str], None]) -> None:
@@ -141,7 +230,7 @@ def _show(out: Path, say: Callable[[str], None]) -> None:
         say(f"{error}; run.jsonl has what it would show")
 
 
-def _facts(bundle: Bundle, engine: Backend, reason: str) -> dict[str, Any]:
+def _facts(bundle: Bundle, engine: Engine, reason: str) -> dict[str, Any]:
     """Return what run.jsonl says of a model."""
     return {
         "name": bundle.manifest.name,

@@ -34,7 +34,7 @@ EXIT_REFUSED: Final = 2  # see commands/exit_codes.py
 _NO_SLIDE: Final = "mtdp-doctor tries the engines; --backend names another one."
 _LOADING: Final = "Take models from people you trust; a large one may need a longer --stall-limit or another --backend."
 # How a decoder dies of a file. SIGBUS is a disk that fails under a mapped file, SIGKILL most often the lack of memory.
-_CRASHES: Final = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")
+CRASHES: Final = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")
 
 
 @dataclass(slots=True)
@@ -158,15 +158,12 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
         slide, line, claim = state.at["begin"], state.at["line"], state.at["claim"]
         with contextlib.suppress(OSError):
             os.unlink(claim)  # noqa: PTH108  (this process loads nothing that it can do without)
-        by_itself = any(name in why for name in _CRASHES)
+        by_itself = any(name in why for name in CRASHES)
         if by_itself and slide not in state.crashed:  # what died may have been damaged by what came before
             state.crashed.add(slide)
             state.at = None
             continue
-        message = f"{line['slide']}: the process {why} at this slide"
-        line = {**line, "status": "failed", "message": message, "hint": _hint(why)}
-        if not by_itself:  # memory, the disk or the model: nothing shows that it is the slide
-            line.pop("attempt", None)
+        line = lost_line(line, why, by_itself)
         lost(line)
         lost_in_a_row = lost_in_a_row + 1 if len(state.settled) == known else 1
         state.settled[slide] = {name: line[name] for name in ("status", "message", "hint")}
@@ -177,10 +174,22 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
             sys.exit(EXIT_FAILED)
 
 
+def lost_line(line: dict[str, Any], why: str, by_itself: bool) -> dict[str, Any]:
+    """Return the line of a slide whose process is gone; `line` is what it would have been.
+
+    Only where the process crashed `by_itself` is it the slide: memory, the disk or the model may end it, too.
+    """
+    message = f"{line['slide']}: the process {why} at this slide"
+    line = {**line, "status": "failed", "message": message, "hint": _hint(why)}
+    if not by_itself:
+        line.pop("attempt", None)
+    return line
+
+
 def _hint(why: str) -> str:
     if "SIGKILL" in why:
         return "Most often the machine ran out of memory: see the kernel's log; a smaller --batch needs less."
-    if not any(name in why for name in _CRASHES):
+    if not any(name in why for name in CRASHES):
         return "The storage, the model's engine or the file hangs or fails; the next run tries it again."
     return "Twice. The file is most likely damaged: compare it with the original. --retry-failed tries it again."
 

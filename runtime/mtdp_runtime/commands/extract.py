@@ -21,18 +21,28 @@ from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.settings import MIN_TISSUE
 
 if TYPE_CHECKING:
-    from mtdp_runtime.backends import Backend
     from mtdp_runtime.bundle import Bundle
     from mtdp_runtime.cohort.folder_search import PassedOver
     from mtdp_runtime.cohort.job import Job
     from mtdp_runtime.cohort.requests import SlideRequest
+    from mtdp_runtime.cohort.run import Engine
     from mtdp_runtime.cohort.watchdog import Worker
     from mtdp_runtime.store.run_log import RunMark
 
 app = new_app()
 
 # Options that a job has by the same names
-_AS_THEY_ARE: Final = ("out", "backend", "precision", "check", "overwrite", "retry_failed", "stage")
+_AS_THEY_ARE: Final = (
+    "out",
+    "backend",
+    "precision",
+    "check",
+    "overwrite",
+    "retry_failed",
+    "stage",
+    "scheduler",
+    "ray_address",
+)
 
 
 @app.command(cls=GroupedCommand, epilog=exit_codes.HELP)
@@ -56,6 +66,10 @@ def extract(
     trust_engines: options.TrustEngines = False,
     batch: options.BatchSize = "auto",
     threads: options.Threads = "auto",
+    workers: options.Workers = None,
+    devices: options.Devices = None,
+    scheduler: options.Scheduler = "local",
+    ray_address: options.RayAddress = None,
     on_bad_tile: options.BadTile = "nan",
     format_: options.Formats = None,
     features_dtype: options.Dtype = "float32",
@@ -122,7 +136,12 @@ def _job(ctx: typer.Context, *, passed_over: Sequence[PassedOver], **found: Any)
     from mtdp_runtime.cohort.job import Job
 
     asked = ctx.params
+    far = options.check_scheduler(asked["scheduler"], asked["ray_address"], asked["devices"])
+    workers, devices = options.crew_of(asked["workers"], asked["devices"], None if far else found["threads"])
     return Job(
+        workers=workers,
+        devices=devices,
+        stall_limit_s=asked["stall_limit"],
         passed_over=tuple(passed_over),
         formats=tuple(asked["format_"] or ()),
         report=not asked["no_report"],
@@ -205,13 +224,13 @@ def _run(job: Job, worker: Worker, mark: RunMark, as_json: bool) -> int:
     from mtdp_runtime.commands.output import quiet_model, say_model, say_outcomes
     from mtdp_runtime.commands.progress import Progress
 
-    def on_model(bundle: Bundle, engine: Backend, reason: str) -> None:
+    def on_model(bundle: Bundle, engine: Engine, reason: str) -> None:
         work_begins()
         (quiet_model if as_json else say_model)(bundle, engine, reason)
 
     settled = worker.settled
     with Progress(len(job.slides), len(settled), shown=not as_json) as progress:
-        outcomes = run_job(job, listeners=progress.listeners(), worker=worker, on_model=on_model, say=note, mark=mark)
+        outcomes = run_job(job, listeners=progress.listeners, worker=worker, on_model=on_model, say=note, mark=mark)
         return say_outcomes(outcomes, job.slides, settled, progress, job.out, as_json, len(job.passed_over))
 
 

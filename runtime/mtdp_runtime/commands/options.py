@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.settings import BackendName, FeaturesDtype, FormatName, OnBadTile, Pool, PrecisionName
+from mtdp_runtime.settings import (
+    BackendName,
+    FeaturesDtype,
+    FormatName,
+    OnBadTile,
+    Pool,
+    PrecisionName,
+    SchedulerName,
+)
 
 AUTO: Final = "auto"
 
@@ -85,8 +95,9 @@ Classes = Annotated[
 Shard = Annotated[
     str | None,
     typer.Option(
-        metavar="I/N",
-        help="Only part I (1 to N) of the slides, for N machines; a slide's part depends on its name alone. "
+        metavar="I/N|slurm",
+        help="Only part I (1 to N) of the slides, for N machines; a slide's part depends on its name alone. slurm: the "
+        "part of this task of a job array. "
         "Runs without it may share a folder, too: each takes slides that no other run works on.",
         rich_help_panel=WORK,
     ),
@@ -192,6 +203,42 @@ Threads = Annotated[
         help="CPU threads. auto: the cores that this process may use.", metavar="N|auto", rich_help_panel=ENGINE
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Work on N slides at once, largest first, each in a process with its own share of the cores. For "
+        "machines of many cores, which one slide does not fill.  [default: 1]",
+        min=1,
+        show_default=False,
+        rich_help_panel=ENGINE,
+    ),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="all|I,I",
+        help="Use several GPUs, by their numbers as nvidia-smi has them: one worker for each. One GPU if left out.",
+        rich_help_panel=ENGINE,
+    ),
+]
+Scheduler = Annotated[
+    SchedulerName,
+    typer.Option(
+        help="What runs the workers: this machine alone, or Ray, also over many machines that see the slides, the "
+        "models and OUT under the same paths.",
+        rich_help_panel=ENGINE,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Join the Ray cluster at this address (auto: the one of this machine), with a worker for each GPU, or for "
+        "each machine where there is none. Left out, --scheduler ray starts one here, and stops it.",
+        rich_help_panel=ENGINE,
+    ),
+]
 Check = Annotated[
     int,
     typer.Option(
@@ -287,6 +334,45 @@ def count_or_auto(option: str, text: str) -> int | None:
     return int(text)
 
 
+def check_scheduler(scheduler: str, ray_address: str | None, devices: str | None) -> bool:
+    """Say whether the workers are on other machines.
+
+    Raises:
+        UsageError: the options do not go together.
+    """
+    if ray_address is not None and scheduler != "ray":
+        raise UsageError("--ray-address: the scheduler is not ray", hint="Add --scheduler ray.")
+    if devices is not None and scheduler == "ray":
+        raise UsageError("--devices: Ray gives each worker its GPU", hint="Leave it out.")
+    return ray_address is not None
+
+
+def crew_of(workers: int | None, devices: str | None, cores: int | None) -> tuple[int, tuple[int, ...]]:
+    """Return how many workers there are, and the GPU of each where `--devices` names them.
+
+    Raises:
+        UsageError: there are not so many cores or GPUs, or both options are given.
+    """
+    if devices is None:
+        if workers is not None and cores is not None and workers > cores:
+            raise UsageError(
+                f"--workers {workers}: more than the {cores} threads that there are for them",
+                hint="Each worker needs one of --threads, which are the cores that this process may use if left out.",
+            )
+        return workers or 1, ()
+    if workers is not None:
+        raise UsageError("--workers and --devices both say how many workers there are", hint="Leave out one of them.")
+    from mtdp_runtime.backends.gpus import gpus
+
+    there = [gpu.index for gpu in gpus()]
+    chosen = there if devices == "all" else [int(one) for one in devices.split(",") if one.isdecimal()]
+    if devices != "all" and (len(chosen) != devices.count(",") + 1 or len(set(chosen)) != len(chosen)):
+        raise UsageError(f"--devices {devices!r}: must be all, or numbers such as 0,1", hint="mtdp-doctor lists GPUs.")
+    if missing := set(chosen) - set(there):
+        raise UsageError(f"--devices {devices}: there is no GPU {min(missing)}", hint=f"There are {there}.")
+    return len(chosen), tuple(chosen)
+
+
 def part_of(shard: str | None) -> tuple[int, int]:
     """Return I and N of `--shard I/N`; 1 and 1 where it is not given.
 
@@ -295,13 +381,37 @@ def part_of(shard: str | None) -> tuple[int, int]:
     """
     if shard is None:
         return 1, 1
+    if shard == "slurm":
+        return _part_of_an_array(os.environ)
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise UsageError(
-            f"--shard {shard!r}: must be I/N, part I of N parts, with I from 1 to N",
+            f"--shard {shard!r}: must be slurm, or I/N: part I of N parts, with I from 1 to N",
             hint="For example --shard 1/4, 2/4, 3/4 and 4/4 on four machines.",
         )
     return int(part), int(parts)
+
+
+def _part_of_an_array(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return I and N of a task of a Slurm job array, whatever its ids start with.
+
+    Raises:
+        UsageError: this is no such task, or its array has steps.
+    """
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
+    missing = [name for name in names if not environment.get(name, "").isdecimal()]
+    if missing:
+        raise UsageError(
+            f"--shard slurm: {', '.join(missing)} not set",
+            hint="Slurm sets them in the tasks of a job array (sbatch -a 1-8); elsewhere give --shard I/N.",
+        )
+    task, tasks, first = (int(environment[name]) for name in names)
+    if not first <= task < first + tasks:
+        raise UsageError(
+            f"--shard slurm: task {task} of {tasks} tasks from {first} on: the array has gaps",
+            hint="Number the tasks one by one: sbatch -a 1-8.",
+        )
+    return task - first + 1, tasks
 
 
 def target_mpp(mpp: float | None, magnification: float | None) -> float | None:

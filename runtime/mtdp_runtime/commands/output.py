@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.speed import EngineSpeed
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.cohort import failures
 from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.run import Engine
 from mtdp_runtime.commands import exit_codes
 from mtdp_runtime.commands.console import detail, hint, result, result_json, say, trouble, warn
 from mtdp_runtime.commands.progress import Progress
@@ -24,7 +24,7 @@ _MOST_CAUSES: Final = 10
 _MOST_NAMES: Final = 3
 
 
-def say_model(bundle: Bundle, engine: Backend, reason: str) -> None:
+def say_model(bundle: Bundle, engine: Engine, reason: str) -> None:
     """Say which model runs, and on what; `-v` also says why on that."""
     manifest = bundle.manifest
     say(f"model: {manifest.name} ({manifest.arch}, {manifest.features_dim} features), digest {bundle.digest[:16]}")
@@ -35,7 +35,7 @@ def say_model(bundle: Bundle, engine: Backend, reason: str) -> None:
         detail(f"  {why}")
 
 
-def quiet_model(bundle: Bundle, engine: Backend, reason: str) -> None:
+def quiet_model(bundle: Bundle, engine: Engine, reason: str) -> None:
     """Say nothing of a model: stdout is for machines."""
 
 

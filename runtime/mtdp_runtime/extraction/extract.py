@@ -45,7 +45,7 @@ CHECK: Final = "checking tiles with the reference"
 class Listeners:
     """Who wants to hear of a slide while it is worked on."""
 
-    on_plan: Callable[[Plan, int], None] = lambda plan, done: None  # with how many tiles an earlier run did
+    on_plan: Callable[[int, int], None] = lambda tiles, done: None  # of all tiles, those of an earlier run
     on_progress: Callable[[int], None] = lambda tiles: None  # from a thread of the run, after each batch
     before_commit: Callable[[], None] = lambda: None  # and at the end; raises where the slide is another process's
     on_slide: Callable[[Path], None] = lambda path: None  # it is begun
@@ -106,7 +106,7 @@ def extract_slide(
         ]
         resumed = [store.rows_done for store in stores]
         listeners.on_phase(TILES)
-        listeners.on_plan(plan, min(resumed))
+        listeners.on_plan(len(plan.kept), min(resumed))
         engines = [CheckedEngine(target.model.backend, target.model.bundle.manifest) for target in todo]
         times, bad = run_pipeline(
             slide,

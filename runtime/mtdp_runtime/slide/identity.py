@@ -86,3 +86,11 @@ def _read(stream: RawIOBase, length: int) -> bytes:
 def _files_of(slide: Path) -> list[Path]:
     found = [one for part in parts_of(slide) or [slide] for one in ([part] if part.is_file() else part.rglob("*"))]
     return sorted(one for one in found if one.is_file())
+
+
+def size_of(slide: Path) -> int:
+    """Return the bytes of a slide's files; 0 where they cannot be had."""
+    try:
+        return sum(file.stat().st_size for file in _files_of(slide))
+    except (OSError, SlideError, ValueError):
+        return 0

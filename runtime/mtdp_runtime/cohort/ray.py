@@ -1,0 +1,178 @@
+"""Workers as actors of a Ray cluster: Ray Core alone, and only paths, plain values and outcomes pass through it.
+
+An actor holds one worker (`member`) with its models for as long as it lives. Slides are read, and features written, by
+the actor itself, so every machine must see the slides and the output folder under the same paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from mtdp_runtime.cohort.job import Job
+from mtdp_runtime.cohort.member import Given, work
+from mtdp_runtime.errors import UsageError
+from mtdp_runtime.store.run_log import RunMark
+
+_STORE_BYTES: Final = 100 << 20  # Ray would take a third of the memory; nothing large passes through it
+_KILL_S: Final = 10.0
+_LEAVE_S: Final = 30.0
+_HEAR_S: Final = 0.5  # an actor that has nothing to tell answers after this
+
+
+class _Desk:
+    """The actor: a worker in a thread, and what it told since somebody last heard."""
+
+    def __init__(self, job: Job, mark: RunMark) -> None:
+        self._given: queue.SimpleQueue[Given | None] = queue.SimpleQueue()
+        from ray import get_runtime_context
+
+        self._told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=work, args=(job, mark, iter(self._given.get, None), lambda *told: self._told.put(told)), daemon=True
+        )
+        self._thread.start()
+        self._told.put(("place", (get_runtime_context().get_node_id(), os.getpid())))
+
+    def give(self, given: Given) -> None:
+        self._given.put(given)
+
+    def heard(self) -> list[tuple[str, Any]]:
+        """Return what was told, in order; wait a little where there is nothing."""
+        told: list[tuple[str, Any]] = []
+        with contextlib.suppress(queue.Empty):
+            told.append(self._told.get(timeout=_HEAR_S))
+            while True:
+                told.append(self._told.get_nowait())
+        return told
+
+    def leave(self) -> None:
+        """Let the worker close its engine, once its slide is done."""
+        self._given.put(None)
+        self._thread.join()
+
+
+class RayCrew:
+    """A crew of `pool.Crew`: an actor for each worker.
+
+    Ray restarts no actor and repeats no call (max_restarts, max_task_retries 0): the pool knows which slide an actor
+    was at, replaces the actor, and counts that slide's tries.
+    """
+
+    def __init__(self, job: Job, mark: RunMark, address: str | None) -> None:
+        """Join the cluster at an address, or start one on this machine.
+
+        Raises:
+            UsageError: Ray is not installed, or there is no such cluster.
+        """
+        self._ray = ray = _import_ray()
+        handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            ray.init(
+                address=address or "local",
+                include_dashboard=False if address is None else None,
+                num_cpus=job.threads if address is None else None,
+                object_store_memory=_STORE_BYTES if address is None else None,
+                log_to_driver=False,
+                logging_level="error",
+            )
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"Ray cannot be had{f' at {address}' if address else ''}: {first}",
+                hint="--ray-address auto joins the cluster of this machine; left out, one is started here.",
+            ) from error
+        finally:
+            for signum, handler in handlers:  # Ray sets its own
+                signal.signal(signum, handler)
+        has, nodes = ray.cluster_resources(), sum(1 for node in ray.nodes() if node["Alive"])
+        gpus = int(has.get("GPU", 0)) if address is not None else 0
+        if address is None:
+            self.size, each = job.workers, job.threads_each
+        else:
+            self.size = job.workers if job.workers > 1 else gpus or nodes
+            each = max(1, int(has.get("CPU", 1)) // self.size)
+        self._job, self._mark = replace(job, share=each), mark
+        self._options = {"num_cpus": each, "num_gpus": 1 if gpus else 0, "max_restarts": 0, "max_task_retries": 0}
+        self._actor_class = ray.remote(_Desk)
+        self._actors: dict[int, Any] = {}
+        self._asked: dict[int, Any] = {}  # the answers that are waited for
+        self._places: dict[int, tuple[str, int]] = {}  # node and process
+
+    def start(self, worker: int) -> None:
+        # Two calls at a time: what it is given must not wait until it has told what it did.
+        actor = self._actor_class.options(**self._options, max_concurrency=2).remote(self._job, self._mark)
+        self._actors[worker], self._asked[worker] = actor, actor.heard.remote()
+
+    def give(self, worker: int, given: Given) -> None:
+        self._actors[worker].give.remote(given)
+
+    def events(self, timeout_s: float) -> Iterator[tuple[int, str, Any]]:
+        by_answer = {answer: worker for worker, answer in self._asked.items()}
+        self._ray.wait(list(by_answer), num_returns=1, timeout=timeout_s)
+        ready, _ = self._ray.wait(list(by_answer), num_returns=len(by_answer), timeout=0)
+        for answer in ready:
+            worker = by_answer[answer]
+            try:
+                told = self._ray.get(answer)
+            except self._ray.exceptions.RayError as error:
+                self._forget(worker)
+                yield worker, "lost", f"died ({_why(error)})"
+                continue
+            self._asked[worker] = self._actors[worker].heard.remote()
+            for kind, what in told:
+                if kind == "place":
+                    self._places[worker] = what
+                else:
+                    yield worker, kind, what
+
+    def end(self, worker: int) -> None:
+        self._ray.kill(self._actors[worker])
+        if worker in self._places:  # Ray asks an actor to end itself, and one that is stopped does not hear it
+            node, pid = self._places[worker]
+            here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+            kill = self._ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+            self._ray.wait([kill.remote(pid)], timeout=_KILL_S)
+        self._forget(worker)
+
+    def _forget(self, worker: int) -> None:
+        del self._actors[worker], self._asked[worker]
+        self._places.pop(worker, None)
+
+    def close(self, stopped: bool) -> None:
+        """End all actors; a killed one leaves its claim, which the next run sees to be dead."""
+        if not stopped:
+            self._ray.wait(
+                [actor.leave.remote() for actor in self._actors.values()], num_returns=len(self._actors), timeout=30
+            )
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        self._ray.shutdown()
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _why(error: Exception) -> str:
+    """Return the kind of an error of Ray: its text runs over many lines."""
+    return "out of memory" if "OutOfMemory" in type(error).__name__ else type(error).__name__
+
+
+def _import_ray() -> Any:
+    # Before the import: Ray reads them then. Neither it nor a cluster that it starts reports its use to anybody.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError as error:
+        raise UsageError("--scheduler ray: Ray is not installed", hint="pip install 'mtdp[ray]'") from error
+    return ray

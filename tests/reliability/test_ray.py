@@ -1,0 +1,49 @@
+"""A real Ray cluster of two actors on this machine: the files of a run without it, whatever happens to an actor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crew import OPTIONS, content, run_and_disturb, survives, write_cohort
+from support import extract, one_error
+
+pytest.importorskip("ray", reason="needs the extra `ray`")
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two actors need two cores")
+RAY = ("--scheduler", "ray")
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Where Ray keeps its files: sockets need a short path."""
+    folder = Path("/tmp") / f"mtdp-ray-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_an_actor_that_dies_or_hangs_costs_its_slide_one_more_try(
+    tiny_bundle: Path, tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster is started and stopped by the command; it reports its use to nobody and serves no dashboard."""
+    monkeypatch.setenv("RAY_TMPDIR", str(ray_folder))
+    slides = write_cohort(tmp_path / "slides", big=3, small=3)
+    plain = extract(slides, "--model", tiny_bundle, "--out", tmp_path / "whole", *OPTIONS)
+    assert plain.returncode == 0, plain.stderr
+    survives(run_and_disturb, slides, tiny_bundle, content(tmp_path / "whole"), tmp_path / "o", *RAY, "--workers", 2)
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [command for command in commands if str(ray_folder).encode() in command]
+    assert list(ray_folder.rglob("gcs_server.out")), "Ray was there"
+    assert not list(ray_folder.rglob("usage_stats.json"))
+    assert "http address" not in "".join(path.read_text() for path in ray_folder.rglob("dashboard.log")).lower()
+
+
+def test_what_cannot_be_is_said_in_a_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    slides = write_cohort(tmp_path / "slides", big=0, small=1)
+    options = (slides, "--model", tiny_bundle, "--out", tmp_path / "o", *OPTIONS)
+    assert one_error(extract(*options, "--ray-address", "auto")) == "error: --ray-address: the scheduler is not ray"
+    assert "Ray gives each worker its GPU" in one_error(extract(*options, *RAY, "--devices", "0"))

@@ -1,0 +1,37 @@
+"""--shard slurm: the part of a task of a job array, and a line where this is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtdp_runtime.commands.options import part_of
+from mtdp_runtime.errors import UsageError
+
+
+def array(monkeypatch: pytest.MonkeyPatch, task: object, count: object, first: object) -> None:
+    for name, value in (("ID", task), ("COUNT", count), ("MIN", first)):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
+        if value is not None:
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+
+
+@pytest.mark.parametrize("first", [0, 1, 7])
+def test_each_task_of_an_array_has_a_part_of_its_own(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    parts = []
+    for task in range(first, first + 4):
+        array(monkeypatch, task, 4, first)
+        parts.append(part_of("slurm"))
+    assert parts == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_outside_an_array_the_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    array(monkeypatch, 3, None, 1)
+    with pytest.raises(UsageError, match=r"^--shard slurm: SLURM_ARRAY_TASK_COUNT not set$") as refused:
+        part_of("slurm")
+    assert "sbatch -a 1-8" in refused.value.hint
+
+
+def test_an_array_with_gaps_would_leave_slides_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    array(monkeypatch, 9, 4, 1)
+    with pytest.raises(UsageError, match="the array has gaps"):
+        part_of("slurm")
