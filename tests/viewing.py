@@ -1,4 +1,4 @@
-"""A viewer's server in the test's own process, as a browser meets it."""
+"""A viewer's server in the test's own process, and its page as a browser shows it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from chromium import Page
 from mtdp_runtime.view.session import Session
 
 TOKEN = "a-token"
+ALL_DRAWN = (
+    "mtdpView.layers.all.every((l) => !l.shown || l.data) && mtdpView.stage.osd.world.getItemAt(0).getFullyLoaded()"
+)
 
 
 @contextmanager
@@ -26,3 +30,23 @@ def served(session: Session) -> Iterator[str]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}/{session.token}/"
     server.should_exit = True
     thread.join(10)
+
+
+def ready(page: Page) -> None:
+    page.wait("document.body.dataset.state === 'open'")
+    drawn(page)
+
+
+def drawn(page: Page) -> None:
+    """Wait until all that is shown is loaded and drawn."""
+    page.wait(ALL_DRAWN)
+    page.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def place_on_screen(page: Page, x0: float, y0: float) -> list[float]:
+    """Where a level-0 pixel is on the page."""
+    return page.run(
+        f"(() => {{ const [a, b, c, d, e, f] = mtdpView.stage.transform();"
+        " const box = document.getElementById('slide').getBoundingClientRect();"
+        f" return [box.x + a * {x0} + c * {y0} + e, box.y + b * {x0} + d * {y0} + f]; }})()"
+    )

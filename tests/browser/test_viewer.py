@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +14,12 @@ import numpy as np
 import pytest
 
 from chromium import Browser, Page
-from mtdp_runtime import extract
-from mtdp_runtime.commands.demo_slide import write_demo_slide
 from mtdp_runtime.tiling.given_mask import load_mask
 from mtdp_runtime.view.named import shown_of
 from mtdp_runtime.view.session import Session, Shown
 from support import damage_tile, pyramid, stained
-from viewing import TOKEN, served
+from viewing import TOKEN, drawn, place_on_screen, ready, served
 
-ALL_DRAWN = (
-    "mtdpView.layers.all.every((l) => !l.shown || l.data) && mtdpView.stage.osd.world.getItemAt(0).getFullyLoaded()"
-)
 OVERLAY = (
     "(() => {{ const c = document.querySelector('canvas.overlay');"
     " return [...c.getContext('2d').getImageData({x}, {y}, 1, 1).data]; }})()"
@@ -40,28 +34,8 @@ def page(browser: Browser, viewer: str) -> Iterator[Page]:
         assert opened.complaints == []
 
 
-def ready(page: Page) -> None:
-    page.wait("document.body.dataset.state === 'open'")
-    drawn(page)
-
-
-def drawn(page: Page) -> None:
-    """Wait until all that is shown is loaded and drawn."""
-    page.wait(ALL_DRAWN)
-    page.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-
 def layer(page: Page, name: str, what: str) -> Any:
     return page.run(f"mtdpView.layers.all.find((l) => l.id === {name!r}).{what}")
-
-
-def place_on_screen(page: Page, x0: float, y0: float) -> list[float]:
-    """Where a level-0 pixel is on the page."""
-    return page.run(
-        f"(() => {{ const [a, b, c, d, e, f] = mtdpView.stage.transform();"
-        " const box = document.getElementById('slide').getBoundingClientRect();"
-        f" return [box.x + a * {x0} + c * {y0} + e, box.y + b * {x0} + d * {y0} + f]; }})()"
-    )
 
 
 def overlay_at(page: Page, x0: float, y0: float) -> list[int]:
@@ -331,38 +305,3 @@ def test_what_is_wrong_is_said_on_the_page(browser: Browser, tmp_path: Path) -> 
         text = page.run("document.getElementById('notices').textContent")
         assert "gone.svs: the slide is not there any more" in text
         assert "mtdp-view SLIDE" in text
-
-
-@pytest.fixture
-def pictured(demo: Path, tmp_path: Path) -> Path:
-    """The demo as its user has it, by the packaged model, where a picture of it is wanted; else that of the tests."""
-    if "MTDP_PICTURES" not in os.environ:
-        return demo
-    write_demo_slide(tmp_path / "demo-slide.tiff")
-    extract(tmp_path / "demo-slide.tiff", tmp_path)
-    return tmp_path
-
-
-def test_the_readmes_picture(browser: Browser, pictured: Path) -> None:
-    """Features as colours, and what looks like a tile; MTDP_PICTURES=docs/images makes the README's picture anew."""
-    with served(Session(tuple(shown_of(pictured)), TOKEN)) as address, browser.page(address) as page:
-        ready(page)
-        page.click_on("[data-layer=colours]")
-        page.click(*place_on_screen(page, 1900, 2300))
-        page.wait("document.querySelectorAll('#similar button.tile').length > 10")
-        page.press("0")
-        page.wait(
-            "!mtdpView.stage.osd.isAnimating?.() && [...document.querySelectorAll('#similar img')].slice(0, 12)"
-            ".every((i) => i.complete && i.naturalWidth)"
-        )
-        drawn(page)
-        for name in ("File", "In"):  # no folder of whoever makes the picture
-            page.run(
-                "(() => { const dt = [...document.querySelectorAll('#facts dt')]"
-                f".find((d) => d.textContent === '{name}');"
-                " dt.nextSibling.textContent = dt.nextSibling.textContent.split('/').pop(); })()"
-            )
-        picture = Path(os.environ.get("MTDP_PICTURES", pictured)) / "viewer.jpg"
-        image = page.screenshot(picture, quality=82)
-    assert picture.stat().st_size < 300_000
-    assert image.std() > 20
