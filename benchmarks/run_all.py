@@ -93,6 +93,8 @@ def main() -> None:
     for turn in range(int(repeats)):
         run(f"start_{turn + 1}.json", [python, f"{HERE}/sparse.py", "--side", "4096"], options.out)
     run("extract_demo.json", [*bench, "extract", "--repeats", repeats, "--json"], options.out)
+    small = ["--side", "20000", "--rows", "20000"] if options.quick else []
+    run("view.json", [python, f"{HERE}/view.py", *small], options.out)
     with tempfile.TemporaryDirectory() as folder:
         bundle = f"{folder}/resnet50"
         export = [python, "-c", "from mtdp_export.cli import main; main()", "resnet50", "--weights", "random"]

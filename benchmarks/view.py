@@ -39,7 +39,7 @@ def write_large(path: Path, side: int) -> None:
             ]
             across = -(-width // 512)
             encoded = [
-                cv2.imencode(".jpg", tile[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes() for tile in tiles
+                cv2.imencode(".jpg", tile[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes() for tile in tiles
             ]
             per_row = max(1, len(picture) // 512)
             tiff.write(

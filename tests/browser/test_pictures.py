@@ -58,8 +58,12 @@ def test_the_viewer_with_features_as_colours_and_what_looks_alike(
 def test_the_report_of_a_slide(browser: Browser, pictured: Path, tmp_path: Path) -> None:
     report = pictured / "report" / "demo-slide.html"
     with browser.page(report.as_uri(), width=1180, height=1000) as page:
+        page.run(  # no speed of whatever machine made the picture
+            "for (const p of document.querySelectorAll('p')) if (p.textContent.includes('tiles/s'))"
+            " p.textContent = p.textContent.split(' of tissue.')[0] + ' of tissue.'"
+        )
         image = page.screenshot(picture("report.jpg", tmp_path), quality=82)
         assert page.complaints == []
-        assert page.requests == [report.as_uri()]
+        assert [url for url in page.requests if not url.startswith("data:")] == [report.as_uri()]
     assert picture("report.jpg", tmp_path).stat().st_size < 300_000
     assert image.std() > 20

@@ -244,6 +244,9 @@ class TestSimilar:
         assert [one["cosine"] for one in told["run"]["found"]] == pytest.approx([one[0] for one in best], abs=2e-4)
         assert told["run"]["found"][0] == {"slide": 0, "row": 5, "cosine": 1.0}
         assert {one["slide"] for one in told["run"]["found"]} == {0, 1}
+        exact = {(number, row): cosine for cosine, number, row in cosines(out, "ab", 5)}
+        for one in told["run"]["found"]:
+            assert one["cosine"] == pytest.approx(exact[one["slide"], one["row"]], abs=2e-4), "of this very tile"
 
     def test_how_like_each_tile_is(self, out: Path) -> None:
         got = np.frombuffer(ask(client(only_a(out)), "/similarity/5"), np.float32)

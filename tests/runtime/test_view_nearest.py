@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -36,6 +36,8 @@ def clustered(count: int, features_dim: int, seed: int) -> NDArray[np.float32]:
 
 
 @settings(max_examples=25)
+@example(seed=0, count=1500, features_dim=200, kind="noise", most=25, basis_rows=200)
+@example(seed=0, count=1500, features_dim=200, kind="clustered", most=25, basis_rows=200)
 @given(
     seed=st.integers(0, 2**32 - 1),
     count=st.sampled_from([1, 2, 30, 700, 1500]),

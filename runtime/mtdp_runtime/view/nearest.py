@@ -23,7 +23,7 @@ from mtdp_runtime.machine import usable_cores
 
 Floats = NDArray[np.float32]
 
-_BASIS: Final = 128  # columns
+_BASIS: Final = 64  # columns
 _BLOCK_ROWS: Final = 256  # as float32 they stay in a core's own cache
 _STEPS: Final = 32767  # of a 16-bit integer
 _FIRST: Final = 512  # rows that look best by the basis: they tell how good the k-th is
@@ -34,7 +34,7 @@ def bytes_of(rows: int, features_dim: int) -> int:
     """Return the memory that so many rows take.
 
     >>> bytes_of(1_000_000, 1024) / 1e9
-    2.568
+    2.312
     """
     return rows * (2 * features_dim + 4 * min(_BASIS, features_dim) + 8)
 
