@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,6 +41,31 @@ def download(requirement: Iterable[str], wheels: Path, python: str, deps: bool =
     return "" if done.returncode == 0 else (said or ["pip failed"])[-1].removeprefix("ERROR: ")
 
 
+def build(requirement: str, wheels: Path, python: str) -> Path | None:
+    """Build what has no wheel, such as a package that only names others; None where that gives none for that Python."""
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", f"--wheel-dir={name}", requirement]
+        subprocess.run(command, capture_output=True)
+        for built in Path(name).glob("*.whl"):
+            tag = built.stem.split("-")[-3]
+            if tag.startswith("py") or tag == f"cp{python.replace('.', '')}":
+                return Path(shutil.copy(built, wheels))
+    return None
+
+
+def fetch(requirement: str, wheels: Path, python: str, deps: bool) -> list[str]:
+    """Get a requirement and all that it needs; return a line for each thing that cannot be had."""
+    why = download([requirement], wheels, python, deps)
+    built = build(requirement, wheels, python) if why else None
+    if built is None:
+        return [f"{requirement} is left out: {why}"] if why else []
+    with zipfile.ZipFile(built) as wheel:
+        (facts,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = wheel.read(facts).decode().splitlines()
+    needs = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
+    return [why for one in needs if "extra ==" not in one for why in fetch(one, wheels, python, deps)]
+
+
 def collect(wheels: Path, python: str, extras: list[str], bench: bool) -> dict[str, list[str]]:
     """Fill the folder; return what to install from it, what of it alone, and a line for each thing that it lacks."""
     subprocess.run(
@@ -51,10 +77,9 @@ def collect(wheels: Path, python: str, extras: list[str], bench: bool) -> dict[s
     wanted += [(one, True) for one in BENCH if bench] + [(one, False) for one in BENCH_ALONE if bench]
     found: dict[str, list[str]] = {"install": ["mtdp"], "install_alone": [], "lacks": []}
     for requirement, deps in dict.fromkeys(wanted):
-        why = download([requirement], wheels, python, deps)
-        if why:
-            found["lacks"].append(f"{requirement} is left out: {why}")
-        else:
+        lacks = fetch(requirement, wheels, python, deps)
+        found["lacks"] += lacks
+        if not lacks:
             found["install" if deps else "install_alone"].append(requirement)
     return found
 

@@ -49,7 +49,8 @@ def test_a_wheelhouse_installs_and_works_without_a_network(tmp_path: Path) -> No
     subprocess.run(["git", "clone", "-q", str(ROOT), str(made)], check=True)
     online = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}  # how pip gets out here
     # The test's own environment may have no pip; a user's has.
-    tool = f"{sys._base_executable} -m pip"  # type: ignore[attr-defined]
+    own = sys.executable if importlib.util.find_spec("pip") else sys._base_executable  # type: ignore[attr-defined]
+    tool = f"{own} -m pip"
     assert "python3 -m pip" in STEPS["with a network"]
     result = run(STEPS["with a network"].replace("python3 -m pip", f"{tool} -q"), made, ([], online))
     if result.returncode and not os.environ.get("CI"):
@@ -90,6 +91,31 @@ def write_wheel(folder: Path, name: str, needs: str = "") -> None:
             f"{facts}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr(f"{facts}/RECORD", f"{name}.py,,\n{facts}/METADATA,,\n{facts}/WHEEL,,\n{facts}/RECORD,,\n")
+
+
+def test_what_has_no_wheel_is_built_with_what_it_names_and_the_rest_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = script("gpu_pack")
+
+    def download(requirement: list[str], wheels: Path, python: str, deps: bool) -> str:
+        if requirement == ["libs"]:
+            write_wheel(wheels, "libs")
+            return ""
+        return f"No matching distribution found for {requirement[0]}"
+
+    def build(requirement: str, wheels: Path, python: str) -> Path | None:
+        if requirement not in ("names", "half"):
+            return None
+        write_wheel(wheels, requirement, needs="libs" if requirement == "names" else "absent")
+        return wheels / f"{requirement}-1.0-py3-none-any.whl"
+
+    monkeypatch.setattr(pack, "download", download)
+    monkeypatch.setattr(pack, "build", build)
+    assert pack.fetch("names", tmp_path, HERE, True) == []
+    assert {wheel.name.split("-")[0] for wheel in tmp_path.glob("*.whl")} == {"names", "libs"}
+    lacks = ["absent is left out: No matching distribution found for absent"]
+    assert pack.fetch("half", tmp_path, HERE, True) == pack.fetch("absent", tmp_path, HERE, True) == lacks
 
 
 @pytest.fixture(scope="module")
