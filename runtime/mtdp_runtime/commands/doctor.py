@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from mtdp_runtime.commands import exit_codes, options
 from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, new_app
 from mtdp_runtime.commands.console import detail, result, result_json, run_app, say, trouble
+from mtdp_runtime.errors import UsageError
 from mtdp_runtime.machine import usable_cores
 
 _PACKAGES: Final = (
@@ -28,13 +30,28 @@ app = new_app()
 
 @app.command(cls=GroupedCommand, epilog=exit_codes.HELP)
 def doctor(
+    slides: options.Slides = None,
     *,
+    preflight: options.Preflight = False,
+    out: options.Out = Path("features"),
+    model: options.Models = None,
     as_json: options.OneJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
-    """Show what this machine can run, and try it: extract the features of a small synthetic slide."""
+    """Show what this machine can run, and try it: extract the features of a small synthetic slide.
+
+    --preflight looks at what a run of mtdp-extract would meet, before it is queued.
+    """
+    if preflight and not slides:
+        raise UsageError("--preflight: no slide was named", hint="mtdp-doctor --preflight SLIDE --out FOLDER")
+    if slides and not preflight:
+        raise UsageError("slides are looked at by --preflight alone", hint="mtdp-doctor --preflight SLIDE --out FOLDER")
+    if slides:
+        from mtdp_runtime.commands.preflight import preflight as look
+
+        raise typer.Exit(look(slides, out, model or [], as_json))
     findings = diagnose()
     if as_json:
         result_json(findings, indent=1)
@@ -93,7 +110,6 @@ def diagnose() -> dict[str, Any]:
 def _self_test(problems: list[str]) -> dict[str, Any]:
     """Extract a small synthetic slide on every usable backend; one that fails is a problem, and the others go on."""
     import tempfile
-    from pathlib import Path
 
     from mtdp_runtime.backends import backend_class, probe_all
     from mtdp_runtime.bundle import default_bundle_path, load_bundle

@@ -305,6 +305,15 @@ DryRun = Annotated[
         "--dry-run", help="Find tissue, count tiles, estimate bytes and time; write nothing.", rich_help_panel=FILES
     ),
 ]
+Preflight = Annotated[
+    bool,
+    typer.Option(
+        "--preflight",
+        help="Instead: open every slide, find its tissue, load the model, and compare what the features need with the "
+        "free disk space. Exit code 1 where a slide would fail or the space is too little.",
+        rich_help_panel=WORK,
+    ),
+]
 Verify = Annotated[
     Path | None,
     typer.Option(
