@@ -127,7 +127,7 @@ def test_a_full_disk_ends_the_run_and_a_rerun_goes_on(tiny_bundle: Path, tmp_pat
     code, _, errors = extract(*options, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert code == 2
     assert "a.h5: cannot be written: " in errors
-    assert "hint: Free space" in errors
+    assert "hint: Raise the limit of file sizes (ulimit -f), or choose another --out" in errors
     assert not (tmp_path / "o" / "a.h5").exists()
     assert extract(*options)[0] == 0
 
