@@ -71,6 +71,23 @@ class TestTheRule:
         with pytest.raises(UsageError, match=r"no area with a class \(2 areas in all\)"):
             load_classes(drawn(tmp_path / "b.geojson", *whole))
 
+    @pytest.mark.parametrize("name", ["\ud800", "a\nb", "\0"])
+    def test_a_class_that_cannot_be_written_is_said(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(UsageError, match="a class that is no text"):
+            load_classes(drawn(tmp_path / "a.geojson", box(0, 0, 60, 100, name)))
+
+    def test_more_classes_than_anybody_draws_are_said(self, tmp_path: Path) -> None:
+        path = drawn(tmp_path / "a.geojson", *(box(0, 0, 9, 9, f"cell {i}") for i in range(10_001)))
+        with pytest.raises(UsageError, match="10001 classes"):
+            load_classes(path)
+
+    def test_many_small_polygons_are_not_compared_with_every_tile(self, tmp_path: Path) -> None:
+        """As cells are exported: each tile is of the class of the cells in it, and it takes no hours."""
+        cells = [box(100 * i + 5, 100 * j + 5, 90, 90, "AB"[(i + j) % 2]) for i in range(40) for j in range(40)]
+        places = [(100 * i, 100 * j) for i in range(40) for j in range(40)]
+        found = classes_at(drawn(tmp_path / "a.geojson", *cells), *places)
+        assert found == ["AB"[(i + j) % 2] for i in range(40) for j in range(40)]
+
     def test_they_count_from_the_corner_of_what_was_scanned(self, tmp_path: Path) -> None:
         path = drawn(tmp_path / "a.geojson", box(0, 0, 100, 100, "A"))
         assert classes_at(path, (1000, 2000), (0, 0), bounds=(1000, 2000, 500, 500)) == ["A", ""]

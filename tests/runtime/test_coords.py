@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,20 @@ class TestTheFile:
         assert len({read_tiles(path).digest for path in [*files, semicolons]}) == 1
         assert read_tiles(csv_of(tmp_path / "k.csv", PLACES[::-1])).digest != read_tiles(files[0]).digest
 
+    @pytest.mark.parametrize(
+        "content", ["\n\nx,y\n1,2\n", "sep=;\nx;y\n1;2\n", "x,y\r1,2\r", "x,y\r\n1,2\r\n,\r\n \n", ",x,y\n0,1,2\n"]
+    )
+    def test_tables_as_programs_leave_them(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "a.csv").write_bytes(content.encode())
+        assert self.xy(tmp_path / "a.csv") == [(1, 2)]
+
+    def test_whole_decimals_are_whole_and_a_column_that_stands_twice_is_said(self, tmp_path: Path) -> None:
+        decimals = parquet_of(tmp_path / "a.parquet", x=[Decimal("1.0")], y=[2])
+        assert self.xy(decimals) == [(1, 2)]
+        twice = parquet_of(tmp_path / "b.parquet", x=[1], X=[2], y=[3])
+        with pytest.raises(UsageError, match="two columns named 'x'"):
+            read_tiles(twice)
+
     def test_a_list_of_no_tiles_is_a_list(self, tmp_path: Path) -> None:
         assert self.xy(csv_of(tmp_path / "a.csv", [])) == []
         assert self.xy(h5_of(tmp_path / "a.h5", np.zeros((0, 2), np.int64))) == []
@@ -109,6 +124,7 @@ class TestTheFile:
             ("x,z", [(1, 2)], r"no columns x,y \(columns: x, z\)"),
             ("x,y,minx,miny", [(1, 2, 3, 4)], "two pairs of columns could be the places: x,y and minx,miny"),
             ("x,x,y", [(1, 2, 3)], "two columns named 'x'"),
+            ("x,y,X", [(1, 2, 3)], "two columns named 'x'"),
             ("slide,x,y", [("a", 2, 3), ("b", 2, 3)], r"lists tiles of 2 slides \(column slide\)"),
             ("minx,miny,width,height", [(1, 2, 64, 64), (1, 2, 64, 32)], "sides of 32 to 64 px"),
         ],

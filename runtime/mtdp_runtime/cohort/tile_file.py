@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,7 +85,11 @@ def _from_table(
         column: gives the values of one.
         first_line: what its first row is called in messages.
     """
-    plain = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in names}
+    plain = {_plain(name): name for name in names}
+    counted = Counter(map(_plain, names))
+    twice = next((name for pair in _PAIRS for name in pair if counted[name] > 1), None)
+    if twice:
+        raise UsageError(f"{path}: two columns named {twice!r}", hint="Keep one of them.")
     found = [pair for pair in _PAIRS if set(pair) <= set(plain)]
     if len(found) != 1:
         what = " and ".join(",".join(pair) for pair in found) or "no columns x,y"
@@ -112,21 +118,25 @@ def _from_table(
     return places, Stated(side0=float(all_of_them[0]))
 
 
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
 def _csv(path: Path) -> tuple[list[str], Callable[[str], Column], int]:
     text = text_of(path, lambda note: None)  # what is no ASCII is in columns that are not read
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    lines = [line for line in io.StringIO(text, newline=None) if line.strip("\ufeff \t\n,;")]
+    if lines and lines[0].strip().lower() in ("sep=,", "sep=;", "sep="):  # a spreadsheet's own hint
+        del lines[0]
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     try:
         names = next(reader, [])
-        rows = [fields for fields in reader if fields]
+        rows = list(reader)
     except csv.Error as error:
         raise UsageError(
             f"{path}: line {reader.line_num}: not CSV: {error}", hint="Save it as CSV in UTF-8."
         ) from error
     names = [name.strip("\ufeff \t") for name in names]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"{path}: two columns named {twice!r}", hint="Keep one of them.")
     for number, fields in enumerate(rows):
         if len(fields) != len(names):
             raise UsageError(
@@ -241,4 +251,4 @@ def _parsed(value: Any) -> float:
     if isinstance(value, str):
         text = value.strip()
         return float(text) if _WHOLE.fullmatch(text) or _NUMBER.fullmatch(text) else np.nan
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else np.nan
+    return float(value) if isinstance(value, int | float | Decimal) and not isinstance(value, bool) else np.nan

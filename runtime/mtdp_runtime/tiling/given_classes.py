@@ -25,6 +25,7 @@ from mtdp_runtime.tiling.given_mask import GivenMask, Polygon, check_fits, class
 RULE: Final = "largest area, on 128 points a side"  # another rule gives another name
 BACKGROUND: Final = -1
 _POINTS: Final = 128
+_MOST_CLASSES: Final = 10_000  # a number for each cell is no class
 _NO_CLASS: Final = ("", "Region*")
 
 
@@ -55,8 +56,17 @@ def load_classes(path: Path) -> GivenClasses:
             hint="In QuPath: give the annotations a class (Set class), and export them as GeoJSON.",
         )
     names = tuple(dict.fromkeys(name for _, name in known))
+    unwritable = next((name for name in names if not _is_text(name)), None)
+    if unwritable is not None or len(names) > _MOST_CLASSES:
+        what = f"a class that is no text: {unwritable!a}" if unwritable is not None else f"{len(names)} classes"
+        raise UsageError(f"{path}: {what}", hint="Rename the classes in QuPath, and export the annotations again.")
     numbered = tuple((polygon, names.index(name)) for polygon, name in known)
     return GivenClasses(path, hashlib.sha256(data).hexdigest(), names, numbered, ignored)
+
+
+def _is_text(name: str) -> bool:
+    """Say whether a name can be written: JSON may hold halves of characters."""
+    return name.isprintable()
 
 
 def check_classes_fit(classes: GivenClasses, info: SlideInfo) -> None:
@@ -81,18 +91,40 @@ def classes_of(classes: GivenClasses, info: SlideInfo, origins: NDArray[np.int64
     found = np.full(len(origins), BACKGROUND, np.int16)
     drawn = [*classes.polygons, *((polygon, len(classes.names)) for polygon in classes.ignored)]
     boxes = np.array([[rings[0].min(axis=0), rings[0].max(axis=0)] for rings, _ in drawn])
-    for row, place in enumerate(origins - np.array(info.bounds[:2])):
-        near = np.flatnonzero((boxes[:, 0] <= place + tile0).all(axis=1) & (boxes[:, 1] >= place).all(axis=1))
-        if len(near):
-            found[row] = _class_of([drawn[one] for one in near.tolist()], place, tile0, len(classes.names))
+    places = origins - np.array(info.bounds[:2])
+    for row, near in _near(boxes, places, tile0).items():
+        found[row] = _class_of([drawn[one] for one in near], places[row], tile0, len(classes.names))
     return found
+
+
+def _near(boxes: NDArray[np.float64], places: NDArray[np.int64], tile0: float) -> dict[int, list[int]]:
+    """Return, by tile, the polygons whose box meets it, in their order.
+
+    A million cells and ten thousand tiles are not compared each with each: tiles are found by the square that their
+    corner lies in, and a polygon asks the squares below its box, or all tiles where these are fewer.
+    """
+    corners: dict[tuple[int, int], list[int]] = {}
+    for row, (column, line) in enumerate(np.floor(places / tile0).astype(np.int64).tolist()):
+        corners.setdefault((column, line), []).append(row)
+    first, last = np.floor(boxes[:, 0] / tile0).astype(np.int64) - 1, np.floor(boxes[:, 1] / tile0).astype(np.int64)
+    near: dict[int, list[int]] = {}
+    for number, ((left, top), (right, bottom)) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        if (right - left + 1) * (bottom - top + 1) > len(places):
+            meets = (boxes[number, 0] <= places + tile0).all(axis=1) & (boxes[number, 1] >= places).all(axis=1)
+            rows = np.flatnonzero(meets).tolist()
+        else:
+            squares = ((column, line) for column in range(left, right + 1) for line in range(top, bottom + 1))
+            rows = [row for square in squares for row in corners.get(square, ())]
+        for row in rows:
+            near.setdefault(row, []).append(number)
+    return near
 
 
 def _class_of(drawn: list[tuple[Polygon, int]], place: NDArray[np.int64], tile0: float, names: int) -> int:
     """Return the class of a tile at a place; what has the number `names` is cut out."""
     covered = {number: np.zeros((_POINTS, _POINTS), np.bool_) for _, number in drawn}
     for rings, number in drawn:
-        covered[number] |= _points_in([(ring - place) * (_POINTS / tile0) - 0.5 for ring in rings])
+        _add_points(covered[number], [(ring - place) * (_POINTS / tile0) - 0.5 for ring in rings])
     cut = covered.pop(names, None)
     if cut is not None:
         for points in covered.values():
@@ -105,22 +137,27 @@ def _class_of(drawn: list[tuple[Polygon, int]], place: NDArray[np.int64], tile0:
     return best if areas[best] and areas[best] >= background else BACKGROUND
 
 
-def _points_in(rings: list[NDArray[np.float64]]) -> NDArray[np.bool_]:
-    """Return bool[_POINTS, _POINTS]: which points lie in a polygon, whose holes are even-odd.
+def _add_points(covered: NDArray[np.bool_], rings: list[NDArray[np.float64]]) -> None:
+    """Set the points of covered, bool[_POINTS, _POINTS], that lie in a polygon, whose holes are even-odd.
 
     Point (row, column) is at y = row, x = column. No point of a line between two polygons is in both or in neither, so
     halves are equal: a library's fill, which draws the line itself, would make the first of them larger.
     """
-    crossed = np.zeros((_POINTS, _POINTS + 1), np.int32)  # by how many edges, at or left of a column
+    low, high = rings[0].min(axis=0), rings[0].max(axis=0)
+    left, top = np.clip(np.ceil(low), 0, _POINTS).astype(int).tolist()
+    right, bottom = np.clip(np.floor(high) + 1, 0, _POINTS).astype(int).tolist()
+    if left >= right or top >= bottom:
+        return
+    # By how many edges, at or left of a column: of the polygon's own box, since cells are small and many.
+    crossed = np.zeros((bottom - top, right - left + 1), np.int32)
     for ring in rings:
         (x, y), (x_next, y_next) = ring.T, np.roll(ring, -1, axis=0).T
         first, end = (
-            np.clip(np.ceil(edge(y, y_next)), 0, _POINTS).astype(np.int64) for edge in (np.minimum, np.maximum)
+            np.clip(np.ceil(edge(y, y_next)), top, bottom).astype(np.int64) for edge in (np.minimum, np.maximum)
         )
         rows_of = end - first  # rows that each edge crosses
         edge = np.repeat(np.arange(len(ring)), rows_of)
         row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(rows_of) - rows_of, rows_of)
         at = x[edge] + (row - y[edge]) * (x_next[edge] - x[edge]) / (y_next[edge] - y[edge])
-        np.add.at(crossed, (row, np.clip(np.ceil(at), 0, _POINTS).astype(np.int64)), 1)
-    inside: NDArray[np.bool_] = np.cumsum(crossed, axis=1)[:, :_POINTS] % 2 == 1
-    return inside
+        np.add.at(crossed, (row - top, np.clip(np.ceil(at), left, right).astype(np.int64) - left), 1)
+    covered[top:bottom, left:right] |= np.cumsum(crossed, axis=1)[:, :-1] % 2 == 1
