@@ -24,6 +24,7 @@ from mtdp_runtime.cohort.attempt import Run, attempt
 from mtdp_runtime.cohort.claims import Held, claim
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
 from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.cohort.run import load_engine
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import Model
@@ -158,3 +159,14 @@ def test_a_warning_names_the_line_of_the_caller(
         warnings.simplefilter("always")
         extract(tmp_path / "list.csv", tmp_path / "o", model=tiny_bundle, backend="onnxruntime")
     assert [Path(warning.filename) for warning in caught if "patient" in str(warning.message)] == [Path(__file__)]
+
+
+def test_an_automatic_batch_follows_from_all_threads_and_not_from_a_workers_share(job: Job) -> None:
+    """So several workers compute each row in the company that one worker would have given it."""
+    batches = []
+    for workers in (1, 4):
+        many = replace(job, threads=8, workers=workers, batch=None)
+        with load_engine(many, many.bundles[0], None, lambda bundle, engine, reason: None) as engine:
+            batches.append(engine.batch)
+    assert batches == [16, 16]
+    assert (replace(job, threads=8, workers=4).threads_each, replace(job, threads=2, share=3).threads_each) == (2, 3)
