@@ -142,7 +142,9 @@ def test_the_command_takes_several_models(
         assert f"model: {name} (" in result.stdout
         assert (tmp_path / "o" / name / "slide.h5").is_file()
         assert (tmp_path / "o" / name / "pt_files/slide.pt").is_file()
-        assert (tmp_path / "o" / name / "report/slide.html").is_file()
+        report = tmp_path / "o" / name / "report/slide.html"
+        assert 'href="../../report/index.html"' in report.read_text()
+        assert (report.parent / "../../report/index.html").is_file()
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["a", "b", "report", "run.jsonl"]
 
 

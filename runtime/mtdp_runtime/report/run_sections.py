@@ -152,7 +152,8 @@ def how_it_was_made(folder: Folder) -> str:
             for (model, digest, engine, precision), count in made.most_common()
         )
         parts.append(
-            "<h2>Models and engines</h2><div class=scroll><table>"
+            "<h2 id=made>Models and engines</h2>"
+            "<div class=scroll role=region aria-labelledby=made tabindex=0><table>"
             "<thead><tr><th scope=col>model<th scope=col>digest<th scope=col>engine<th scope=col>precision"
             f"<th scope=col class=number>files</tr></thead><tbody>{lines}</tbody></table></div>"
         )

@@ -18,7 +18,7 @@ from mtdp_runtime.report.page import END, document, figure
 from mtdp_runtime.report.slide_sections import bad_tiles, facts, head, tiles_seen, timing, tissue_histogram
 from mtdp_runtime.report.thumbnails import write_thumbnail
 from mtdp_runtime.slide import Slide
-from mtdp_runtime.store import derived
+from mtdp_runtime.store import derived, run_log
 from mtdp_runtime.store.reader import FeatureFile, open_features
 
 KIND: Final = "report"  # among what is derived from a feature file
@@ -60,7 +60,7 @@ def write_report(path: Path, features: Path, thumbnail: Thumbnail, slide: Slide 
 def _write(target: Path, features: Path, thumbnail: Thumbnail, slide: Slide | None) -> None:
     with open_features(features) as file:
         parts = [
-            "<nav><a href=index.html>All slides</a></nav><main>",
+            f'<nav><a href="{_run_page_from(features.parent)}">All slides</a></nav><main>',
             head(file),
             bad_tiles(file),
             _pictures(file, thumbnail, folder_colours(features.parent, file) if len(file) else None),
@@ -73,6 +73,12 @@ def _write(target: Path, features: Path, thumbnail: Thumbnail, slide: Slide | No
         ]
         page = document(str(file.attrs["slide"]), parts)
     target.write_text(page, encoding="utf-8", errors="backslashreplace")
+
+
+def _run_page_from(folder: Path) -> str:
+    """Return the address of the run's page: of several models, each has a folder of its own in that of the run."""
+    shares = not (folder / run_log.NAME).exists() and (folder.parent / run_log.NAME).exists()
+    return "../../report/index.html" if shares else "index.html"
 
 
 def _pictures(file: FeatureFile, thumbnail: Thumbnail, colours: Colours | None) -> str:
