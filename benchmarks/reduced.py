@@ -3,7 +3,7 @@
     python benchmarks/reduced.py SLIDE.svs [--model BUNDLE] [--reductions 2 4 8] [--left 2 3 4 5 6 8] [--json]
 
 The bounds of the law of resampling (mtdp_runtime.slide.source) come from here. Two kinds of tiles are read twice:
-- reductions: on whole scales, as mtdp-extract does (where the decoder may reduce), and decoded whole and averaged.
+- reductions: on whole scales, reduced by the JPEG decoder, and decoded whole and averaged.
 - left: at drawn places, from level 0 and from its exact half, with so much left to resample.
 
 The bars: smallest cosine 0.999, mean 0.9999, smallest part of the sharpness (variance of the Laplacian) 0.93.
@@ -25,7 +25,6 @@ from mtdp_runtime.bundle import default_bundle_path, load_bundle
 from mtdp_runtime.slide import Slide, Source
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.resample import resample_into, span_of
-from mtdp_runtime.slide.source import grid_source, resampling_of
 
 BATCH = 4
 DRAWN = 24  # places
@@ -115,9 +114,8 @@ def main() -> None:
 
     with open_slide(options.slide, 0.5, "benchmark") as slide:
         for scale in options.reductions:
-            source = grid_source(slide.info, scale, tile_px)
-            exact, other = (of_slide(slide, one, tile_px, scale) for one in (Source(source.level), source))
-            note(resampling_of(slide.info, scale, tile_px), exact, other)
+            exact, other = (of_slide(slide, Source(0, reduction), tile_px, scale) for reduction in (1, scale))
+            note(f"level 0 at jpeg 1/{scale}, as it is", exact, other)
         if options.left:
             image = np.zeros((slide.info.height // 2 * 2, slide.info.width // 2 * 2, 3), np.uint8)
             slide.read_into(image, 0, 0, 1.0)

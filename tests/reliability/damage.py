@@ -30,13 +30,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -45,14 +44,12 @@ from mtdp_runtime.pipeline.read import read_tile
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
-from mtdp_runtime.slide.tiled_tiff import TiledTiffReader
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.tiling.plan import make_plan
 from support import pyramid, stained
 
 TILE_PX, TILES, LIMIT_S, MEMORY_BYTES = 64, 12, 20.0, 6 << 30
 PROGRESS_S, SLOWEST = 10.0, 10
-MOST_REDUCTION_OFF = 3.0  # grey levels, the mean over a tile; the intact slide of the reduction shows 0.4 at most
 
 
 @dataclass
@@ -224,14 +221,6 @@ def mutant(number: int, seed: int, found: list[tuple[Source, int]], folder: Path
     return source, kind, path
 
 
-def read_whole(path: Path, mpp: float | None, out: NDArray[np.uint8], x0: int, y0: int, scale: float) -> None:
-    """Read as `open_slide` does, but without the decoder's reduction."""
-    with open_slide(path, mpp, "test") as slide:
-        if isinstance(slide, TiledTiffReader):
-            slide.info = replace(slide.info, tile_reductions=())
-        assert read_tile(slide, out, x0, y0, scale)[0] == TileStatus.GOOD
-
-
 def judge(source: Source, path: Path, seed: int) -> tuple[str, str]:
     """Return the verdict and a detail."""
     settings = ExtractSettings(mpp=source.scale_mpp, stride_px=TILE_PX, min_tissue=0)
@@ -258,13 +247,6 @@ def judge(source: Source, path: Path, seed: int) -> tuple[str, str]:
                     status, reason = read_tile(reference, buffers[2], *at)
                 if status != TileStatus.GOOD:
                     return "WRONG", f"tile {at}: OpenSlide finds: {reason}"
-                if plan.source.reduction > 1:
-                    # The decoder's own reduction is near the mean of the pixels, never equal to it. So the pixels
-                    # at full size must be equal, and the reduced ones near them.
-                    off = float(np.abs(buffers[0].astype(np.int16) - buffers[2]).mean())
-                    if off > MOST_REDUCTION_OFF:
-                        return "WRONG", f"tile {at}: reduced by the decoder it is off by {off:.1f} grey levels"
-                    read_whole(path, source.mpp, buffers[0], *at)
                 if not np.array_equal(buffers[0], buffers[2]):
                     return "WRONG", f"tile {at}: OpenSlide gives other pixels"
                 different += 1

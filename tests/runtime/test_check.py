@@ -142,16 +142,15 @@ def test_a_finished_file_is_checked_too_and_what_is_too_far_off_is_a_warning(
     assert ["warning" in line for line in lines] == [False, False, True]
 
 
-def test_a_reader_that_reduces_is_held_to_what_reducing_gives(
+def test_where_a_decoder_could_reduce_the_features_are_the_reference(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Its pixels are not the reference's: a decoder has averaged them, so fp32's own limit says nothing of it."""
     slide, out = make_slide(lossy=True), tmp_path / "o"
     result = extract(slide, "--model", tiny_bundle, "--out", out, "--mpp", 2.0, "--precision", "fp32", "--check", 10)
     assert (result.returncode, result.stderr) == (0, "")
     with h5py.File(out / "slide.h5") as file:
-        assert file.attrs["resampling"] == "level 0 at jpeg 1/4, as it is"
-        assert "check_warning" not in file.attrs
+        assert file.attrs["resampling"] == "level 0, exact area average"
+        assert json.loads(file.attrs["check"])["min_cosine"] >= 0.999999
 
 
 def test_several_models_are_checked_each_by_its_own_reference(make_slide: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
 import zlib
 from pathlib import Path
@@ -101,10 +102,15 @@ def test_a_damaged_segment_is_told(
         np.testing.assert_array_equal(read_square(slide, 256, 100, 60, 1.0), expected[100:160, 256:316])
 
 
-@pytest.mark.parametrize("codec", ["lzw", "packbits"])
+@pytest.mark.parametrize("codec", ["lzw", "packbits", "zstd", "lzma"])
 @pytest.mark.parametrize("more", [1, 7, 128])
 def test_a_codec_without_checksums_must_give_exactly_the_bytes_of_the_pixels(codec: str, more: int) -> None:
-    compression, encode = {"lzw": (5, imagecodecs.lzw_encode), "packbits": (32773, imagecodecs.packbits_encode)}[codec]
+    compression, encode = {
+        "lzw": (5, imagecodecs.lzw_encode),
+        "packbits": (32773, imagecodecs.packbits_encode),
+        "zstd": (50000, imagecodecs.zstd_encode),
+        "lzma": (34925, lzma.compress),
+    }[codec]
     row = np.random.default_rng(2).bytes(3 * 16 * 8)
     shape = (8, 16, 3)
     expected = np.frombuffer(row, np.uint8).reshape(shape)

@@ -22,7 +22,7 @@ from mtdp_runtime.slide import Slide, Source
 from mtdp_runtime.slide.image import ImageReader
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.openslide import OpenSlideReader
-from mtdp_runtime.slide.source import resampling_of, source_at
+from mtdp_runtime.slide.source import resampling_of
 from mtdp_runtime.slide.tile_cache import Key, TileCache
 from mtdp_runtime.slide.tile_jpeg import decode_tile
 from mtdp_runtime.slide.tiled_tiff import TiledTiffReader
@@ -233,17 +233,14 @@ class TestTileCache:
 @given(
     x=st.integers(-2, 60), y=st.integers(-2, 60), side=st.integers(1, 60), scale=st.sampled_from([2.0, 2.5, 4.0, 33.0])
 )
-def test_where_the_decoder_reduces_a_tile_is_close_to_openslides_average(
+def test_where_the_decoder_could_reduce_a_tile_is_openslides_average(
     photograph: tuple[Slide, Slide], x: int, y: int, side: int, scale: float
 ) -> None:
     """Wherever the tile lies, on the grid of reduced pixels or not, inside the slide or across its edge."""
     fast, reference = photograph
     ours = read_square(fast, 8 * x, 4 * y, side, scale).astype(int)
     exact = read_square(reference, 8 * x, 4 * y, side, scale)
-    assert np.abs(ours - exact).mean() < 1
-    assert np.abs(ours - exact).max() < 16
-    if source_at(fast.info, 8 * x, 4 * y, scale, side).reduction == 1:
-        np.testing.assert_array_equal(ours, exact)
+    np.testing.assert_array_equal(ours, exact)
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
@@ -258,8 +255,6 @@ def photograph(
         path, image.astype(np.uint8), tile=(240, 240), compression="jpeg", metadata=None, **VARIANTS[request.param]
     )
     with open_slide(path, 0.25) as fast, OpenSlideReader(path, 0.25, "test") as reference:
-        expected = {"YCbCr 4:2:0": (4, 8), "YCbCr 4:2:2": ()}.get(request.param, (2, 4, 8))
-        assert fast.info.tile_reductions == expected
         yield fast, reference
 
 
@@ -269,9 +264,7 @@ def test_what_is_done_to_the_pixels_is_named(photograph: tuple[Slide, Slide]) ->
     assert texts[0.9] == "level 0, linear"
     assert texts[1.0] == "level 0, as it is"
     assert texts[2.5] == resampling_of(reference.info, 2.5, 224) == "level 0, exact area average"
-    reduced = bool(fast.info.tile_reductions)
-    assert texts[4.0] == ("level 0 at jpeg 1/4, as it is" if reduced else "level 0, exact area average")
-    assert texts[33.0] == (f"level 0{' at jpeg 1/4' if reduced else ''}, exact area average")
+    assert texts[4.0] == texts[33.0] == texts[2.5]
 
 
 def test_colours_are_what_the_tiff_says_and_not_what_the_jpeg_says() -> None:

@@ -33,7 +33,6 @@ from mtdp_runtime.tiling.grid import known_mpp
 from mtdp_runtime.tiling.plan import Plan, make_plan, why_empty
 
 # A decoder that reduces gives other pixels than the reference's averaging: 0.9997 was measured (benchmarks/RESULTS.md).
-_MIN_COSINE_REDUCED: Final = 0.999
 
 
 TISSUE: Final = "finding tissue"
@@ -181,8 +180,6 @@ def _check(
     source = tiles_source(info, scale, tile_px, aligned)
     agreement = check_rows(features, info, scale, tile_px, model.check, listeners.on_progress, source)
     least = MIN_COSINE[precision]
-    if source.reduction > 1:
-        least = min(least, _MIN_COSINE_REDUCED)
     if agreement is None or agreement.min_cosine >= least:
         return agreement, ""
     return agreement, (

@@ -48,8 +48,7 @@ class SlideInfo:
     reader: str  # which reader, with its version
     reader_reason: str  # why this one
     own_decoder: bool = False  # whether tiles are decoded here, strictly, and not by a library that reads slides
-    reductions: tuple[int, ...] = ()  # factors by which the reader's decoder may itself reduce a level; () where never
-    tile_reductions: tuple[int, ...] = ()  # those of them whose pixels are near enough to averages for a tile
+    reductions: tuple[int, ...] = ()  # factors by which the reader's decoder may itself reduce a level, for overviews
     read_from: Path | None = None  # the file that is read, where `path` is not it: a copy, or one of a DICOM folder
 
     @property

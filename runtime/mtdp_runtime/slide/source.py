@@ -1,8 +1,8 @@
 """The law of resampling: which pixels of a slide a tile is averaged from, the same for every reader.
 
-A tile is the exact area average of whole pixels of one source. Level 0 always may be one. A coarser source, which is a
-level of the pyramid or a level that the JPEG decoder reduces, has been averaged once already, over cells that are not
-the tile's. To average it a second time blurs. So a coarser source is one only where
+A tile is the exact area average of whole pixels of one source. Level 0 always may be one. A coarser level of the
+pyramid has been averaged once already, over cells that are not the tile's. To average it a second time blurs. So a
+coarser level is one only where
 
 - nothing is left to resample: the scale is its factor, and every tile lies on its pixels; or
 - a factor of at least `LEAST_LEFT` is left.
@@ -22,9 +22,11 @@ left  smallest   mean     sharpness
 8     0.9998     0.99994  0.96
 ====  =========  =======  =========
 
-At least 0.999, 0.9999 and 0.93 are asked for. The choice depends on the slide, the scale and the alignment of the grid
+At least 0.999, 0.9999 and 0.93 are asked for. What the JPEG decoder reduces by itself is no source of a tile: a cosine
+transform cut short is not quite an average (cosines down to 0.9993 with colours at full size, to 0.982 without), and no
+other reader has it. The choice depends on the slide, the scale and the alignment of the grid
 alone: no tile of a grid is read otherwise than its neighbours, and no reader otherwise than another. An overview, in
-which nobody looks at single pixels, may come from any level.
+which nobody looks at single pixels, may come from any level and any reduction.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ def resampling_of(info: SlideInfo, scale: float, tile_px: int, aligned: bool = T
     source = tiles_source(info, scale, tile_px, aligned)
     left = scale / factor_of(info, source)
     done = "as it is" if is_still(left, tile_px) else "exact area average" if left > 1 else "linear"
-    return f"level {source.level}{f' at jpeg 1/{source.reduction}' if source.reduction > 1 else ''}, {done}"
+    return f"level {source.level}, {done}"
 
 
 def _source(info: SlideInfo, scale: float, tile_px: int, aligned: bool) -> Source:
@@ -115,10 +117,7 @@ def _source(info: SlideInfo, scale: float, tile_px: int, aligned: bool) -> Sourc
 
 
 def _coarser(info: SlideInfo) -> Iterator[Source]:
-    """Yield all sources but level 0; of two with one factor the one that decodes less comes first."""
+    """Yield all sources but level 0, the coarsest first."""
     for index in reversed(range(len(info.levels))):
-        if not info.levels[index].whole:
-            continue
-        for reduction in (1, *info.tile_reductions):
-            if info.levels[index].downsample * reduction > 1:
-                yield Source(index, reduction)
+        if info.levels[index].whole and info.levels[index].downsample > 1:
+            yield Source(index)

@@ -1,8 +1,8 @@
 """One strip or tile of a TIFF, decoded strictly: what is damaged, or too short, is an error and never a picture.
 
 Where a codec has a checksum it is verified, and what it gives must be as long as the pixels are. LZW and PackBits have
-none, so what they give must be exactly as long: a wrong byte mostly changes the length. What no codec can see (a wrong
-value among uncompressed pixels, a flipped bit in a WebP) no reader can.
+none, and Zstandard and LZMA need not, so what they give must be exactly as long: a wrong byte mostly changes the
+length. What no codec can see (a wrong value among uncompressed pixels, a flipped bit in a WebP) no reader can.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NONE, _LZW, _PACKBITS, _ADOBE_DEFLATE, _DEFLATE, _LZMA, _ZSTD = 1, 5, 32773, 8,
 _WEBP: Final = frozenset({50001, 34927})
 _JPEG_XL: Final = frozenset({50002, 52546})
 _YCBCR_JPEG_2000: Final = 33003
-_EXACT: Final = frozenset({_LZW, _PACKBITS})
+_EXACT: Final = frozenset({_LZW, _PACKBITS, _LZMA, _ZSTD})
 _HOLE: Final = bytes(512)  # a whole sector of zeros, as a broken copy leaves it: no coder of pictures writes it
 _HORIZONTAL: Final = 2  # Predictor: differences along the row
 

@@ -46,8 +46,6 @@ BROKEN_TIFF: Final = (
     ArithmeticError,
     struct.error,
 )
-_NEARLY_AVERAGES: Final = {"444": (2, 4, 8), "420": (4, 8)}  # by how a JPEG subsamples its colours
-_PROBES: Final = 16  # tiles that may be damaged before a level's first whole header is found
 
 
 class _LeaveToOpenSlide(Exception):
@@ -76,7 +74,6 @@ class TiledTiffReader:
         self._cache = TileCache(_CACHE_BYTES)
         self._file = os.open(reference.info.path, os.O_RDONLY)
         reductions = REDUCTIONS if all(_reducible(level) for level in self._levels) else ()
-        nearly_averages = [_nearly_averages(level, self._file) for level in self._levels]
         levels = reference.info.levels
         self.info = replace(
             reference.info,
@@ -87,7 +84,6 @@ class TiledTiffReader:
             + reference.info.reader_reason.removeprefix(REFERENCE),
             own_decoder=True,
             reductions=reductions,
-            tile_reductions=tuple(k for k in reductions if all(k in near for near in nearly_averages)),
             levels=tuple(replace(level, whole=level.whole or not self._drawn_from_finer) for level in levels),
         )
 
@@ -197,34 +193,6 @@ def _levels_of(info: SlideInfo) -> tuple[TiledLevel, ...]:
 def _reducible(level: TiledLevel) -> bool:
     """Tell whether the decoder reduces, and the reduced tiles lie side by side without a gap."""
     return not level.jpeg_2000 and level.tile_width % max(REDUCTIONS) == 0 == level.tile_height % max(REDUCTIONS)
-
-
-def _nearly_averages(level: TiledLevel, file: int) -> tuple[int, ...]:
-    """Return the reductions that give a tile's pixels, by how the first JPEG of the level that opens holds its colours.
-
-    Measured on stained tissue, for a reduction with nothing left to resample, against the average of the full decode:
-    mean difference in grey levels, and the smallest cosine of the features of the packaged model.
-
-    ======  ===========  ===========  =======================================================
-    kind    1/2          1/4          why
-    ======  ===========  ===========  =======================================================
-    4:4:4   0.4, 0.9993  0.4, 0.9994  a cosine transform cut short is not quite an average
-    4:2:0   1.4, 0.9986  0.6, 0.9995  the full decode smooths the colours, 1/2 does not
-    4:2:2   2.3, 0.9975  2.0, 0.9953  colours subsampled in one direction lose half of the other
-    4:4:0   1.1, 0.9967  1.5, 0.9961  the same
-    4:1:1   2.2, 0.9902  3.2, 0.9822  the same
-    ======  ===========  ===========  =======================================================
-
-    At least 0.999 is asked for. All decoders here are libjpeg-turbo and decode alike.
-    """
-    for number in np.flatnonzero(level.scanned.ravel())[:_PROBES].tolist():
-        data = os.pread(file, level.sizes_bytes[number], level.offsets[number])
-        try:
-            *_, subsampling = simplejpeg.decode_jpeg_header(data, strict=False)
-        except ValueError:
-            continue
-        return _NEARLY_AVERAGES.get(subsampling, ())
-    return ()
 
 
 def _level_of(pages: list[Any], width: int, height: int) -> TiledLevel:
