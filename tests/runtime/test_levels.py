@@ -183,6 +183,29 @@ def test_the_slide_of_an_ome_tiff_is_its_largest_image_and_its_scale_is_that_ima
         np.testing.assert_array_equal(read_square(slide, 10, 20, 280, 1.0), picture[20:300, 10:290])
 
 
+@pytest.mark.parametrize("order", [(1, 0), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("compression", ["jpeg", "lzw"])
+def test_the_slide_is_its_largest_image_wherever_it_lies_in_the_file(
+    tmp_path: Path, compression: str, order: tuple[int, ...]
+) -> None:
+    """OpenSlide takes the first directory for level 0, and leaves out what is larger."""
+    levels = [clouds(600, 800)]
+    levels += [halved(levels[0], up=False), halved(halved(levels[0], up=False), up=False)]
+    path = tmp_path / "shuffled.tiff"
+    with tifffile.TiffWriter(path) as tiff:
+        for number in order:
+            tiff.write(
+                levels[number], subfiletype=min(number, 1), tile=(128, 128), photometric="rgb", compression=compression,
+                resolution=(40000 / 2**number,) * 2, resolutionunit="CENTIMETER", metadata=None,
+            )  # fmt: skip
+    with open_slide(path) as slide:
+        found = [(level.width, level.downsample) for level in slide.info.levels]
+        assert found[0] == (800, 1.0)
+        assert set(found) <= {(800 // 2**number, 2.0**number) for number in order}
+        assert slide.info.mpp == pytest.approx(0.25)
+        assert np.abs(read_square(slide, 300, 200, 128, 1.0) - levels[0][200:328, 300:428].astype(int)).mean() < 2
+
+
 def test_an_image_called_macro_is_not_the_slide_however_large(tmp_path: Path) -> None:
     macro, picture = np.full((600, 900, 3), (0, 200, 0), np.uint8), stained(300, 320)
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tiff:

@@ -43,14 +43,16 @@ def survey(info: SlideInfo) -> Survey:
         if tiff.is_ome and info.vendor == "generic-tiff":
             return Survey("OpenSlide does not know an OME-TIFF's levels and channels", False)
         sizes = {(level.width, level.height) for level in info.levels}
-        pages = [page.aspage() for page in tiff.pages if page.is_tiled]
-        pages = [page for page in pages if (page.imagewidth, page.imagelength) in sizes]
+        tiled = [page.aspage() for page in tiff.pages if page.is_tiled]
+        pages = [page for page in tiled if (page.imagewidth, page.imagelength) in sizes]
         kinds = [kind_of(page) for page in pages]
         for page in pages:
             check_offsets(info.path, page.dataoffsets, page.databytecounts)
         errs = next((kind.openslide_errs for kind in kinds if kind.openslide_errs), "")
         if info.vendor == "generic-tiff":
             _check_one_picture(pages, kinds)
+            if not errs and any(page.imagewidth > info.width and page.imagelength > info.height for page in tiled):
+                errs = "OpenSlide takes the first directory for level 0, and another is larger"
             if not errs and any(page.subifds for page in pages):
                 errs = "OpenSlide does not see the levels that lie in SubIFDs"
         elif errs:  # what else is not an Aperio slide of a picture: OpenSlide alone knows its levels
