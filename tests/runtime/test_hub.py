@@ -30,6 +30,7 @@ class FakeHub:
         self.commits: dict[str, Path] = {COMMIT: folder}
         self.names = {"main": COMMIT, "v1.0": COMMIT}
         self.asked: list[str] = []
+        self.moves_to = ""  # where main stands once its bundle.json was given
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,6 +43,8 @@ class FakeHub:
                 file = fake.commits[commit] / asked[2]
                 if not file.is_file():
                     return self.answer(404, b"", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+                if fake.moves_to and self.command == "GET" and file.name == "bundle.json":
+                    fake.names["main"] = fake.moves_to
                 data = file.read_bytes()
                 etag = f'"{hashlib.sha1(data).hexdigest()}"'
                 return self.answer(200, data, **{"X-Repo-Commit": commit, "ETag": etag})
@@ -135,6 +138,14 @@ def test_a_branch_that_moved_is_another_commit(fake: FakeHub, tmp_path: Path) ->
     assert (first.manifest.name, second.manifest.name) == ("tiny", "tiny2")
     assert first.digest != second.digest
     assert bundle_of(f"hf:lab/tiny@{COMMIT}").digest == first.digest
+
+
+def test_a_branch_that_moves_meanwhile_gives_the_files_of_one_commit(fake: FakeHub, tmp_path: Path) -> None:
+    fake.commits[OTHER] = shutil.copytree(fake.commits[COMMIT], tmp_path / "moved")
+    fake.commits[OTHER].joinpath("model.fp32.onnx").write_bytes(b"another")
+    fake.moves_to = OTHER
+    bundle = bundle_of("hf:lab/tiny@main")
+    assert bundle.checked(bundle.manifest.variants[0].file).parent.name == COMMIT
 
 
 def test_a_file_that_was_exchanged_is_refused_by_its_digest(fake: FakeHub) -> None:
