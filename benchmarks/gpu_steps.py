@@ -337,6 +337,7 @@ def extract(step: Step) -> None:
     """Slide to features, at each scale, on the engine that `auto` takes."""
     from mtdp_runtime.backends import load
     from mtdp_runtime.extraction.extract import extract_slide
+    from mtdp_runtime.extraction.models import Model, Target
 
     bundle, cores = step.bundle(), len(os.sched_getaffinity(0))
     loaded, reason = load("auto", bundle, "auto", step.setup["batches"][0], cores)
@@ -345,8 +346,9 @@ def extract(step: Step) -> None:
         for scale in step.setup["scales"]:
             path = step.out / "features.h5"
             path.unlink(missing_ok=True)
+            target = [Target(path, Model(bundle, loaded))]
             with _planned(step, scale, bundle.manifest.tile_px) as (opened, settings, _), _load_of_gpu() as load_of:
-                outcome, _ = extract_slide(opened, path, bundle, loaded, settings, readers=cores)
+                outcome, _ = extract_slide(opened, target, settings, readers=cores)
             times = outcome.times
             assert times is not None, outcome.message
             step.emit(
