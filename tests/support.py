@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,23 @@ from mtdp_runtime.slide import Level, Slide, SlideInfo
 
 TILE_PX = 64
 FEATURES_DIM = 12
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 Run = Callable[..., tuple[int, str, str]]  # a command in this process: exit code, stdout, stderr
+
+
+def script(name: str) -> ModuleType:
+    """A script of benchmarks/ as a module; they find each other as when one is run."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # its dataclasses look there for their own
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return module
 
 
 def make_manifest(file: FileRef, golden: FileRef, heads: tuple[Head, ...] = ()) -> Manifest:

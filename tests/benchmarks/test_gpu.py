@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,23 +15,7 @@ from hypothesis import strategies as st
 
 from mtdp_runtime.backends.gpus import gpus
 from mtdp_runtime.errors import BackendError
-
-BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-
-
-def script(name: str) -> ModuleType:
-    """A script of benchmarks/ as a module; they find each other as when one is run."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # its dataclasses look there for their own
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+from support import BENCHMARKS, script
 
 
 def run_gpu(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ import pytest
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.backends.speed import engine_speed
 from mtdp_runtime.bundle import load_bundle, write_manifest
-from mtdp_runtime.bundle.manifest import Head
+from mtdp_runtime.bundle.manifest import Autocast, Head
 from mtdp_runtime.cohort.estimate import output_bytes
 from mtdp_runtime.extraction.check import Check, check_rows
 from mtdp_runtime.settings import ExtractSettings
@@ -140,6 +140,21 @@ def test_a_finished_file_is_checked_too_and_what_is_too_far_off_is_a_warning(
     lines = slide_lines(out)
     assert ["check" in line for line in lines] == [False, True, True]
     assert ["warning" in line for line in lines] == [False, False, True]
+
+
+def test_the_check_asks_no_more_than_the_bundle_does(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Where autocast was measured to be far from fp32, its bundle's features may be as far (docs/bundle.md)."""
+    model, out = tmp_path / "model", tmp_path / "o"
+    shutil.copytree(tiny_bundle, model)
+    manifest = load_bundle(model).manifest
+    write_manifest(model, replace(manifest, autocast=(Autocast("fp32", 0.9997, 0.9998, 1.0),)))
+    options = (make_slide(lossy=True), "--model", model, "--out", out, "--precision", "fp32")
+    assert extract(*options).returncode == 0
+    with h5py.File(out / "slide.h5", "r+") as file:
+        file["features"][:] = np.roll(file["features"][:], 1, axis=1)
+    assert extract(*options, "--check", 10).stderr.endswith("fp32 has at least 0.9994\n")
 
 
 def test_where_a_decoder_could_reduce_the_features_are_the_reference(

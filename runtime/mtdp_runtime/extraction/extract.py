@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends.checked import CheckedEngine
-from mtdp_runtime.bundle.tolerance import MIN_COSINE
+from mtdp_runtime.bundle.tolerance import least_cosine
 from mtdp_runtime.errors import FingerprintMismatch, NothingFinite, SlideError, SlideUnreadable
 from mtdp_runtime.extraction.check import Agreement, check_rows
 from mtdp_runtime.extraction.models import Model, Target
@@ -179,7 +179,7 @@ def _check(
     precision, scale, tile_px = model.backend.precision, settings.mpp / known_mpp(info), model.bundle.manifest.tile_px
     source = tiles_source(info, scale, tile_px, aligned)
     agreement = check_rows(features, info, scale, tile_px, model.check, listeners.on_progress, source)
-    least = MIN_COSINE[precision]
+    least = least_cosine(model.bundle.manifest, precision)
     if agreement is None or agreement.min_cosine >= least:
         return agreement, ""
     return agreement, (
