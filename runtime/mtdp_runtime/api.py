@@ -17,6 +17,7 @@ from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.store.run_log import RunMark
+from mtdp_runtime.urls import path_or_url
 
 OnProgress = Callable[[Path, int, int], None]  # the slide, its tiles that are done, all of its tiles
 
@@ -166,7 +167,7 @@ def _path(given: Path | str | None) -> Path | None:
 def _path_of(given: Path | str) -> Path:
     if given == "":
         raise UsageError("a path is empty", hint='A dot, ".", names the current folder.')
-    return Path(given)
+    return path_or_url(given)
 
 
 def _warn(text: str) -> None:

@@ -15,6 +15,7 @@ from mtdp_runtime.cohort.claims import Claim, Held, claim
 from mtdp_runtime.cohort.given_files import GivenRefused, given_of
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.refusals import why_refused
+from mtdp_runtime.cohort.remote import TransferFailed
 from mtdp_runtime.cohort.requests import SlideRequest, open_requested
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker
@@ -41,6 +42,7 @@ from mtdp_runtime.store.causes import FOUND_EARLIER
 from mtdp_runtime.store.run_log import RunMark
 from mtdp_runtime.tiling.given import Given
 from mtdp_runtime.tiling.plan import Plan, make_plan
+from mtdp_runtime.urls import SlideUrl
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideReque
             return failed(request.path, error)
         except ListenerFailed:
             raise
+        except TransferFailed as error:
+            return failed(request.path, error)
         except (BackendError, UsageError) as error:
             if mine.lost():
                 return taken
@@ -147,10 +151,20 @@ def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideReque
         except StoreError as error:
             return failed(request.path, error)
         except Exception as error:  # a damaged file finds ways that nobody thought of; it must not end the others
+            if isinstance(request.path, SlideUrl):
+                evidence.path = this.read_from
             if not this.stored and evidence.try_again(error, run.worker.beat):
-                this = _Try(request.path, in_place=True)
+                this = _again(request, run)
                 continue
             return _failure(request, error, evidence, this, key)
+
+
+def _again(request: SlideRequest, run: Run) -> _Try:
+    """Return the next opening: in place, for a copy may be bad; what cannot be read in place is fetched again."""
+    fetched = isinstance(request.path, SlideUrl)
+    if fetched and run.staging is not None:
+        run.staging.remove(request.path)
+    return _Try(request.path, in_place=not fetched)
 
 
 def _failure(request: SlideRequest, error: Exception, evidence: Evidence, this: _Try, key: str) -> Outcome:
@@ -240,6 +254,7 @@ def _derive(request: SlideRequest, run: Run, slide: Slide, given: Given, plan: P
 def _stage(request: SlideRequest, following: SlideRequest | None, run: Run, staging: Staging) -> Path:
     """Return where to read a slide from, and let the next one be copied meanwhile; the others' copies are removed."""
     is_done = not run.job.overwrite and all_there(request, run)  # then only its facts are compared
+    is_done = is_done and not isinstance(request.path, SlideUrl)  # whose facts are in its copy
     wanted = {one.path for one in (None if is_done else request, following) if one is not None}
     staging.keep_only(wanted)
     local = request.path
@@ -262,7 +277,9 @@ def all_there(request: SlideRequest, run: Run) -> bool:
 
 
 def attempt_key(request: SlideRequest, run: Run) -> str:
-    """Return 16 hex digits of what decides whether trying again can end otherwise."""
+    """Return 16 hex digits of what decides whether trying again can end otherwise; empty where that is not known."""
+    if isinstance(request.path, SlideUrl):  # it may have changed: no look at it is as good as trying again
+        return ""
     given = [
         None if path is None else [run_log.absolute(path), _size_and_time(path)]
         for path in (request.mask, request.coords, request.classes)

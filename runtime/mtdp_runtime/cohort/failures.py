@@ -15,6 +15,7 @@ from mtdp_runtime.errors import UsageError
 from mtdp_runtime.files import remove_strays, write_atomically
 from mtdp_runtime.store import causes, run_log
 from mtdp_runtime.store.causes import Cause, FailedSlide, plain_message
+from mtdp_runtime.urls import is_url
 
 NAME: Final = "failed.csv"
 Lines = Mapping[str, Mapping[str, Any]]  # the name of a slide's output -> `run_log.counts` of how it went
@@ -116,7 +117,7 @@ def _rows(path: Path) -> list[SlideRow]:
 
 
 def _absolute(table: Path, named: str) -> str:
-    return run_log.absolute(table.parent / named)
+    return run_log.absolute(named if is_url(named) else table.parent / named)
 
 
 def _row(request: SlideRequest, message: str) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mtdp_runtime.cohort import tile_file
+from mtdp_runtime.cohort import remote, tile_file
 from mtdp_runtime.cohort.folder_search import PassedOver, search
 from mtdp_runtime.cohort.slide_table import read_slide_table
 from mtdp_runtime.errors import DuplicateSlideNames, UsageError
@@ -19,6 +19,7 @@ from mtdp_runtime.slide import dicom, zarr_folder
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
+from mtdp_runtime.urls import SlideUrl, is_url, path_or_url, without_secrets
 
 # What OpenSlide 4 reads, by the extensions that its vendors use; and the images that are read without it.
 _VENDORS: Final = (".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi", ".avs")
@@ -75,8 +76,10 @@ def list_slides(
     requests: list[SlideRequest] = []
     passed: list[PassedOver] = [] if passed_over is None else passed_over
     seen: set[tuple[Path, str]] = set()
-    for path in named:
-        if _is_folder(path):
+    for path in map(path_or_url, named):
+        if isinstance(path, SlideUrl):
+            requests += _behind(path)
+        elif _is_folder(path):
             found = _in_folder(path, passed)
             if not found:
                 over = f"; passed over: {_counted(passed)}" if passed else ""
@@ -113,6 +116,25 @@ def list_slides(
     if must_exist:
         _look_for_missing(requests, say)
     return requests
+
+
+def _behind(url: SlideUrl) -> list[SlideRequest]:
+    """Return the slide behind a URL, or those below a folder of a bucket.
+
+    Raises:
+        UsageError: what fetches it is not installed, or the folder cannot be listed or holds no slides.
+    """
+    remote.look_for_library(url)
+    if url.suffix.lower() == ".csv":
+        raise UsageError(f"{url}: a manifest is read from a local file", hint="Fetch it; it may list URLs.")
+    if not url.is_folder:
+        return [SlideRequest(url)]
+    found = [one for one in remote.list_folder(url) if one.suffix.lower() in SLIDE_SUFFIXES]
+    slides = {one.with_suffix("") for one in found if one.suffix.lower() not in _PICTURES}
+    found = [one for one in found if one.suffix.lower() not in _PICTURES or one.with_suffix("") not in slides]
+    if not found:
+        raise UsageError(f"{url}/: no slides in this folder", hint=f"Looked for {' '.join(sorted(SLIDE_SUFFIXES))}.")
+    return [SlideRequest(one) for one in found]
 
 
 def _files_for(
@@ -179,7 +201,7 @@ def _is_plain_file(path: Path) -> bool:
 
 
 def _is_missing(path: Path) -> bool:
-    if "\0" in str(path):  # said by `why_refused`
+    if "\0" in str(path) or isinstance(path, SlideUrl):  # said by `why_refused`; at its turn
         return False
     try:
         return not path.exists()
@@ -188,6 +210,8 @@ def _is_missing(path: Path) -> bool:
 
 
 def _real(path: Path) -> str:
+    if isinstance(path, SlideUrl):
+        return path.given
     return os.path.realpath(path) if "\0" not in str(path) else str(path)
 
 
@@ -276,7 +300,17 @@ def _listed(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
             mpp = math.nan
         if mpp is not None and not is_scale(mpp):
             raise UsageError(f"{path}: line {row.line}: mpp {row.mpp!r} is not a scale", hint="For example 0.25.")
-        slide = path.parent / row.slide
+        slide = path_or_url(row.slide) if is_url(row.slide) else path.parent / row.slide
+        if isinstance(slide, SlideUrl):
+            remote.look_for_library(slide)
+            if slide.is_folder:
+                raise UsageError(f"{path}: line {row.line}: {slide}/: a folder", hint="Name its slides, one a line.")
+        elsewhere = next((one for one in (row.mask, row.coords, row.classes) if is_url(one)), "")
+        if elsewhere:
+            raise UsageError(
+                f"{path}: line {row.line}: {without_secrets(elsewhere)}: only slides are fetched",
+                hint="Copy masks, tiles and classes to a disk.",
+            )
         called = row.name
         if called and (called != Path(called).name or called.startswith(".") or "\\" in called):
             raise UsageError(

@@ -25,6 +25,7 @@ from mtdp_runtime.files import writable_folder
 from mtdp_runtime.report.run import write_run_page
 from mtdp_runtime.store import run_log
 from mtdp_runtime.store.run_log import RunMark
+from mtdp_runtime.urls import SlideUrl, is_url, without_secrets
 
 if TYPE_CHECKING:
     from mtdp_runtime.cohort.member import LoadedModel
@@ -63,6 +64,14 @@ def look_first(
     Raises:
         UsageError: no slide can be done, or the folder cannot be written.
     """
+    far = next((request.path for request in job.slides if isinstance(request.path, SlideUrl)), None)
+    if is_url(job.out):
+        raise UsageError(
+            f"--out {without_secrets(str(job.out))}: results are written to a folder", hint="Upload the folder after."
+        )
+    if far is not None and not (writes and job.stage):
+        what = "is fetched to a local disk" if writes else "is fetched by a run alone: it cannot be planned from here"
+        raise UsageError(f"{far}: {what}", hint="Name a folder there: --stage DIR." if writes else "Plan a local copy.")
     if not worker.started:
         found = refused(job, worker)
         if found and len(found) == len(job.slides):

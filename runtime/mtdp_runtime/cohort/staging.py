@@ -21,9 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final, Self
 
+from mtdp_runtime.cohort import remote
+from mtdp_runtime.cohort.remote import TransferFailed
 from mtdp_runtime.errors import SlideError, UsageError
 from mtdp_runtime.slide import mirax, zarr_folder
 from mtdp_runtime.slide.identity import parts_of
+from mtdp_runtime.urls import SlideUrl
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
@@ -43,6 +46,8 @@ class _Copy:
     folder: Path
     path: Path
     reason: str = ""
+    hint: str = ""
+    lacked_space: bool = False
     copied_bytes: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
@@ -87,7 +92,25 @@ class Staging:
         """Return where to read a slide that was begun: its copy, or the slide itself, with the reason said.
 
         `beat` is called while bytes arrive.
+
+        Raises:
+            TransferFailed: the slide lies behind a URL and could not be fetched; nothing of it is left here.
         """
+        copy = self._arrived(slide, beat)
+        if copy.reason and isinstance(slide, SlideUrl):
+            retried = copy.lacked_space  # the slide before it was still here
+            self.remove(slide)
+            if retried:
+                self.begin(slide)
+                copy = self._arrived(slide, beat)
+            if copy.reason:
+                self.remove(slide)
+                raise TransferFailed(copy.reason, copy.hint)
+        if copy.reason:
+            self._say(f"{slide}: read in place, not staged: {copy.reason}")
+        return copy.path
+
+    def _arrived(self, slide: Path, beat: Callable[[], None]) -> _Copy:
         copy, seen = self._copies[slide], -1
         assert copy.thread is not None
         while copy.thread.is_alive():
@@ -95,9 +118,7 @@ class Staging:
             if copy.copied_bytes != seen:
                 seen = copy.copied_bytes
                 beat()
-        if copy.reason:
-            self._say(f"{slide}: read in place, not staged: {copy.reason}")
-        return copy.path
+        return copy
 
     def remove(self, slide: Path) -> None:
         """Remove the copy of a slide."""
@@ -128,6 +149,9 @@ class Staging:
 
 def _run(copy: _Copy) -> None:
     try:
+        if isinstance(copy.slide, SlideUrl):
+            _fetch(copy, copy.slide)
+            return
         slide = mirax.with_its_folder(copy.slide)
         parts = parts_of(slide)
         if not parts:
@@ -136,10 +160,7 @@ def _run(copy: _Copy) -> None:
         files = [one for part in parts for one in ((part,) if part.is_file() else sorted(part.rglob("*")))]
         files = [one for one in files if one.is_file()]
         root = parts[0].parent
-        needed = sum(one.stat().st_size for one in files)
-        free = shutil.disk_usage(copy.folder.parent).free
-        if needed + _SPARE_BYTES > free:
-            copy.reason = f"it needs {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB that are free"
+        if not _fits(copy, sum(one.stat().st_size for one in files)):
             return
         for one in files:
             _copy_file(copy, one, copy.folder / one.relative_to(root))
@@ -150,6 +171,34 @@ def _run(copy: _Copy) -> None:
     except (OSError, SlideError) as error:
         shutil.rmtree(copy.folder, ignore_errors=True)
         copy.reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(copy.slide, SlideUrl) and isinstance(error, OSError):
+            copy.reason = f"{copy.slide}: cannot be written to the staging folder: {copy.reason}"
+        copy.hint = getattr(error, "hint", "")
+
+
+def _fits(copy: _Copy, needed: int) -> bool:
+    free = shutil.disk_usage(copy.folder.parent).free
+    if needed + _SPARE_BYTES <= free:
+        return True
+    copy.lacked_space = True
+    copy.reason = f"it needs {needed / 1e9:.2f} GB of {free / 1e9:.2f} GB that are free"
+    return False
+
+
+def _fetch(copy: _Copy, url: SlideUrl) -> None:
+    def arrived(count: int) -> None:
+        if copy.stop.is_set():
+            raise _Stopped
+        copy.copied_bytes += count
+
+    files = remote.files_of(url)
+    if not _fits(copy, sum(remote.size_of(one) for one, _ in files)):
+        copy.reason, copy.hint = f"{url}: {copy.reason}", "Name a larger disk with --stage."
+        return
+    for one, name in files:
+        (copy.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        remote.fetch(one, copy.folder / name, arrived)
+    copy.path = copy.folder / url.name
 
 
 def _copy_file(copy: _Copy, source: Path, target: Path) -> None:

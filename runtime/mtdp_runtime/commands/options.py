@@ -19,6 +19,7 @@ from mtdp_runtime.settings import (
     PrecisionName,
     SchedulerName,
 )
+from mtdp_runtime.urls import path_or_url
 
 AUTO: Final = "auto"
 
@@ -34,8 +35,9 @@ Slides = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="SLIDE",
-        readable=False,  # one that may not be read fails alone
-        help="Slides, folders of slides, or CSV manifests with the columns "
+        parser=path_or_url,  # one that may not be read fails alone
+        help="Slides, folders of slides, s3://, gs://, az:// and https:// URLs (with --stage), or CSV manifests with "
+        "the columns "
         "slide[,mpp][,mask][,name][,coords][,classes]; name is what the output is called.",
     ),
 ]
@@ -294,7 +296,7 @@ Stage = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Copy each slide to this folder on a local disk while the one before runs: for slow storage. "
+        help="Copy each slide to this folder on a local disk while the one before runs: for slow storage and URLs. "
         "Copies are removed.",
         rich_help_panel=FILES,
     ),

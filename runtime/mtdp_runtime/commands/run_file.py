@@ -14,6 +14,7 @@ import typer
 
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.settings import HUB
+from mtdp_runtime.urls import path_or_url
 
 _NOT_HERE: Final = ("config", "verify", "version")  # they say what the command itself does
 _SLIDES: Final = "slides"
@@ -71,7 +72,7 @@ def options_in(path: Path, command: Any) -> dict[str, Any]:
 
 def slides_of(ctx: typer.Context) -> list[Path]:
     """Return the slides that the run file names."""
-    return [Path(slide) for slide in (ctx.default_map or {}).get(_SLIDES, [])]
+    return [path_or_url(slide) for slide in (ctx.default_map or {}).get(_SLIDES, [])]
 
 
 def stated(ctx: typer.Context, *names: str) -> list[Any]:

@@ -12,14 +12,20 @@ from typing import Final
 import numpy as np
 
 from mtdp_runtime.errors import TileUnreadable
-from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.identity import hint_of, sample_of
 from mtdp_runtime.store.layout import TileStatus
 from mtdp_runtime.store.reader import open_features
+from mtdp_runtime.urls import SlideUrl
 
 HINT: Final = "slide_times"  # attributes of the file
 SAMPLE: Final = "slide_sample"
 _TRIED: Final = 16  # bad tiles
+
+
+def read_here(info: SlideInfo) -> Path:
+    """Return where a slide's bytes can be compared: its own path, or the copy of what lies behind a URL."""
+    return info.read_from or info.path if isinstance(info.path, SlideUrl) else info.path
 
 
 def what_changed(path: Path, slide: Slide, tile_px: int, scale: float) -> str:
@@ -36,7 +42,7 @@ def what_changed(path: Path, slide: Slide, tile_px: int, scale: float) -> str:
         coords = file.coords[bad[:: max(1, len(bad) // _TRIED)][:_TRIED]]
     if hint and hint == hint_of(slide.info.path):
         return ""
-    now = sample_of(slide.info.path) if sample else ""
+    now = sample_of(read_here(slide.info)) if sample else ""
     if sample and now and now != sample:
         return "the slide has another content now"
     out = np.empty((tile_px, tile_px, 3), np.uint8)

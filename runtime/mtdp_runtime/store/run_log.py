@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.faults import capitalised, remedy
+from mtdp_runtime.urls import is_url, without_secrets
 from mtdp_runtime.version import __version__
 
 NAME: Final = "run.jsonl"
@@ -46,7 +47,9 @@ class RunMark:
             OutputUnwritable: the folder cannot be written.
         """
         facts: dict[str, Any] = {"run": self.run, "started": self.started, "host": self.host, "version": __version__}
-        facts |= {"arguments": self.arguments} | ({"options": self.options} if self.options else {})
+        said = self.arguments
+        said = said if isinstance(said, str) else [without_secrets(one) for one in said]
+        facts |= {"arguments": said} | ({"options": self.options} if self.options else {})
         append(out, facts | {"models": list(models)})
 
     def append(self, out: Path, line: Mapping[str, Any]) -> None:
@@ -138,6 +141,8 @@ def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
 
 def absolute(path: str | Path) -> str:
     """Return what names a slide whatever folder a run is started in; links are left alone, nothing is looked up."""
+    if is_url(path):
+        return without_secrets(str(path))
     return os.path.normpath(Path(path).absolute())
 
 

@@ -1,0 +1,312 @@
+"""Slides behind URLs: fetched by --stage, from real servers on this machine that also fail, cut, stall and change."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import h5py
+import pytest
+from moto.server import ThreadedMotoServer
+
+import mtdp_runtime
+from mtdp_runtime.cohort import remote, staging
+from mtdp_runtime.cohort.remote import TransferFailed, fetch
+from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.cohort.staging import Staging
+from mtdp_runtime.errors import UsageError
+from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.urls import SlideUrl, path_or_url, without_secrets
+from support import extract, one_error
+
+SECRET = "S3CR3T"
+DATA = bytes(range(256)) * 4096  # 1 MiB
+
+
+class Web:
+    """A server of files, with a list of faults: each request for content takes the next one."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.tags: dict[str, str] = {}
+        self.faults: list[str] = []
+        self.asked: list[str] = []  # the ranges of the requests for content
+        self.ranges = True
+        self.arrived = threading.Event()
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer(head=True)
+
+            def do_GET(self) -> None:
+                self.answer(head=False)
+
+            def answer(self, head: bool) -> None:
+                name = self.path.partition("?")[0].lstrip("/")
+                fault = web.faults.pop(0) if web.faults and not head else ""
+                if name not in web.files or fault == "503":
+                    self.send_response(503 if fault else 404)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                data, start = web.files[name], 0
+                wanted = self.headers.get("Range", "")
+                if wanted and web.ranges:
+                    start = int(wanted.removeprefix("bytes=").partition("-")[0])
+                self.send_response(206 if start else 200)
+                self.send_header("ETag", f'"{web.tags.get(name, "1")}"')
+                self.send_header("Content-Length", str(len(data) - start))
+                self.end_headers()
+                if head:
+                    return
+                web.asked.append(wanted)
+                if fault == "cut":
+                    self.wfile.write(data[start : start + (len(data) - start) // 2])
+                    web.arrived.wait(5)  # what is still on its way when a connection breaks is lost
+                    self.close_connection = True
+                    return
+                if fault == "change":
+                    web.files[name], web.tags[name] = data[::-1], "2"
+                self.wfile.write(data[start:])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def url(self, name: str) -> SlideUrl:
+        url = path_or_url(f"http://{self.address}/{name}?token={SECRET}")
+        assert isinstance(url, SlideUrl)
+        return url
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(remote, "_WAITS_S", (0.01, 0.01, 0.01))
+    served = Web()
+    served.files["a.bin"] = DATA
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    said = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (said | {"AWS_ENDPOINT_URL": address}).items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="slides")
+        yield "slides"
+    server.stop()
+
+
+def put(name: str, content: bytes) -> None:
+    boto3.client("s3").put_object(Bucket="slides", Key=name, Body=content)
+
+
+def nothing(_: int = 0) -> None:
+    pass
+
+
+def same_features(a: Path, b: Path) -> None:
+    with h5py.File(a) as one, h5py.File(b) as other:
+        for name in ("features", "coords", "status"):
+            assert one[name][:].tobytes() == other[name][:].tobytes()
+        assert one.attrs["made_of"] == other.attrs["made_of"]
+        assert one.attrs["slide_sample"] == other.attrs["slide_sample"] != ""
+
+
+def test_a_folder_of_a_bucket_gives_the_bytes_of_the_local_run(
+    bucket: str, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slides = [make_slide(f"{name}.tiff", seed=i) for i, name in enumerate("ab")]
+    for slide in slides:
+        put(f"case/{slide.name}", slide.read_bytes())
+    put("case/bad.tiff", b"no slide")
+    put("case/notes.txt", b"no slide either")
+    shared = ("--model", tiny_bundle, "--json")
+    extract(*slides, *shared, "--out", tmp_path / "local", "--no-report")
+    out = tmp_path / "far"
+    result = extract(f"s3://{bucket}/case/", *shared, "--out", out, "--stage", tmp_path / "stage")
+    lines = {Path(line["slide"]).stem: line for line in map(json.loads, result.stdout.splitlines())}
+    assert {name: line["status"] for name, line in lines.items()} == {"a": "done", "b": "done", "bad": "failed"}
+    assert lines["a"]["slide"] == f"s3://{bucket}/case/a.tiff"
+    assert f"s3://{bucket}/case/bad.tiff: " in lines["bad"]["message"]
+    assert result.returncode == 1
+    for name in "ab":
+        same_features(tmp_path / "local" / f"{name}.h5", out / f"{name}.h5")
+    with h5py.File(out / "a.h5") as file:
+        assert file.attrs["slide_path"] == f"s3://{bucket}/case/a.tiff"
+    assert f"s3://{bucket}/case/bad.tiff," in (out / "failed.csv").read_text()
+    assert list((tmp_path / "stage").iterdir()) == []
+    said = (
+        result.stdout
+        + result.stderr
+        + "".join(path.read_text(errors="replace") for path in out.rglob("*") if path.is_file())
+    )
+    assert SECRET not in said
+    assert "Traceback" not in said
+    again = extract(out / "failed.csv", *shared, "--out", out, "--stage", tmp_path / "stage", "--no-report")
+    assert [json.loads(line)["status"] for line in again.stdout.splitlines()] == ["failed"], "failed.csv is a manifest"
+
+
+def in_process(slides: object, out: Path, bundle: Path, stage: Path) -> list[Outcome]:
+    return mtdp_runtime.extract(slides, out, model=bundle, stage=stage, backend="onnxruntime")  # type: ignore[arg-type]
+
+
+def test_one_slides_transfer_fails_it_alone_and_a_token_is_nowhere(
+    web: Web, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slide, out = make_slide("a.tiff"), tmp_path / "out"
+    web.files["a.tiff"] = slide.read_bytes()
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"slide\n{web.url('gone.tiff').given}\nhttp://me:{SECRET}@{web.address}/a.tiff?sig={SECRET}\n")
+    gone, done = in_process(manifest, out, tiny_bundle, tmp_path / "stage")
+    assert (gone.status, done.status) == ("failed", "done")
+    assert gone.message == f"http://{web.address}/gone.tiff: it is not there"
+    assert gone.attempt == "", "nothing is remembered against the slide"
+    in_process(slide, tmp_path / "local", tiny_bundle, tmp_path / "stage")
+    same_features(tmp_path / "local" / "a.h5", out / "a.h5")
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        assert SECRET.encode() not in path.read_bytes(), path
+    web.files["gone.tiff"] = make_slide("gone.tiff", seed=1).read_bytes()
+    assert [one.status for one in in_process(manifest, out, tiny_bundle, tmp_path / "stage")] == ["done", "skipped"]
+    web.files["a.tiff"] = make_slide("other.tiff", seed=2).read_bytes()
+    changed = in_process(web.url("a.tiff"), out, tiny_bundle, tmp_path / "stage")[0]
+    assert changed.status == "failed", "a finished file is of the slide as it was"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_transfer_that_is_cut_goes_on_or_begins_again(web: Web, tmp_path: Path, ranges: bool) -> None:
+    web.ranges, web.faults = ranges, ["cut", "503", "cut"]
+    fetch(web.url("a.bin"), tmp_path / "a", lambda count: web.arrived.set() if count else None)
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert web.asked[0] == ""
+    assert all(re.fullmatch(r"bytes=[1-9]\d*-", one) for one in web.asked[1:])
+
+
+def test_a_slide_that_changes_while_it_comes_is_fetched_again(web: Web, tmp_path: Path) -> None:
+    web.faults = ["change"]
+    fetch(web.url("a.bin"), tmp_path / "a", nothing)
+    assert (tmp_path / "a").read_bytes() == DATA[::-1]
+    assert web.asked == ["", ""]
+
+
+def test_a_slide_that_changed_between_two_halves_is_no_mixture(web: Web, tmp_path: Path) -> None:
+    web.faults = ["cut"]
+
+    def arrived(count: int) -> None:
+        if count:
+            web.arrived.set()
+            web.files["a.bin"], web.tags["a.bin"] = b"new" + DATA, "2"
+
+    fetch(web.url("a.bin"), tmp_path / "a", arrived)
+    assert (tmp_path / "a").read_bytes() == b"new" + DATA
+
+
+def test_what_never_holds_still_or_never_comes_is_given_up(web: Web, tmp_path: Path) -> None:
+    web.faults = ["503"] * 50
+    with pytest.raises(TransferFailed, match="its server answers 503") as caught:
+        fetch(web.url("a.bin"), tmp_path / "a", nothing)
+    assert SECRET not in str(caught.value) + repr(caught.value.__cause__)
+    web.faults = []
+
+    def arrived(count: int) -> None:
+        web.tags["a.bin"] = str(len(web.asked)) + "x"
+
+    with pytest.raises(TransferFailed, match="changes while it is fetched"):
+        fetch(web.url("a.bin"), tmp_path / "b", arrived)
+
+
+def test_a_bucket_is_read_in_ranges(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put("big.svs", DATA)
+    monkeypatch.setattr(remote, "_PIECE_BYTES", 300_000)
+    pieces: list[int] = []
+    fetch(SlideUrl(f"s3://{bucket}/big.svs"), tmp_path / "a", pieces.append)
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert pieces == [300_000] * 3 + [len(DATA) - 900_000]
+    with pytest.raises(TransferFailed, match="it is not there"):
+        fetch(SlideUrl(f"s3://{bucket}/none.svs"), tmp_path / "b", nothing)
+
+
+def test_a_mirax_slide_brings_its_folder_and_other_slides_of_many_files_are_refused(
+    bucket: str, web: Web, tmp_path: Path
+) -> None:
+    for name in ("m.mrxs", "m/Slidedat.ini", "m/Data0000.dat"):
+        put(f"mirax/{name}", name.encode())
+    put("mirax/m2.svs", b"another")
+    with Staging(tmp_path / "stage", print) as stage:
+        slide = path_or_url(f"s3://{bucket}/mirax/m.mrxs")
+        stage.begin(slide)
+        local = stage.wait(slide, nothing)
+        there = sorted(str(p.relative_to(local.parent)) for p in local.parent.rglob("*") if p.is_file())
+        assert there == ["m.mrxs", "m/Data0000.dat", "m/Slidedat.ini"]
+        assert (local.parent / "m/Slidedat.ini").read_bytes() == b"m/Slidedat.ini"
+        for one in (web.url("m.mrxs"), path_or_url(f"s3://{bucket}/1.dcm")):
+            stage.begin(one)
+            with pytest.raises(TransferFailed, match=r"cannot be listed on the web|a slide of many"):
+                stage.wait(one, nothing)
+
+
+def test_a_slide_that_the_disk_cannot_hold_fails_alone(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_SPARE_BYTES", 1 << 60)
+    with Staging(tmp_path / "stage", print) as stage:
+        stage.begin(web.url("a.bin"))
+        with pytest.raises(TransferFailed, match=r"it needs 0\.00 GB of"):
+            stage.wait(web.url("a.bin"), nothing)
+    assert web.asked == []
+
+
+def test_one_line_says_what_a_url_needs(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
+) -> None:
+    result = extract("https://h/a.svs?token=" + SECRET, "--model", tiny_bundle, "--out", tmp_path / "o")
+    assert result.returncode == 2
+    assert one_error(result) == "error: https://h/a.svs: is fetched to a local disk"
+    assert "--stage" in result.stderr
+    result = extract(tmp_path, "--model", tiny_bundle, "--out", "s3://bucket/out")
+    assert result.returncode == 2
+    find = importlib.util.find_spec
+    absent = ("s3fs", "gcsfs", "adlfs")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
+    for scheme, library in zip(("s3", "gs", "az"), absent, strict=True):
+        with pytest.raises(UsageError, match=rf"^{scheme}://b/a\.svs: {scheme}:// needs {library}$") as caught:
+            list_slides([Path(f"{scheme}://b/a.svs")])
+        assert caught.value.hint.startswith("pip install 'mtdp[remote]'")
+    with pytest.raises(UsageError, match="a folder of the web cannot be listed"):
+        list_slides([path_or_url("https://h/folder/")])
+
+
+def test_a_url_as_a_path_has_no_secret_wherever_it_goes() -> None:
+    given = f"https://me:{SECRET}@h:8/x/a.svs?sig={SECRET}//y#{SECRET}"
+    url = path_or_url(given)
+    assert isinstance(url, SlideUrl)
+    assert (str(url), url.name, url.stem, url.scheme) == ("https://h:8/x/a.svs", "a.svs", "a", "https")
+    assert os.fspath(url) == str(url)
+    assert SECRET not in repr(url)
+    assert str(url.with_suffix("")) == "https://h:8/x/a"
+    again = pickle.loads(pickle.dumps(url))
+    assert (again, again.given) == (url, given)
+    assert without_secrets(f"--x={given} and {given}") == "--x=https://h:8/x/a.svs and https://h:8/x/a.svs"
+    assert without_secrets(f"https://h/my slide.svs?sig={SECRET}") == "https://h/my slide.svs"
+    with pytest.raises(UsageError, match=r"^s3://b/a\.svs: a bucket's URL takes no user"):
+        path_or_url(f"s3://key:{SECRET}@b/a.svs")
+    assert not isinstance(path_or_url("./s3:"), SlideUrl)
