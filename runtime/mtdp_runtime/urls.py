@@ -68,6 +68,19 @@ def path_or_url(named: str | Path) -> Path:
     return url
 
 
+def refuse_url(named: str | Path | None, what: str = "") -> None:
+    """Make sure that what is read in place lies on a disk; `what` is the option that named it.
+
+    Raises:
+        UsageError: it lies behind a URL. The message has no secret.
+    """
+    if named is not None and is_url(named):
+        raise UsageError(
+            f"{what} {without_secrets(str(named))}: only slides of mtdp-extract are fetched".strip(),
+            hint="Copy it to a disk.",
+        )
+
+
 def without_secrets(text: str) -> str:
     """Return a text whose URLs have neither user, password, query nor fragment."""
     return _safe(text) if is_url(text) else _INSIDE.sub(lambda found: _safe(found[0]), text)

@@ -16,12 +16,15 @@ import boto3
 import h5py
 import pytest
 from moto.server import ThreadedMotoServer
+from typer.testing import CliRunner
 
 import mtdp_runtime
 from mtdp_runtime.cohort import remote, staging
 from mtdp_runtime.cohort.remote import TransferFailed, fetch
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.cohort.staging import Staging
+from mtdp_runtime.commands.bench import app as bench_app
+from mtdp_runtime.commands.view import app as view_app
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.urls import SlideUrl, path_or_url, without_secrets
@@ -140,8 +143,8 @@ def test_a_folder_of_a_bucket_gives_the_bytes_of_the_local_run(
         put(f"case/{slide.name}", slide.read_bytes())
     put("case/bad.tiff", b"no slide")
     put("case/notes.txt", b"no slide either")
-    shared = ("--model", tiny_bundle, "--json")
-    extract(*slides, *shared, "--out", tmp_path / "local", "--no-report")
+    shared = ("--model", tiny_bundle, "--json", "--backend", "onnxruntime")
+    in_process(slides, tmp_path / "local", tiny_bundle, tmp_path / "stage")
     out = tmp_path / "far"
     result = extract(f"s3://{bucket}/case/", *shared, "--out", out, "--stage", tmp_path / "stage")
     lines = {Path(line["slide"]).stem: line for line in map(json.loads, result.stdout.splitlines())}
@@ -162,8 +165,9 @@ def test_a_folder_of_a_bucket_gives_the_bytes_of_the_local_run(
     )
     assert SECRET not in said
     assert "Traceback" not in said
-    again = extract(out / "failed.csv", *shared, "--out", out, "--stage", tmp_path / "stage", "--no-report")
-    assert [json.loads(line)["status"] for line in again.stdout.splitlines()] == ["failed"], "failed.csv is a manifest"
+    again = in_process(out / "failed.csv", out, tiny_bundle, tmp_path / "stage")
+    assert [one.status for one in again] == ["failed"], "failed.csv is a manifest"
+    assert str(again[0].slide) == lines["bad"]["slide"]
 
 
 def in_process(slides: object, out: Path, bundle: Path, stage: Path) -> list[Outcome]:
@@ -276,14 +280,14 @@ def test_a_slide_that_the_disk_cannot_hold_fails_alone(
 
 
 def test_one_line_says_what_a_url_needs(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path]
 ) -> None:
     result = extract("https://h/a.svs?token=" + SECRET, "--model", tiny_bundle, "--out", tmp_path / "o")
     assert result.returncode == 2
     assert one_error(result) == "error: https://h/a.svs: is fetched to a local disk"
     assert "--stage" in result.stderr
-    result = extract(tmp_path, "--model", tiny_bundle, "--out", "s3://bucket/out")
-    assert result.returncode == 2
+    with pytest.raises(UsageError, match=r"^--out s3://bucket/out: results are written to a folder"):
+        mtdp_runtime.extract(make_slide(), "s3://bucket/out", model=tiny_bundle)
     find = importlib.util.find_spec
     absent = ("s3fs", "gcsfs", "adlfs")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
@@ -293,6 +297,20 @@ def test_one_line_says_what_a_url_needs(
         assert caught.value.hint.startswith("pip install 'mtdp[remote]'")
     with pytest.raises(UsageError, match="a folder of the web cannot be listed"):
         list_slides([path_or_url("https://h/folder/")])
+
+
+def test_what_is_read_in_place_is_refused_behind_a_url(tmp_path: Path) -> None:
+    url = f"https://me:{SECRET}@h/a.svs?sig={SECRET}"
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"slide,mask\na.svs,{url}\n")
+    for command, arguments in ((view_app, [url]), (bench_app, ["read", url])):
+        refused = CliRunner().invoke(command, arguments).exception
+        assert isinstance(refused, UsageError)
+        assert str(refused) == "https://h/a.svs: only slides of mtdp-extract are fetched"
+    for named, mask in (([manifest], None), ([tmp_path / "a.svs"], Path(url))):
+        with pytest.raises(UsageError, match=r"https://h/a\.svs: only slides") as caught:
+            list_slides(named, mask=mask)
+        assert SECRET not in str(caught.value)
 
 
 def test_a_url_as_a_path_has_no_secret_wherever_it_goes() -> None:

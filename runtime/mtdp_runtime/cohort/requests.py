@@ -19,7 +19,7 @@ from mtdp_runtime.slide import dicom, zarr_folder
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.slide.scale import is_scale
 from mtdp_runtime.slide.wrappers import StagedSlide, WatchedSlide
-from mtdp_runtime.urls import SlideUrl, is_url, path_or_url, without_secrets
+from mtdp_runtime.urls import SlideUrl, is_url, path_or_url, refuse_url
 
 # What OpenSlide 4 reads, by the extensions that its vendors use; and the images that are read without it.
 _VENDORS: Final = (".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi", ".avs")
@@ -73,6 +73,8 @@ def list_slides(
         raise UsageError(
             f"--slide-mpp {slide_mpp}: not a scale", hint="Micrometres per level-0 pixel, for example 0.25."
         )
+    for option, beside in (("--mask", mask), ("--coords", coords), ("--classes", classes)):
+        refuse_url(beside, option)
     requests: list[SlideRequest] = []
     passed: list[PassedOver] = [] if passed_over is None else passed_over
     seen: set[tuple[Path, str]] = set()
@@ -305,12 +307,8 @@ def _listed(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
             remote.look_for_library(slide)
             if slide.is_folder:
                 raise UsageError(f"{path}: line {row.line}: {slide}/: a folder", hint="Name its slides, one a line.")
-        elsewhere = next((one for one in (row.mask, row.coords, row.classes) if is_url(one)), "")
-        if elsewhere:
-            raise UsageError(
-                f"{path}: line {row.line}: {without_secrets(elsewhere)}: only slides are fetched",
-                hint="Copy masks, tiles and classes to a disk.",
-            )
+        for beside in (row.mask, row.coords, row.classes):
+            refuse_url(beside, f"{path}: line {row.line}:")
         called = row.name
         if called and (called != Path(called).name or called.startswith(".") or "\\" in called):
             raise UsageError(

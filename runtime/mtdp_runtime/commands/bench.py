@@ -19,6 +19,7 @@ from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, n
 from mtdp_runtime.commands.console import detail, result, result_json, run_app
 from mtdp_runtime.errors import OutputUnwritable, UsageError
 from mtdp_runtime.machine import usable_cores
+from mtdp_runtime.urls import refuse_url
 
 if TYPE_CHECKING:
     from mtdp_runtime.backends import Backend
@@ -104,6 +105,7 @@ def bench(
     cores = options.count_or_auto("--threads", threads) or usable_cores()
     with tempfile.TemporaryDirectory(prefix="mtdp-bench-") as folder:
         path = named[0] if named else Path(folder) / "demo-slide.tiff"
+        refuse_url(path)
         if not named:
             write_demo_slide(path)
         with open_slide(path, slide_mpp, "--slide-mpp") as opened:

@@ -18,6 +18,7 @@ from mtdp_runtime.commands import exit_codes, options
 from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, new_app
 from mtdp_runtime.commands.console import StoppedBySignal, note, result, result_json, run_app, say
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.urls import refuse_url
 
 if TYPE_CHECKING:
     from mtdp_runtime.view.session import Session, Shown
@@ -102,6 +103,8 @@ def view(
     if report:
         raise typer.Exit(_write_reports(targets, as_json))
     _must_be_installed()
+    for path in [*targets, features, *(scores or []), *(annotations or [])]:
+        refuse_url(path)
     for path in [features, *(scores or []), *(annotations or [])]:
         if path is not None and not path.exists():
             raise UsageError(f"{path}: does not exist", hint="Check the path.")
