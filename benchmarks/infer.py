@@ -206,7 +206,8 @@ def measure(arch: str, options: argparse.Namespace, folder: Path) -> tuple[dict[
 
 def table(rates: dict[str, dict[str, float]]) -> str:
     """Return the rates, each with how many times torch's fastest it is."""
-    best = {arch: max(rate for name, rate in of.items() if name.startswith("torch")) for arch, of in rates.items()}
+    by_torch = {arch: [rate for name, rate in of.items() if name.startswith("torch")] for arch, of in rates.items()}
+    best = {arch: max(found, default=float("nan")) for arch, found in by_torch.items()}  # all of them may have failed
     lines = [" | ".join(["tiles/s (times torch's fastest)".ljust(31), *(arch.ljust(28) for arch in rates)])]
     for name in dict.fromkeys(name for of in rates.values() for name in of):
         cells = [f"{of[name]:.1f} ({of[name] / best[arch]:.2f})" if name in of else "-" for arch, of in rates.items()]

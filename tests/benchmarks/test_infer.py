@@ -34,3 +34,7 @@ def test_the_table_compares_with_torchs_fastest() -> None:
     header, *rows = [line.split(" | ") for line in infer.table(rates).splitlines()]
     assert [cell.strip() for cell in header[1:]] == ["a", "b"]
     assert [cell.strip() for cell in rows[2]] == ["openvino bf16", "10.0 (2.50)", "-"]
+
+
+def test_without_torch_there_is_a_rate_and_no_comparison() -> None:
+    assert infer.table({"a": {"openvino fp32": 3.0}}).splitlines()[1].endswith("| 3.0 (nan)")
