@@ -241,7 +241,7 @@ class TestWrongUsage:
             (["--magnification", "0"], "--magnification 0.0: must be from 0.1 to"),
             (["--batch", "-1"], "--batch '-1': must be a whole number from 1 on, or auto"),
             (["--shard", "5/4"], "--shard '5/4': must be slurm, or I/N"),
-            (["--format", "parquet"], "'--format': 'parquet' is not one of 'h5', 'pt'"),
+            (["--format", "xlsx"], "'--format': 'xlsx' is not one of 'h5', 'pt'"),
         ],
     )
     def test_a_wrong_value(
