@@ -17,7 +17,7 @@ from mtdp_runtime.cohort.claims import BEAT_S, EXPIRES_S, Held
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.member import Given, LoadedModel
 from mtdp_runtime.cohort.requests import SlideRequest
-from mtdp_runtime.cohort.watchdog import CRASHES, MOST_LOST_IN_A_ROW, lost_line
+from mtdp_runtime.cohort.watchdog import CRASHES, LOADING_HINT, MOST_LOST_IN_A_ROW, NO_SLIDE_HINT, lost_line
 from mtdp_runtime.errors import BackendError
 from mtdp_runtime.extraction.extract import Listeners
 from mtdp_runtime.extraction.outcome import Outcome
@@ -66,6 +66,7 @@ class _Desk:
     """Where a worker is, as far as it told."""
 
     ready: bool = False
+    loads: str = ""  # the model that it loads now
     at: SlideRequest | None = None
     reserved: SlideRequest | None = None  # it stages it meanwhile
     begun: dict[str, Any] | None = None  # the slide's line and claim
@@ -173,10 +174,11 @@ class Pool:
             self._crew.give(worker, (request, desk.reserved))
 
     def _silent(self) -> list[tuple[int, str, Any]]:
-        """End workers that hang at a slide, and return that they are lost."""
+        """End workers that hang at a slide or a model, and return that they are lost."""
         limit, found = self._job.stall_limit_s, []
         for worker, desk in enumerate(self._desks):
-            if limit and desk.at is not None and time.monotonic() - desk.heard_s > limit:
+            at_work = desk.at is not None or desk.loads
+            if limit and at_work and time.monotonic() - desk.heard_s > limit:
                 self._crew.end(worker)
                 found.append((worker, "lost", f"read and computed nothing for {limit:g} s and was ended"))
         return found
@@ -191,6 +193,7 @@ class Pool:
                 self._on_ready(what)
             case "watch":
                 desk.begun = what if "begin" in what else desk.begun
+                desk.loads = what.get("load", desk.loads)
             case "slide":
                 listeners.on_slide(what)
             case "phase":
@@ -229,10 +232,8 @@ class Pool:
         desk = self._desks[worker]
         request, begun = desk.at, desk.begun
         if not desk.ready:
-            raise BackendError(
-                f"a worker {why} while it worked on no slide",
-                hint="mtdp-doctor tries the engines; --backend names another one.",
-            )
+            while_ = f"loaded the model {desk.loads}" if desk.loads else "worked on no slide"
+            raise BackendError(f"a worker {why} while it {while_}", hint=LOADING_HINT if desk.loads else NO_SLIDE_HINT)
         for one in (desk.reserved, request):
             if one is not None and one not in self._queue.waiting:
                 self._queue.waiting.appendleft(one)

@@ -31,8 +31,10 @@ _GRACE_S: Final = 60.0  # from a signal to the end of what hangs
 MOST_LOST_IN_A_ROW: Final = 10  # then it is not the slides
 EXIT_FAILED: Final = 1
 EXIT_REFUSED: Final = 2  # see commands/exit_codes.py
-_NO_SLIDE: Final = "mtdp-doctor tries the engines; --backend names another one."
-_LOADING: Final = "Take models from people you trust; a large one may need a longer --stall-limit or another --backend."
+NO_SLIDE_HINT: Final = "mtdp-doctor tries the engines; --backend names another one."
+LOADING_HINT: Final = (
+    "Take models from people you trust; a large one may need a longer --stall-limit or another --backend."
+)
 # How a decoder dies of a file. SIGBUS is a disk that fails under a mapped file, SIGKILL most often the lack of memory.
 CRASHES: Final = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")
 
@@ -153,7 +155,7 @@ def supervise(stall_limit_s: float, lost: Callable[[dict[str, Any]], None]) -> W
         if state.at is None:
             while_ = f"while it loaded the model {state.loads}" if state.loads else "while it worked on no slide"
             print(f"error: the process {why} {while_}", file=sys.stderr)
-            print(f"hint: {_LOADING if state.loads else _NO_SLIDE}", file=sys.stderr)
+            print(f"hint: {LOADING_HINT if state.loads else NO_SLIDE_HINT}", file=sys.stderr)
             sys.exit(EXIT_REFUSED)
         slide, line, claim = state.at["begin"], state.at["line"], state.at["claim"]
         with contextlib.suppress(OSError):

@@ -220,7 +220,7 @@ Devices = Annotated[
     str | None,
     typer.Option(
         metavar="all|I,I",
-        help="Use several GPUs, by their numbers as nvidia-smi has them: one worker for each. One GPU if left out.",
+        help="Use several GPUs, numbered from 0 as CUDA sees them: one worker for each. One GPU if left out.",
         rich_help_panel=ENGINE,
     ),
 ]
