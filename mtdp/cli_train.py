@@ -56,6 +56,7 @@ def pretrain(
     verbose: o.Verbose = False,
 ) -> None:
     """Pre-train one network on all tasks of a pool together, with one head for each task."""
+    from mtdp.parallel import leads_all
     from mtdp.pretrain import pretrain as run
     from mtdp.pretrain_config import PretrainConfig
     from mtdp.tasks import load_pool
@@ -85,7 +86,8 @@ def pretrain(
     tasks = [task for task in load_pool(pool) if task.ships or not only_shippable]
     every_s = checkpoint_every
     typer.echo(run(tasks, config, out, resume=resume, checkpoint_every_s=every_s, quiet=quiet, tensorboard=tensorboard))
-    o.show(out, quiet)
+    if leads_all():
+        o.show(out, quiet)
 
 
 def finetune(

@@ -52,6 +52,11 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def leads_all() -> bool:
+    """Whether this process speaks for all that torchrun started, also after they left each other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def refuse_torchrun(what: str) -> None:
     """Refuse to do under torchrun what one process does: the others would do it, too, in the same folder."""
     world = os.environ.get("WORLD_SIZE", "1")

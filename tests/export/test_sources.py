@@ -73,7 +73,7 @@ def test_a_checkpoint_with_other_classes_than_its_heads_is_refused(tmp_path: Pat
             open_source(str(tmp_path), None, None, True)
         assert "heads.lung" in str(caught.value) or "heads.blood" in str(caught.value)
     code, _, err = run(tmp_path, "--out", tmp_path / "b")
-    assert (code, err.startswith("error: "), "Traceback" in err) == (1, True, False)
+    assert (code, err.startswith("error: "), "Traceback" in err) == (2, True, False)
     assert not (tmp_path / "b").exists()
 
 
