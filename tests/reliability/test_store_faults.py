@@ -205,7 +205,7 @@ def test_a_disk_that_is_full_at_any_level_costs_nothing(tmp_path: Path) -> None:
         pytest.skip("this root may not mount")
     try:
         said = 0
-        for pages in range(1, 400, 7):
+        for pages in range(1, 400, 6):
             subprocess.run(["mount", "-o", f"remount,size={4 * pages}k", disk], check=True)
             path = disk / f"s{pages}.h5"
             first = live(path, drop=pages % 2 == 0)
