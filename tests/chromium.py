@@ -52,6 +52,7 @@ class Browser:
         self._process = subprocess.Popen(
             ["bash", "-c", shell, program, *(f"--{switch}" for switch in switches)],
             pass_fds=(command_out, answers_in),
+            env=os.environ | {"XDG_CONFIG_HOME": str(profile)},  # reports of crashes go there, whatever the profile
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

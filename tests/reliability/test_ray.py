@@ -31,6 +31,7 @@ def test_an_actor_that_dies_or_hangs_costs_its_slide_one_more_try(
 ) -> None:
     """The cluster is started and stopped by the command; it reports its use to nobody and serves no dashboard."""
     monkeypatch.setenv("RAY_TMPDIR", str(ray_folder))
+    monkeypatch.setenv("HOME", str(ray_folder))  # it keeps a token there
     slides = write_cohort(tmp_path / "slides", big=3, small=3)
     plain = extract(slides, "--model", tiny_bundle, "--out", tmp_path / "whole", *OPTIONS)
     assert plain.returncode == 0, plain.stderr
