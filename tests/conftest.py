@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -23,12 +24,29 @@ settings.load_profile("mtdp")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What matplotlib keeps goes to a temporary folder, which workers share: one of them looks for fonts."""
+    if "MPLCONFIGDIR" not in os.environ:
+        folder = TemporaryDirectory(prefix="mtdp-matplotlib-")
+        os.environ["MPLCONFIGDIR"] = folder.name
+        config.add_cleanup(folder.cleanup)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a run remembers goes to a temporary folder, in the processes that tests start, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_end() -> Iterator[None]:
+    """Servers of warm processes, started by whoever needs one, end with the tests."""
+    import warm
+
+    yield
+    warm.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import h5py
 
+import warm
 from support import pyramid, stained
 
 # A stride of 5 px makes thousands of tiles of a slide of a hundred KB: long enough to be met in the middle.
@@ -45,8 +45,7 @@ def run_and_disturb(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command, and signal whoever works on a slide: `disturb` says by slide with what, and how many times."""
     code = "from mtdp_runtime.commands.extract import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = warm.start(code, *arguments, "--out", out)
     left, met = {slide: times for slide, (_, times) in disturb.items()}, dict[str, set[int]]()
     give_up_s = time.monotonic() + 120
     while process.poll() is None and any(left.values()):
@@ -60,7 +59,7 @@ def run_and_disturb(
         time.sleep(0.005)
     stdout, stderr = process.communicate(timeout=120)
     assert not any(left.values()), f"never met: {left}\n{stdout}{stderr}"
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def content(out: Path) -> dict[str, str]:

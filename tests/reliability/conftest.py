@@ -11,6 +11,8 @@ import pytest
 from shim import build_shim
 from support import pyramid, stained, write_tiny_bundle
 
+_MADE: dict[tuple[int, int, int], bytes] = {}  # the same slides are asked for again and again
+
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,7 +25,12 @@ def make_slide(tmp_path: Path) -> Callable[..., Path]:
     """Make a slide of 512 x 384 px, JPEG: `make_slide(name, seed=0)`."""
 
     def make(name: str = "slide.tiff", seed: int = 0, height: int = 384, width: int = 512) -> Path:
-        return pyramid(stained(height, width, seed), tmp_path / name, 0.5, 2, lossy=True)
+        key = (height, width, seed)
+        if key not in _MADE:
+            pyramid(stained(height, width, seed), tmp_path / name, 0.5, 2, lossy=True)
+            _MADE[key] = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(_MADE[key])
+        return tmp_path / name
 
     return make
 

@@ -7,14 +7,13 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import h5py
 import pytest
 
+import warm
 from mtdp_runtime.cohort import claims
 from mtdp_runtime.cohort.claims import Claim, Held, claim
 from mtdp_runtime.cohort.requests import SlideRequest, shard_of
@@ -135,19 +134,10 @@ def test_two_processes_do_each_slide_once(tiny_bundle: Path, tmp_path: Path, opt
     folder.mkdir()
     for number in range(12):
         pyramid(stained(384, 512, number), folder / f"s{number}.tiff", 0.5, 2, lossy=True)
-    program = [
-        sys.executable,
-        "-c",
-        "from mtdp_runtime.commands.extract import main; main()",
-        str(folder),
-        "--out",
-        str(out),
-    ]
-    program += ["--model", str(tiny_bundle), "--no-report", "--json", "--backend", "onnxruntime", "--threads", "1"]
-    both = [
-        subprocess.Popen([*program, *(o.format(part) for o in options)], stdout=subprocess.PIPE, text=True)
-        for part in (1, 2)
-    ]
+    code = "from mtdp_runtime.commands.extract import main; main()"
+    common = [folder, "--out", out, "--model", tiny_bundle, "--no-report", "--json", "--backend", "onnxruntime"]
+    parts = [[option.format(part) for option in options] for part in (1, 2)]
+    both = [warm.start(code, *common, "--threads", 1, *part) for part in parts]
     for process in both:
         process.communicate()
         assert process.returncode in ((0,) if options else (0, 3))  # 3: the other one is at the last slide

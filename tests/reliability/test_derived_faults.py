@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+import warm
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.formats import derive
 from mtdp_runtime.store import derived
@@ -81,7 +81,7 @@ def test_a_report_that_a_full_disk_lost_is_made_by_the_next_run_without_inferenc
         "report._write = full\n"
         "from mtdp_runtime.commands.extract import main; main()"
     )
-    lost = subprocess.run([sys.executable, "-c", code, *map(str, options)], capture_output=True, text=True, check=False)
+    lost = warm.run(code, *options)
     assert lost.returncode == 2
     assert "slide.html: cannot be written: No space left on device" in lost.stderr
     report = out / "report" / "slide.html"
@@ -157,8 +157,7 @@ except OutputUnwritable as error:
     print(error)
 """
     try:
-        run = [sys.executable, "-c", code]
-        first = subprocess.run(run, capture_output=True, text=True, check=False)
+        first = warm.run(code)
         assert first.returncode == 0, first.stderr
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         made = [one for one in disk.rglob("*") if one.is_file() and one.name != "s.h5"]
@@ -168,11 +167,11 @@ except OutputUnwritable as error:
         room = max(0, size // 2)
         with (disk / "filler").open("wb") as stream:
             os.posix_fallocate(stream.fileno(), 0, max(4096, free + size - room))
-        full = subprocess.run(run, capture_output=True, text=True, check=False)
+        full = warm.run(code)
         assert full.returncode == 0, full.stderr
         assert "No space left on device" in full.stdout
         (disk / "filler").unlink()
-        assert subprocess.run(run, capture_output=True, text=True, check=False).stdout == ""
+        assert warm.run(code).stdout == ""
         record = json.loads((disk / ".derived" / "s.json").read_text())
         assert list(record) == [name]
     finally:

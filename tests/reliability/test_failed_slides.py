@@ -6,8 +6,6 @@ import csv
 import doctest
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import warm
 from mtdp_runtime import extract as extract_call
 from mtdp_runtime.cohort import failures
 from mtdp_runtime.cohort.failures import by_cause, update_after, update_failed_csv
@@ -149,8 +148,7 @@ def test_what_ended_an_earlier_worker_is_grouped_and_listed_and_the_run_has_one_
         (tmp_path / name).write_bytes(b"no slide")
     make_slide("b.tiff")
     options = ("--model", tiny_bundle, "--out", tmp_path / "o", "--no-report", "--backend", "onnxruntime")
-    command = [sys.executable, "-c", CRASHES_AT_B, *map(str, (tmp_path, *options))]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = warm.run(CRASHES_AT_B, tmp_path, *options)
     said = result.stdout
     assert result.returncode == 1, result.stderr
     assert "\n  a.svs, c.svs\n" in said

@@ -20,6 +20,7 @@ import numpy as np
 import openslide
 import pytest
 
+import warm
 from denied import run_without
 from mtdp_runtime.slide.open import open_slide
 from support import pyramid, read_square, slide_lines, stained
@@ -30,13 +31,12 @@ MIB = 1 << 20
 def extract(*arguments: object, prepare: str = "", limit: Callable[[], None] | None = None) -> tuple[int, str, str]:
     """Run the command in a process of its own, after some lines of code that inject a fault into it."""
     code = f"{textwrap.dedent(prepare)}\nfrom mtdp_runtime.commands.extract import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments), "--no-report", "--backend", "onnxruntime", "--threads", "1"],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limit,
-    )
+    options = [*map(str, arguments), "--no-report", "--backend", "onnxruntime", "--threads", "1"]
+    if limit is None:
+        result = warm.run(code, *options)
+    else:  # it holds from the start on
+        command = [sys.executable, "-c", code, *options]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert "Traceback" not in result.stderr, result.stderr
     return result.returncode, result.stdout, result.stderr
 
@@ -102,8 +102,8 @@ def test_a_signal_to_the_parent_ends_the_worker_and_leaves_a_partial(
     slow += (
         "p.read_tile = lambda *a: (time.sleep(0.05), r(*a))[1]\nfrom mtdp_runtime.commands.extract import main; main()"
     )
-    command = [sys.executable, "-c", slow, str(slide), "--model", str(tiny_bundle), "--out", str(tmp_path / "o")]
-    process = subprocess.Popen([*command, "--threads", "1", "--batch", "4"], stderr=subprocess.PIPE, text=True)
+    options = ["--model", tiny_bundle, "--out", tmp_path / "o", "--threads", 1, "--batch", 4]
+    process = warm.start(slow, slide, *options)
     partial = tmp_path / "o" / ".a.h5.partial"
     for _ in range(3000):
         if partial.exists() or process.poll() is not None:
@@ -402,13 +402,13 @@ def test_a_mask_that_vanishes_fails_its_slide_alone_and_is_tried_again(
     shutil.copy(tmp_path / "m.geojson", own)
     manifest.write_text("slide,mask\na.tiff,own.geojson\nb.tiff,m.geojson\n")
     vanish = f"""
-        import mtdp_runtime.cohort.preflight as preflight, pathlib
-        refused = preflight.refused
+        import mtdp_runtime.cohort.run as run, pathlib
+        refused = run.refused
         def looked(*arguments):
             found = refused(*arguments)
             pathlib.Path({str(own)!r}).unlink()
             return found
-        preflight.refused = looked
+        run.refused = looked
     """
     options = (manifest, "--model", tiny_bundle, "--out", out)
     code, _, errors = extract(*options, prepare=vanish)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import resource
@@ -12,31 +11,37 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+import warm
 from denied import run_without
 from mtdp_runtime.faults import remedy
 from support import slide_lines
 
 RIGHTS = "hint: You may not read it: ask its owner, or chmod. The next run tries it again."
-RUN = "from mtdp_runtime.commands.entry import extract; extract()"
 
 
-def _without_roots_rights() -> None:
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: root must ask, too, after exec
+# capset(2): root must ask, too. Of the three sets' first words, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH are cleared.
+WITHOUT_ROOTS_RIGHTS = """
+import ctypes
+head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capget(head, sets) == 0
+for number in range(3):
+    sets[number] &= ~0b110
+assert ctypes.CDLL(None).capset(head, sets) == 0
+"""
 
 
-def run(
-    bundle: Path, *arguments: object, prepare: Callable[[], Any] = _without_roots_rights
-) -> subprocess.CompletedProcess[str]:
-    options = ["--model", bundle, "--no-report", "--backend", "onnxruntime", "--threads", 1]
-    command = [sys.executable, "-c", RUN, *map(str, [*arguments, *options])]
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="surrogateescape", check=False, preexec_fn=prepare
-    )
+def run(bundle: Path, *arguments: object, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command without root's rights; a limit holds from its start on."""
+    code = f"{WITHOUT_ROOTS_RIGHTS}\nfrom mtdp_runtime.commands.entry import extract; extract()"
+    options = [*map(str, arguments), "--model", bundle, "--no-report", "--backend", "onnxruntime", "--threads", "1"]
+    if limit is None:
+        done = warm.run(code, *options)
+    else:
+        command = [sys.executable, "-c", code, *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -146,7 +151,7 @@ def test_a_limit_of_the_shell_is_named(
 ) -> None:
     out = tmp_path / "out"
     slide = make_slide()
-    done = run(tiny_bundle, slide, "--out", out, prepare=lambda: resource.setrlimit(limit, (number, number)))
+    done = run(tiny_bundle, slide, "--out", out, limit=lambda: resource.setrlimit(limit, (number, number)))
     if done.returncode:
         assert said.lower() in done.stderr.lower(), done.stderr
     assert run(tiny_bundle, slide, "--out", out).returncode == 0

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import warm
 from crew import OPTIONS, content, owner, run_and_disturb, survives, write_cohort
 from mtdp_runtime.cohort.pool import largest_first
 from mtdp_runtime.cohort.processes import core_groups
@@ -69,7 +68,7 @@ def test_a_stopped_run_leaves_no_process_and_no_claim_and_goes_on(
     out = tmp_path / "o"
     code = "from mtdp_runtime.commands.extract import main; main()"
     arguments = [slides, "--model", tiny_bundle, "--out", out, *OPTIONS, *TWO]
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    process = warm.start(code, *arguments)
     while (worker := owner(out, "big-0")) is None:
         assert process.poll() is None
         time.sleep(0.005)
@@ -87,7 +86,7 @@ def test_workers_die_with_a_driver_that_is_killed(slides: Path, tiny_bundle: Pat
     out = tmp_path / "o"
     code = "from mtdp_runtime.commands.extract import main; main()"
     arguments = [slides, "--model", tiny_bundle, "--out", out, *OPTIONS, *TWO]
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.DEVNULL)
+    process = warm.start(code, *arguments, streams=(0, 1, 2))
     while (worker := owner(out, "big-0")) is None:
         assert process.poll() is None
         time.sleep(0.005)

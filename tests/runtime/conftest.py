@@ -9,6 +9,8 @@ import pytest
 
 from support import pyramid, stained, write_tiny_bundle
 
+_MADE: dict[tuple[float | None, int, bool, int], bytes] = {}  # the same slides are asked for again and again
+
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,6 +25,11 @@ def make_slide(tmp_path: Path) -> Callable[..., Path]:
     def make(
         name: str = "slide.tiff", mpp: float | None = 0.5, levels: int = 1, lossy: bool = False, seed: int = 0
     ) -> Path:
-        return pyramid(stained(768, 1024, seed), tmp_path / name, mpp, levels, lossy)
+        key = (mpp, levels, lossy, seed)
+        if key not in _MADE:
+            pyramid(stained(768, 1024, seed), tmp_path / name, mpp, levels, lossy)
+            _MADE[key] = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(_MADE[key])
+        return tmp_path / name
 
     return make

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import warm
 from mtdp_runtime.commands.bench_output import comparison, comparison_lines, lines
 from mtdp_runtime.errors import UsageError
 from support import one_error
@@ -83,9 +83,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     code = "from mtdp_runtime.commands.bench import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return warm.run(code, *arguments)
 
 
 def test_two_runs_are_compared_with_what_is_not_alike(files: tuple[Path, Path]) -> None:

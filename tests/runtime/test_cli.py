@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import mtdp_runtime
+import warm
 from mtdp_runtime.backends import BACKENDS, backend_class
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.commands import bench
@@ -447,8 +448,7 @@ class TestFailuresThatAreNotTheSlides:
             "from mtdp_runtime.commands.extract import main; main()"
         )
         options = [make_slide(), "--model", tiny_bundle, "--out", tmp_path / "o"]
-        command = [sys.executable, "-c", code, *map(str, options), "--format", "npy"]
-        broken = subprocess.run(command, capture_output=True, text=True, check=False)
+        broken = warm.run(code, *options, "--format", "npy")
         assert broken.returncode == 1
         assert "this format cannot hold it" in broken.stderr
         result = extract(*options)
@@ -466,8 +466,7 @@ class TestFailuresThatAreNotTheSlides:
 
 def test_the_bench_needs_a_tile(tiny_bundle: Path, slides_dir: Path) -> None:
     code = "from mtdp_runtime.commands.bench import main; main()"
-    arguments = ["extract", str(slides_dir / "odd" / "small.svs"), "--model", str(tiny_bundle)]
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    result = warm.run(code, "extract", slides_dir / "odd" / "small.svs", "--model", tiny_bundle)
     assert result.returncode == 2
     assert "nothing to measure" in one_error(result)
 

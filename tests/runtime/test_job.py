@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
@@ -16,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+import warm
 from mtdp_runtime import extract
 from mtdp_runtime.backends import BACKENDS
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
@@ -71,8 +70,8 @@ def test_a_job_that_was_sent_to_another_process_gives_the_files_of_the_call(job:
         "look_first(job)\n"
         "print(*(outcome.status for outcome in run_job(job)))\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "job")]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "done done\n"
+    sent = warm.run(code, tmp_path / "job")
+    assert (sent.stdout, sent.returncode) == ("done done\n", 0), sent.stderr
     paths = [request.path for request in job.slides]
     extract(paths, tmp_path / "call", model=job.bundles[0].path, backend="onnxruntime", batch=8, threads=1)
     for path in paths:

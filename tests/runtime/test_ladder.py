@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 import mtdp_runtime
+import warm
 from fake_backends import Broken, Picky
 from mtdp.devices import has_fast_bf16
 from mtdp_runtime.backends import (
@@ -265,7 +265,8 @@ class TestDoctor:
             "_print({'machine': '', 'openslide': '', 'packaged_model': '', 'backends': probes, 'self_test': {},"
             " 'problems': []})"
         )
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        result = warm.run(code)
+        assert result.returncode == 0, result.stderr
         lines = [line.strip() for line in result.stdout.splitlines()]
         rungs = [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in BACKENDS]
         assert rungs == list(BACKENDS)

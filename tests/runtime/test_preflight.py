@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import warm
 from support import one_error
 
 
 def doctor(*arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
     code = f"{before}\nfrom mtdp_runtime.commands.doctor import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return warm.run(code, *arguments)
 
 
 @pytest.fixture

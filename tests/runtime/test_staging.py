@@ -6,8 +6,6 @@ import fcntl
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 
 import mtdp_runtime
+import warm
 from mtdp_runtime.cohort import staging
 from mtdp_runtime.cohort.claims import claim
 from mtdp_runtime.cohort.staging import PREFIX, Staging
@@ -112,13 +111,13 @@ def test_a_signal_leaves_nothing(make_slide: Callable[..., Path], tmp_path: Path
         "    s.begin(Path(sys.argv[2])); s.wait(Path(sys.argv[2]), lambda: None)\n"
         "    print('ready', flush=True); time.sleep(60)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "stage"), str(make_slide())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        assert len(list((tmp_path / "stage").rglob("*.tiff"))) == 1
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 128 + signal.SIGTERM
+    process = warm.start(code, tmp_path / "stage", make_slide())
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert len(list((tmp_path / "stage").rglob("*.tiff"))) == 1
+    process.send_signal(signal.SIGTERM)
+    process.communicate(30)
+    assert process.returncode == 128 + signal.SIGTERM
     assert list((tmp_path / "stage").iterdir()) == []
 
 

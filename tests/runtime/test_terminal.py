@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtdp_runtime
+import warm
 from mtdp_runtime import printable, units
 from mtdp_runtime.commands import bench, doctor, output, view
 from mtdp_runtime.commands import extract as command
@@ -40,9 +41,7 @@ COMMANDS = {"mtdp-extract": "extract", "mtdp-bench": "bench", "mtdp-doctor": "do
 
 def run_command(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     code = f"from mtdp_runtime.commands.{COMMANDS[name]} import main; main()"
-    command_line = [sys.executable, "-c", code, *map(str, arguments)]
-    env = os.environ | environment
-    return subprocess.run(command_line, capture_output=True, text=True, check=False, env=env)
+    return warm.run(code, *arguments, env=os.environ | environment)
 
 
 def on_terminal(arguments: list[object], columns: int = 80, **environment: str) -> str:
@@ -50,9 +49,7 @@ def on_terminal(arguments: list[object], columns: int = 80, **environment: str) 
     code = "from mtdp_runtime.commands.extract import main; main()"
     ours, theirs = pty.openpty()
     env = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"} | environment
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=env
-    )
+    process = warm.start(code, *arguments, streams=(theirs, theirs, theirs), env=env)
     os.close(theirs)
     seen = b""
     while True:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import warm
 from mtdp_runtime import extract, load_bundle
 from mtdp_runtime.bundle import Bundle, write_manifest
 from mtdp_runtime.errors import BackendError, UsageError
@@ -135,8 +134,7 @@ def test_the_command_takes_several_models(
 ) -> None:
     code = "from mtdp_runtime.commands.extract import main; main()"
     options = ["--model", named("a"), "--model", named("b"), "--format", "pt", "--out", tmp_path / "o"]
-    command = [sys.executable, "-c", code, *map(str, [make_slide(), *options])]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = warm.run(code, make_slide(), *options)
     assert result.returncode == 0, result.stderr
     for name in "ab":
         assert f"model: {name} (" in result.stdout

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from mtdp_runtime import extract
 from support import one_error, pyramid, stained, write_tiny_bundle
 
@@ -38,19 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def view(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment
-    )
+    return warm.run(CODE, *arguments, env=os.environ | environment)
 
 
 @contextmanager
-def started(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def started(*arguments: object, **environment: str) -> Iterator[tuple[warm.Process | subprocess.Popen[str], str, str]]:
     """The running command, what it printed, and the address."""
-    command = [sys.executable, "-c", CODE, *map(str, arguments)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
-    )
+    process = warm.start(CODE, *arguments, env=os.environ | environment)
     assert process.stdout is not None
     said = ""
     while not said.splitlines()[-1:] or not said.splitlines()[-1].startswith("http"):
