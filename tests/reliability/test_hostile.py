@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import denied
 from denied import run_without
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.bundle.golden import load_golden
@@ -33,6 +34,48 @@ from mtdp_runtime.printable import printable
 from mtdp_runtime.report import slide as report
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+# ONNX Runtime 1.32 reports about 9 s after its first session, and leaves an identifier in ~/.cache; OpenVINO does both
+# when it is imported. So a process must live longer than that to show what it does.
+_STAYS_S = 30
+_USES = {
+    "extraction": "from mtdp_runtime.backends import load\nfrom mtdp_runtime import load_bundle\n"
+    "for name in ('openvino', 'onnxruntime'): load(name, load_bundle(BUNDLE), 'fp32', 2, 1)",
+    "export": "from mtdp_export.verify import verify_bundle\nverify_bundle(BUNDLE, ('onnxruntime', 'openvino'))",
+    "the doctor": "from mtdp_runtime.backends import probe_all\nprobe_all()",
+    "training": "import numpy as np, mtdp, onnxruntime\n"
+    "onnxruntime.InferenceSession(BUNDLE / 'model.fp32.onnx', providers=['CPUExecutionProvider'])",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def living_on(
+    request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Path, subprocess.Popen[str]]]]:
+    """By use: the home of a process that stays for a while. They start with the first test of this file, and wait
+    beside the others; the test that looks at them is the last one."""
+    running: dict[str, tuple[Path, subprocess.Popen[str]]] = {}
+    if any(item.name == "test_no_engine_reports_its_use_while_a_process_lives_on" for item in request.session.items):
+        program = denied._deny(denied.SOCKET, 0, (denied.AF_INET, denied.AF_INET6), denied._KILL)
+        cleared = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+        cleared.pop("XDG_CACHE_HOME", None)
+        for use, code in _USES.items():
+            folder = tmp_path_factory.mktemp("use")
+            (folder / "home").mkdir()
+            before = f"import time\nfrom pathlib import Path\nBUNDLE = Path({str(tiny_bundle)!r})\n"
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"{before}{code}\ntime.sleep({_STAYS_S})"],
+                preexec_fn=lambda: denied._install(program),
+                env={**cleared, "HOME": str(folder / "home"), "MTDP_CACHE": str(folder / "cache")},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            running[use] = (folder / "home", process)
+    yield running
+    for _, process in running.values():
+        with process:  # which closes its stream
+            process.kill()
 
 
 def external(tensor: TensorProto) -> TensorProto:
@@ -352,46 +395,6 @@ def test_a_run_opens_no_network_connection(tiny_bundle: Path, make_slide: Callab
     assert not list((tmp_path / "home").iterdir())
 
 
-# ONNX Runtime 1.32 reports about 9 s after its first session, and leaves an identifier in ~/.cache; OpenVINO does both
-# when it is imported. So a process must live longer than that to show what it does.
-_STAYS_S = 30
-_USES = {
-    "extraction": "from mtdp_runtime.backends import load\nfrom mtdp_runtime import load_bundle\n"
-    "for name in ('openvino', 'onnxruntime'): load(name, load_bundle(BUNDLE), 'fp32', 2, 1)",
-    "export": "from mtdp_export.verify import verify_bundle\nverify_bundle(BUNDLE, ('onnxruntime', 'openvino'))",
-    "the doctor": "from mtdp_runtime.backends import probe_all\nprobe_all()",
-    "training": "import numpy as np, mtdp, onnxruntime\n"
-    "onnxruntime.InferenceSession(BUNDLE / 'model.fp32.onnx', providers=['CPUExecutionProvider'])",
-}
-
-
-def test_no_engine_reports_its_use_while_a_process_lives_on(tiny_bundle: Path, tmp_path: Path) -> None:
-    import denied
-
-    program = denied._deny(denied.SOCKET, 0, (denied.AF_INET, denied.AF_INET6), denied._KILL)
-    running = {}
-    for use, code in _USES.items():
-        home = tmp_path / use / "home"
-        home.mkdir(parents=True)
-        before = f"import time\nfrom pathlib import Path\nBUNDLE = Path({str(tiny_bundle)!r})\n"
-        whole = f"{before}{code}\ntime.sleep({_STAYS_S})"
-        cleared = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
-        cleared.pop("XDG_CACHE_HOME", None)
-        running[use] = subprocess.Popen(
-            [sys.executable, "-c", whole],
-            preexec_fn=lambda: denied._install(program),
-            env={**cleared, "HOME": str(home), "MTDP_CACHE": str(tmp_path / use / "cache")},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    for use, process in running.items():
-        stderr = process.communicate()[1]
-        if process.returncode == 99:
-            pytest.skip("this machine has no seccomp")
-        assert process.returncode == 0, (use, process.returncode, stderr)
-        assert not [path for path in (tmp_path / use / "home").rglob("*") if path.is_file()], use
-
-
 def test_python_would_have_noted_who_asks_for_the_network(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_WATCH)
     code = """
@@ -408,9 +411,19 @@ child.join()
 def test_the_kernel_would_have_noticed() -> None:
     import signal
 
-    import denied
-
     program = denied._deny(denied.SOCKET, 0, (denied.AF_INET, denied.AF_INET6), denied._KILL)
     code = "import socket; socket.socket(socket.AF_INET)"
     result = subprocess.run([sys.executable, "-c", code], preexec_fn=lambda: denied._install(program), check=False)
     assert result.returncode in (-signal.SIGSYS, 99)
+
+
+def test_no_engine_reports_its_use_while_a_process_lives_on(
+    living_on: dict[str, tuple[Path, subprocess.Popen[str]]],
+) -> None:
+    assert living_on.keys() == _USES.keys()
+    for use, (home, process) in living_on.items():
+        stderr = process.communicate()[1]
+        if process.returncode == 99:
+            pytest.skip("this machine has no seccomp")
+        assert process.returncode == 0, (use, process.returncode, stderr)
+        assert not [path for path in home.rglob("*") if path.is_file()], use
