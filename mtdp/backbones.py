@@ -108,7 +108,7 @@ def native_preprocessing(backbone: Backbone, image_px: int | None = None) -> Pre
         image_px: side of the input; the architecture's own, or 224, where None.
 
     Raises:
-        UsageError: the architecture takes no input of this side, as a vision transformer with a table of positions.
+        UsageError: the architecture takes no input of this side, as a transformer of patches that do not divide it.
     """
     if not isinstance(backbone, _Timm):
         return Preprocessing() if image_px is None else Preprocessing(image_px)
@@ -144,10 +144,15 @@ def _timm_backbone(arch: str) -> Backbone:
     name = arch.removeprefix("timm:")
     try:
         import timm
+        from timm.models import is_model_in_modules
     except ImportError:
         raise UsageError(f"{arch} needs timm, which is not installed", "pip install timm") from None
     if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
         raise UsageError(f"timm {timm.__version__} has no model {name!r}", "see timm.list_models()")
-    trunk: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    # A vision transformer's table of positions is then fitted to the side of the image, whatever it was trained with;
+    # at its own side nothing changes, and its parameters keep their shapes.
+    any_side = is_model_in_modules(name.split(".")[0], ["vision_transformer"])
+    settings: dict[str, Any] = {"dynamic_img_size": True} if any_side else {}
+    trunk: Any = timm.create_model(name, pretrained=False, num_classes=0, **settings)
     # Some networks (MobileNetV3, EfficientViT) widen their features between the pooling and the classifier.
     return _Timm(arch, trunk, int(getattr(trunk, "head_hidden_size", None) or trunk.num_features))

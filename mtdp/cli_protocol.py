@@ -222,7 +222,9 @@ def breakhis(
         if out is None:
             raise UsageError("--finetune keeps its networks", "add --out FOLDER")
         arch, image_px = named_input(init, arch, image_px)
-        config = FinetuneConfig(arch, init, epochs=epochs, batch_size=batch_size, image_px=image_px, seed=seed)
+        config = FinetuneConfig(
+            arch, init, epochs=epochs, batch_size=batch_size, image_px=image_px, seed=seed, precision=precision
+        )
         scores = list(finetune_folds(config, source, out, tuple(lr or LEARNING_RATES), resume=resume, quiet=quiet))
     else:
         scores = list(probe_folds(load_extractor(init, arch, seed, image_px), source, precision, seed))

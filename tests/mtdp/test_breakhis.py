@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from mtdp.breakhis import PatientScores, load_folds, patient_accuracies, probe_folds, table, with_val
+from mtdp.breakhis import PatientScores, finetune_folds, load_folds, patient_accuracies, probe_folds, table, with_val
 from mtdp.cli import app
 from mtdp.errors import TaskError, UsageError
-from mtdp.tasks import Sample
-from mtdp.transfer import Colours, Source
+from mtdp.finetune import FinetuneConfig, FinetuneResult
+from mtdp.tasks import Sample, Task
+from mtdp.transfer import Colours, ProbeResult, Source
 
 PATIENTS = [(kind, f"14-{number}{kind}") for kind in "BM" for number in range(10)]
 
@@ -123,3 +124,37 @@ def test_what_is_not_breakhis_is_named(download: Path) -> None:
     next(download.rglob("SOB_*.png")).unlink()
     with pytest.raises(TaskError, match="is missing"):
         load_folds(download)
+
+
+def test_each_fold_is_fine_tuned_with_a_val_of_its_seed(
+    download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, Task, FinetuneConfig, tuple[float, ...]]] = []
+
+    def tuned(task: Task, config: FinetuneConfig, out: Path, rates: tuple[float, ...], **_: bool) -> FinetuneResult:
+        seen.append((str(out.relative_to(tmp_path)), task, config, rates))
+        outputs = tuple(1.0 for _ in task.of(("test",)))
+        return FinetuneResult(task.name, "", "accuracy", 1e-3, 1, 1.0, 1.0, {}, outputs)
+
+    monkeypatch.setattr("mtdp.breakhis.finetune_best", tuned)
+    config = FinetuneConfig("resnet18", "random", seed=2)
+    found = list(finetune_folds(config, download, tmp_path, (1e-3, 1e-4)))
+    assert [one.of_folds for one in found] == [(0.5,) * 5] * 4, "all taken for malignant: right on half of the patients"
+    wanted = [task for tasks in load_folds(download).values() for task in tasks]
+    assert [out for out, *_ in seen] == [task.name for task in wanted]
+    for (_, task, setting, rates), plain in zip(seen, wanted, strict=True):
+        assert task.samples == with_val(plain, 2).samples
+        assert (setting, rates) == (config, (1e-3, 1e-4))
+    assert any(with_val(task, 0).samples != with_val(task, 2).samples for task in wanted)
+
+
+def test_the_seed_of_a_probe_is_that_of_its_svms(download: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def judged(features: NDArray[np.float32], task: Task, description: str, seed: int, *rest: object) -> ProbeResult:
+        seeds.append((seed, *rest))
+        return ProbeResult(task.name, "", "accuracy", 1.0, 1.0, {}, {}, True, (1.0,) * len(task.of(("test",))))
+
+    monkeypatch.setattr("mtdp.breakhis.judge_features", judged)
+    list(probe_folds(Colours(), download, seed=6))
+    assert seeds == [(6, ("train",), "test")] * 20

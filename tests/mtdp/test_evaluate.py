@@ -11,15 +11,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 from typer.testing import CliRunner
 
+from mtdp.bundle_features import features_of_bundle, open_bundle
 from mtdp.cli import app
 from mtdp.errors import UsageError
 from mtdp.evaluate import RETRIEVAL, evaluate_task
 from mtdp.evaluation_report import as_csv, markdown
 from mtdp.evaluation_sources import COLOUR_ROW, RANDOM_ROW, named_sources
-from mtdp.tasks import load_task
-from mtdp.transfer import Colours, judge_features
+from mtdp.few_labels import drawn_groups, nearest_mean, nearest_neighbours, retrieval_precision
+from mtdp.tasks import Sample, load_task
+from mtdp.transfer import Colours, colour_numbers, judge_features
 
 Make = Callable[..., Path]
 
@@ -130,3 +133,50 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             named_sources(bundles, inits, None)
+
+
+def test_each_measure_is_of_its_own_rows_seed_and_count(tmp_path: Path, make_task: Make) -> None:
+    """Written out: few labels from 20 draws of their own, 20 neighbours, 5 finds, for the test images alone."""
+    task = load_task(make_task(tmp_path / "t", ("blue", "green", "red"), per_class=24))
+    fit, test = task.of(("train", "val")), task.of(("test",))
+    labels = np.array([sample.label for sample in (*fit, *test)])
+    groups = [sample.group for sample in (*fit, *test)]
+    features = np.random.default_rng(2).normal(size=(len(labels), 3)).astype(np.float32)
+    features[np.arange(len(labels)), labels] += 0.7
+    n = len(fit)
+    few: dict[int, list[float]] = {1: [], 5: []}
+    for each, scores in few.items():
+        for number in range(20):
+            rows = drawn_groups(labels[:n], groups[:n], 3, each, np.random.default_rng([4, each, number]))
+            assert rows is not None
+            scores.append(float((nearest_mean(features[rows], labels[rows], features[n:], 3) == labels[n:]).mean()))
+    votes = nearest_neighbours(features[:n], labels[:n], features[n:], 3, 20)
+    finds = retrieval_precision(features, labels, groups, np.arange(n, len(labels)), 5)
+    wanted = {
+        "1 group": np.mean(few[1]),
+        "5 groups": np.mean(few[5]),
+        "k-NN": (votes == labels[n:]).mean(),
+        RETRIEVAL: finds.mean(),
+    }
+    found = evaluate_task(task, {"x": Colours()}, seed=4, extract=lambda source, task: features).encoders[0]
+    for name, score in wanted.items():
+        assert found.measures[name].score == pytest.approx(float(score)), name
+    assert found.measures["1 group"].spread == pytest.approx(float(np.std(few[1], ddof=1)))
+    other = evaluate_task(task, {"x": Colours()}, seed=5, extract=lambda source, task: features).encoders[0]
+    assert other.measures["1 group"].score != found.measures["1 group"].score
+
+
+def test_the_random_row_is_of_the_seed_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("mtdp.evaluation_sources.load_extractor", lambda *args: asked.append(args))
+    named_sources([], ["RUN"], "resnet50", 7, 96)
+    assert asked == [("RUN", "resnet50", 7, 96), ("random", "resnet18", 7), ("colour",)]
+
+
+def test_colours_and_bundles_are_judged_on_the_central_square(tmp_path: Path) -> None:
+    """Red above, green in the middle, blue below."""
+    image = np.repeat(np.diag([255, 255, 255]).astype(np.uint8), 32, axis=0)  # (96, 3)
+    Image.fromarray(np.repeat(image[:, None], 32, axis=1)).save(tmp_path / "tall.png")
+    sample = Sample(tmp_path / "tall.png", 0, "g")
+    np.testing.assert_allclose(colour_numbers([sample]), [[0, 1, 0, 0, 0, 0]], atol=0.05)
+    np.testing.assert_allclose(features_of_bundle(open_bundle(bundle(tmp_path / "b")), [sample]), [[0, 255, 0]])

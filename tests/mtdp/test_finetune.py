@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -17,15 +18,20 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 import mtdp.finetune as module
+from mtdp.backbones import build_backbone, native_preprocessing
 from mtdp.checkpoint import load_checkpoint, save_checkpoint
 from mtdp.choices import finetuning_choices
 from mtdp.errors import CheckpointError, Interrupted, TaskError, TrainingDiverged, UsageError
 from mtdp.finetune import FinetuneConfig, finetune, finetune_best
+from mtdp.images import ImageCache
+from mtdp.multitask import MultiTaskNet
+from mtdp.preprocess import Normalise
 from mtdp.pretrain import pretrain
 from mtdp.pretrain_config import PretrainConfig
-from mtdp.sampling import draw_epoch
+from mtdp.sampling import draw_epoch, epoch_batches
 from mtdp.scores import score
 from mtdp.tasks import Task, load_pool, load_task
+from mtdp.weights import load_backbone_weights
 
 Make = Callable[..., Path]
 ARCH = "timm:test_resnet"
@@ -229,3 +235,35 @@ def test_a_checkpoint_says_what_was_chosen_where_the_paper_is_silent(task: Task,
         told = load_checkpoint(tmp_path / words)[1].training["choices"]
         assert told == finetuning_choices(config)
         assert words in told["optimiser"]
+
+
+@pytest.mark.parametrize("without", ["", "momentum", "train mode", "the backbone"])
+def test_fine_tuning_is_sgd_on_the_whole_network(task: Task, tmp_path: Path, without: str) -> None:
+    """Written out; one of its rules left out gives other weights."""
+    config = replace(TINY, epochs=2, lr=1e-3, seed=3)
+    finetune(task, config, tmp_path / "run", quiet=True)
+    backbone = build_backbone(ARCH)
+    torch.manual_seed(3)
+    net = MultiTaskNet(backbone, {"colour": task.classes})
+    load_backbone_weights(backbone, ARCH, "random", 3)
+    native = native_preprocessing(backbone, 32)
+    normalise, cache = Normalise(native), ImageCache(32, 1 << 20, native.interpolation)
+    velocity = {name: torch.zeros_like(parameter) for name, parameter in net.named_parameters()}
+    for epoch in range(2):
+        net.train(without != "train mode" or epoch == 0)
+        for batch in epoch_batches(task.of(("train",)), cache, seed=3, epoch=epoch, batch_size=4):
+            net.zero_grad()
+            F.cross_entropy(net.heads["colour"](net.backbone(normalise(batch.images))), batch.labels).backward()
+            with torch.no_grad():
+                for name, parameter in net.named_parameters():
+                    assert parameter.grad is not None
+                    if without == "the backbone" and name.startswith("backbone."):
+                        continue
+                    velocity[name] = (0.0 if without == "momentum" else 0.9) * velocity[name] + parameter.grad
+                    parameter -= 1e-3 * velocity[name]
+    found = load_file(tmp_path / "run/state.safetensors")
+    same = [
+        torch.allclose(found[f"network.{name}"], tensor, rtol=1e-3, atol=1e-5)
+        for name, tensor in net.state_dict().items()
+    ]
+    assert all(same) == (without == "")

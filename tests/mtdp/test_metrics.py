@@ -134,3 +134,21 @@ def test_retrieval_never_finds_the_querys_own_group() -> None:
     assert retrieval_precision(features, labels, [*"abcde"], np.array([0]), 1)[0] == 1.0
     alone = retrieval_precision(features, labels, ["p"] * 5, np.array([0, 1]), 2)
     assert np.isnan(alone).all()
+
+
+def test_what_is_judged_never_moves_the_view_that_it_is_judged_from() -> None:
+    """The centre is that of the labelled images: an image is judged alike alone and among others."""
+    rng = np.random.default_rng(3)
+    fit, judged = (rng.normal(size=(12, 4)).astype(np.float32) + 1 for _ in range(2))
+    labels = np.arange(12) % 2
+    for judge in (nearest_mean, nearest_neighbours):
+        together = judge(fit, labels, judged, 2)
+        alone = [float(judge(fit, labels, judged[row : row + 1], 2)[0]) for row in range(12)]
+        np.testing.assert_allclose(together, alone, rtol=1e-6)
+
+
+def test_a_neighbour_votes_with_its_similarity() -> None:
+    """Cosines 0.8 and 0.6: 1.6 votes of class 1 against 1.8 of class 0."""
+    fit = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
+    outputs = nearest_neighbours(fit, np.array([1, 0, 0, 1]), np.array([[3, 4]], np.float32), 2, 2)
+    assert outputs[0] == pytest.approx(1.6 - 1.8)

@@ -20,6 +20,7 @@ from mtdp.transfer import load_extractor
 from mtdp.weights import load_backbone_weights
 
 timm = pytest.importorskip("timm")
+checkpoint_filter_fn = pytest.importorskip("timm.models.vision_transformer").checkpoint_filter_fn
 VIT = "timm:test_vit"  # timm's own network for tests: 64 features, 160 px
 FIXED_VIT = "timm:vit_tiny_patch16_224"
 
@@ -32,7 +33,9 @@ def test_its_preprocessing_is_what_timm_states() -> None:
     assert extractor.preprocessing == vit
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name", ["test_vit", "vit_tiny_patch16_224", "test_resnet", "test_efficientnet", "mobilenetv3_small_050"]
+)
 def test_features_are_timms_own(name: str) -> None:
     backbone = build_backbone(f"timm:{name}").eval()
     reference = timm.create_model(name, num_classes=0).eval()
@@ -44,12 +47,19 @@ def test_features_are_timms_own(name: str) -> None:
         assert backbone(x).shape == (2, backbone.features_dim)
 
 
-def test_a_vision_transformer_takes_one_side_only() -> None:
-    with pytest.raises(UsageError, match=r"timm:vit_tiny_patch16_224 takes no images of 96 px: .*224") as caught:
-        native_preprocessing(build_backbone(FIXED_VIT), 96)
+def test_a_vision_transformer_takes_every_side_that_its_patches_divide() -> None:
+    backbone = build_backbone(FIXED_VIT).eval()
+    assert native_preprocessing(backbone, 96).image_px == 96
+    with pytest.raises(UsageError, match=r"timm:vit_tiny_patch16_224 takes no images of 100 px: .*16") as caught:
+        native_preprocessing(backbone, 100)
     assert caught.value.hint == "use its own side, 224 px"
-    assert native_preprocessing(build_backbone(VIT), 96).image_px == 96  # it fits its positions to any side
-    assert native_preprocessing(build_backbone("timm:test_resnet"), 96).image_px == 96
+    assert native_preprocessing(build_backbone("timm:test_resnet"), 100).image_px == 100
+    fitted = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=96).eval()
+    state = checkpoint_filter_fn(backbone.trunk.state_dict(), fitted)  # as timm loads weights of another side
+    fitted.load_state_dict(state)
+    x = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(x), fitted(x))
 
 
 def test_a_timm_weights_file_with_its_classifier_loads(tmp_path: Path) -> None:
@@ -82,6 +92,6 @@ def test_it_trains_and_its_checkpoint_keeps_its_preprocessing(pool_file: Path, t
     finetune_best(task, tuned, tmp_path / "tuned", (1e-4,), quiet=True)
     _, info = load_checkpoint(tmp_path / "tuned")
     assert info.preprocessing == native_preprocessing(net.backbone), "its statistics and bicubic resizing"
-    wrong = PretrainConfig(arch=FIXED_VIT, init="random", iterations=2, warmup=1, batch_size=2, image_px=96)
-    with pytest.raises(UsageError, match="takes no images of 96 px"):
+    wrong = PretrainConfig(arch=FIXED_VIT, init="random", iterations=2, warmup=1, batch_size=2, image_px=100)
+    with pytest.raises(UsageError, match="takes no images of 100 px"):
         pretrain(load_pool(pool_file), wrong, tmp_path / "other", quiet=True)

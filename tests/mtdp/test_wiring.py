@@ -561,6 +561,10 @@ def test_pre_training_draws_from_the_named_splits_of_every_task(task: Task, tmp_
     assert taken == {ADAPTATION: 4, TRAINING: 3}
     told = load_checkpoint(tmp_path / "run")[1].training["tasks"]
     assert {name: facts["images"] for name, facts in told.items()} == {"colour": 24, "other": 8}
+    del calls[:]
+    longer = replace(config, iterations=4)
+    pretrain([task, other], longer, tmp_path / "run", resume=True, quiet=True, steps=PretrainSteps(recording))
+    assert [(call["stream"], call["iterations"]) for call in calls] == [(TRAINING, range(3, 4))], "adapted once"
 
 
 # --- what is shown, averaged, and seen --------------------------------------------------------------------------------
