@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -100,6 +100,18 @@ def test_a_pens_line_is_no_tissue_and_takes_none_with_it(ink: str, mpp: float) -
     assert not mask[:, px(1400) : px(1800)].any()
     assert mask[px(1300) : px(2500), px(500) : px(1250)].all()
     assert mask[px(1300) : px(2500), px(1950) : px(2700)].all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=st.integers(0, 119), y=st.integers(0, 99), ink=st.sampled_from(sorted(INKS)), mpp=st.sampled_from([4.0, 8.0]))
+def test_a_pens_dot_is_seen_wherever_it_lies(x: int, y: int, ink: str, mpp: float) -> None:
+    """It is as wide as the narrowest line; at the border half of it, in a corner a quarter."""
+    image = canvas()[:100, :120].copy()
+    radius = SETTINGS.mark_um / mpp / 2 + 1.5
+    rows, columns = np.ogrid[:100, :120]
+    dot = (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+    image[dot] = INKS[ink]
+    assert pen_marks(image, mpp, SETTINGS)[dot].mean() > 0.9
 
 
 @pytest.mark.parametrize("stain", STAINS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import cv2
@@ -89,6 +90,13 @@ def roughness(cells: NDArray[np.uint8]) -> NDArray[np.float32]:
         squares = box(channel.astype(np.int32) ** 2, 3)
         total += 9 * squares - sums * sums
     return total.astype(np.float32) / np.float32(243)
+
+
+def percentile(values: NDArray[np.int32], percent: float) -> int:
+    """Return the value below which so many percent of int32[n] lie, as NumPy's method "lower"; faster, by counting."""
+    lowest = int(values.min())
+    counts = np.cumsum(np.bincount(values - lowest))
+    return lowest + int(np.searchsorted(counts, math.floor((len(values) - 1) * (percent / 100)), side="right"))
 
 
 def absorbed(cells: NDArray[np.uint8], field: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -28,6 +28,7 @@ from mtdp_runtime.tiling.cells import (
     greatest,
     least,
     mean,
+    percentile,
     roughness,
 )
 from mtdp_runtime.tiling.light import light_of, lit, local_glass
@@ -144,7 +145,7 @@ def _in_other_light(
     away = OD_OF[cells] - OD_OF[field]
     level = mean(away)
     hue = greatest(np.abs(away - level[..., None])) <= max(_SAME_HUE_OD, _JPEG_COLOUR * tolerance_od)
-    usual, most = (int(np.percentile(grains[glass], part, method="lower")) for part in (50, _BLOCKY))
+    usual, most = (percentile(grains[glass], part) for part in (50, _BLOCKY))
     smooth = grains <= max(round(_SMOOTH * usual), most) + grain_variance(_SMOOTH_LEVELS)
     alike = hue & (level <= max(_OTHER_LIGHT_OD + tolerance_od, 2 * tolerance_od))
     share = box((alike & smooth).astype(np.int32), 5)
@@ -163,7 +164,7 @@ def _even_field(
         if kept.sum() < _LEAST_CELLS or (kept == glass).all():
             break
         glass, field = kept, local_glass(cells, kept, colour)
-    structure = int(np.percentile(absorbed(cells, field)[glass], _QUIET, method="lower"))
+    structure = percentile(absorbed(cells, field)[glass], _QUIET)
     grain = math.sqrt(float(np.median(roughness(cells)[glass]))) / (float(colour.mean()) + 1)
     return field, min(max(structure + _GRAINS * grain * OD, _FLOOR_OD), _NOISIEST_OD) / OD
 

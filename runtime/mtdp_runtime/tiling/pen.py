@@ -23,6 +23,7 @@ _COLOURLESS_OD: Final = 100  # between two channels
 _BLACK: Final = 85  # of 255
 _BLACK_RANGE: Final = 30  # of 255, between two channels
 _FRAME_CELLS: Final = 64  # 0.1 mm²
+_LEAST_STEP: Final = 5  # a grid finer than this has more than a third of the pixels as neighbours
 
 
 class MarkSettings(Protocol):
@@ -48,9 +49,11 @@ def marks_of(image: NDArray[np.uint8], mpp: float, settings: MarkSettings, glass
     """
     width_px, margin_px = odd(settings.mark_um / mpp), odd(2 * settings.mark_margin_um / mpp)
     line = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width_px, width_px))
-    # The border counts as more of the same: a line that leaves the image keeps its width.
-    padded = cv2.copyMakeBorder(_ink(image), width_px, width_px, width_px, width_px, cv2.BORDER_REPLICATE)
-    marks = cv2.morphologyEx(padded, cv2.MORPH_OPEN, line)[width_px:-width_px, width_px:-width_px]
+    marks = np.zeros(image.shape[:2], np.uint8)
+    if _may_be_drawn_on(image, line):
+        # The border counts as more of the same: a line that leaves the image keeps its width.
+        padded = cv2.copyMakeBorder(_ink(image), width_px, width_px, width_px, width_px, cv2.BORDER_REPLICATE)
+        marks = cv2.morphologyEx(padded, cv2.MORPH_OPEN, line)[width_px:-width_px, width_px:-width_px]
     if marks.any():
         marks = _even_ones(image, np.ascontiguousarray(marks), mpp)
     out = in_pixels(_frame(glass), glass.cell_px, marks.shape)
@@ -59,6 +62,28 @@ def marks_of(image: NDArray[np.uint8], mpp: float, settings: MarkSettings, glass
         around = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin_px, margin_px))
         out |= cv2.dilate(marks, around)
     return np.asarray(out > 0)
+
+
+def _may_be_drawn_on(image: NDArray[np.uint8], line: NDArray[np.uint8]) -> bool:
+    """Say whether ink is on one of a grid of pixels so dense that a line of a pen's width, uint8[n, n], covers one.
+
+    On most slides none is, and a ninth of the pixels, with their neighbours, tells so.
+    """
+    middle, half = len(line) // 2, 0
+    while line[middle - half - 1 : middle + half + 2, middle - half - 1 : middle + half + 2].all() and half < middle:
+        half += 1
+    step = 2 * half + 1  # side of the largest square in the line's width
+    if step < _LEAST_STEP:
+        return True
+    rows, columns = (_with_neighbours(side, step, len(line)) for side in image.shape[:2])
+    return bool(_ink(image[np.ix_(rows, columns)])[1::3, 1::3].any())
+
+
+def _with_neighbours(side: int, step: int, beyond: int) -> NDArray[np.int64]:
+    """Return each step's place and the two beside it, mirrored at the image's ends as blurring does it."""
+    places = np.clip(np.arange(-beyond, side + beyond, step), 0, side - 1)
+    near = np.abs(places[:, None] + np.array([-1, 0, 1])).ravel()
+    return np.maximum(np.where(near >= side, 2 * (side - 1) - near, near), 0)
 
 
 def _ink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
