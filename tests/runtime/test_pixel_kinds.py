@@ -254,6 +254,17 @@ def test_a_stack_of_channels_is_refused_and_not_its_first_taken(
         open_slide(path)
 
 
+def test_of_several_depths_the_first_is_not_taken_for_the_slide(
+    tmp_path: Path, image: NDArray[np.uint8], layout: dict[str, Any]
+) -> None:
+    path = tmp_path / "image.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for depth in range(3):
+            tiff.write(np.roll(image, depth, axis=0), photometric="rgb", **layout, **RESOLUTION)
+    with pytest.raises(SlideUnreadable, match="an image of 3 planes"):
+        open_slide(path)
+
+
 def test_a_stack_that_imagej_describes_in_one_directory_is_refused(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     path = tmp_path / "stack.tif"
     stack = np.moveaxis(np.dstack([image, image]), -1, 0).copy()
@@ -326,3 +337,24 @@ def test_old_jpeg_and_jpeg_of_12_bits_are_refused_when_the_slide_is_opened(
     )  # fmt: skip
     with pytest.raises(SlideUnreadable, match="JPEG of 12 bits per sample"):
         open_slide(deep)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_palette_is_of_16_bits_or_where_all_fits_of_8(
+    tmp_path: Path, image: NDArray[np.uint8], layout: dict[str, Any], bits: int
+) -> None:
+    """A palette of 8 bits is against TIFF 6.0, and all programs read it as libtiff does, not as a black picture."""
+    palette = np.stack([np.arange(256), np.arange(256)[::-1], np.full(256, 40)]).astype(np.uint16)
+    path = tmp_path / "image.tif"
+    indices = image[..., 1].copy()
+    colormap = palette * 257 if bits == 16 else palette
+    tifffile.imwrite(path, indices, photometric="palette", colormap=colormap, **layout, **RESOLUTION)
+    np.testing.assert_array_equal(seen(path), palette.T[indices])
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (48, 80), (240, 240)])
+def test_uncompressed_tiles_may_have_any_size(tmp_path: Path, image: NDArray[np.uint8], tile: tuple[int, int]) -> None:
+    """OpenSlide's libtiff takes them for damaged unless their bytes are whole kilobytes."""
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, image, photometric="rgb", tile=tile, **RESOLUTION)
+    np.testing.assert_array_equal(seen(path), image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tifffile
@@ -246,3 +247,54 @@ def test_magnification_is_another_word_for_mpp() -> None:
     for wrong in (0, -20, float("nan")):
         with pytest.raises(UsageError, match="--magnification"):
             target_mpp(None, wrong)
+
+
+SIZED = (
+    '<OME xmlns="x"><Image><Pixels DimensionOrder="XYCZT" Type="uint8" SizeX="{x}" SizeY="{y}" SizeC="3" SizeZ="1" '
+    'SizeT="1" PhysicalSizeX="0.25" PhysicalSizeY="0.25"><Channel SamplesPerPixel="3"/></Pixels></Image></OME>'
+)
+APERIO = "Aperio Image Library v11\r\n{scan} [{place} {part}] (256x256){became} JPEG/RGB Q=70|AppMag = 40|MPP = 0.25"
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif", ".svs"])
+@pytest.mark.parametrize("factor", [0.5, 2, 3.1])
+def test_a_description_of_the_picture_before_it_was_resized_gives_no_scale(
+    tmp_path: Path, suffix: str, factor: float
+) -> None:
+    """Tools that resize hand it on; where the resolution tags were mended, they are right."""
+    width, height = round(300 * factor), round(200 * factor)
+    size = f"{width}x{height}"
+    text = (
+        APERIO.format(scan=size, place="0,0", part=size, became="")
+        if suffix == ".svs"
+        else SIZED.format(x=width, y=height)
+    )
+    how: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg", "metadata": None}
+    path = tmp_path / f"slide{suffix}"
+    for per_cm, mpp in ((40_000, None), (40_000 / factor, 0.25 * factor)):
+        tifffile.imwrite(
+            path, stained(200, 300), description=text, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", **how
+        )
+        with open_slide(path) as slide:
+            assert slide.info.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
+            assert mpp is not None or "it was resized" in slide.info.mpp_source
+
+
+@pytest.mark.parametrize(
+    ("scan", "place", "part", "became"),
+    [
+        ("300x200", "0,0", "300x200", ""),
+        ("46920x33014", "0,100", "300x200", ""),
+        ("46920x33014", "7000,100", "2000x2967", ""),  # and a part of that was cut out
+        ("1200x800", "0,0", "1200x800", " -> 300x200"),
+    ],
+)
+def test_a_part_of_a_slide_has_the_scale_of_the_slide(scan: str, place: str, part: str, became: str) -> None:
+    text = APERIO.format(scan=scan, place=place, part=part, became=became)
+    assert scale_of(VENDOR | {"tiff.ImageDescription": text}, "aperio", (300, 200))[0] == 0.46
+    assert scale_of({"tiff.ImageDescription": SIZED.format(x=4000, y=800)}, "generic-tiff", (300, 200))[0] == 0.25
+
+
+@pytest.mark.parametrize(("text", "mpp"), [("0.25 µm/px", 0.25), ("250nm/pixel", 0.25), ("0.2.5", None)])
+def test_aperios_number_may_have_its_unit(text: str, mpp: float | None) -> None:
+    assert scale_of({"aperio.MPP": text}, "aperio")[0] == (None if mpp is None else pytest.approx(mpp))

@@ -47,7 +47,16 @@ _UM_OF: Final = {
     "yd": 36 * _UM_PER_INCH,
 }
 _PIXELS: Final = re.compile(r"<(?:\w{1,32}:)?Pixels\s[^<>]{0,4096}>")
-_NUMBER_AND_UNIT: Final = re.compile(r"\s*([-+]?[\d.,]{1,32}(?:[eE][-+]?\d{1,3})?)\s*([^\s;\d]*)[\s;]*")
+# "46920x33014 [0,100 46000x32914] (256x256) -> 1024x732 JPEG/RGB": the scan, the part of it, a tile, what it became
+_APERIO_LINE: Final = re.compile(
+    r"(\d{1,9}x\d{1,9})\s*\[\d{1,9}[, ]\d{1,9}[, ](\d{1,9}x\d{1,9})\]"
+    r"(?:\s*\(\d{1,9}x\d{1,9}\))?(?:\s*->\s*(\d{1,9}x\d{1,9}))?"
+)
+_SAME_SHAPE: Final = 0.01  # rounding of the sides of a picture that is not tiny
+_RESIZED: Final = 1.2
+_NUMBER_AND_UNIT: Final = re.compile(
+    r"\s*([-+]?[0-9.,]{1,32}(?:[eE][-+]?[0-9]{1,3})?)\s*([^\s;\d/]*)(?:/\s?(?:px|pixels?))?[\s;]*"
+)
 
 Scale = tuple[float | None, str]  # micrometres per pixel, None where unknown; and what said so, or why it is unknown
 
@@ -75,20 +84,55 @@ def scale_of(properties: Mapping[str, str], vendor: str, size: tuple[int, int] |
 
     Where the vendor's number cannot be, the resolution tags are asked.
     """
-    impossible: Scale | None = None
-    if vendor != "generic-tiff":
-        said = _of_vendor(properties, vendor)
-        if said is not None and said[0] is not None:
-            return said
-        impossible = said
+    said = None if vendor == "generic-tiff" else _of_vendor(properties, vendor)
     description = properties.get("tiff.ImageDescription", "")
     x, y = properties.get("tiff.XResolution", ""), properties.get("tiff.YResolution", "")
-    unit = properties.get("tiff.ResolutionUnit", "")
-    described = ome_scale(description, size) or imagej_scale(description, x, y)
-    if described is not None:
-        return described
+    tags = scale_of_tags(x, y, properties.get("tiff.ResolutionUnit", ""))
+    if said is not None and said[0] is not None:
+        return _of_this_size(said, _aperio_sizes(description) if vendor == "aperio" else [], size, tags)
+    described = scale_of_tiff(description, x, y, properties.get("tiff.ResolutionUnit", ""), size)
+    return described if said is None or described[0] is not None else said
+
+
+def scale_of_tiff(description: str, x: str, y: str, unit: str, size: tuple[int, int] | None) -> Scale:
+    """Return the scale of a TIFF of no vendor's: from OME-XML, ImageJ's words, or resolution tags as texts."""
     tags = scale_of_tags(x, y, unit)
-    return tags if impossible is None or tags[0] is not None else impossible
+    ome = ome_scale(description, size)
+    if ome is not None:
+        return _of_this_size(ome, _ome_sizes(description), size, tags)
+    return imagej_scale(description, x, y) or tags
+
+
+def _of_this_size(said: Scale, described: list[tuple[int, int]], size: tuple[int, int] | None, tags: Scale) -> Scale:
+    """Return what a description says, unless it is of this picture before it was resized, as tools hand it on.
+
+    A part that was cut out has the scale of the whole, and mostly another shape.
+    """
+    if said[0] is None or size is None or not described or size in described:
+        return said
+    for width, height in described:
+        factors = width / size[0], height / size[1]
+        factor = math.sqrt(factors[0] * factors[1])
+        if abs(factors[0] / factors[1] - 1) < _SAME_SHAPE and max(factor, 1 / factor) > _RESIZED:
+            if tags[0] is not None and abs(tags[0] / (said[0] * factor) - 1) < _SAME_SHAPE:
+                return tags
+            return None, (
+                f"{said[1]} say {said[0]:.4g} µm/px of a picture of {width} x {height} px, "
+                f"and this one has {size[0]} x {size[1]}: it was resized"
+            )
+    return said
+
+
+def _aperio_sizes(description: str) -> list[tuple[int, int]]:
+    """Return the sizes that Aperio's first line names: of the scan, of the part of it, and of what that became."""
+    line = _APERIO_LINE.search(description)
+    sizes = [] if line is None else [size.split("x") for size in line.groups() if size]
+    return [(int(width), int(height)) for width, height in sizes]
+
+
+def _ome_sizes(description: str) -> list[tuple[int, int]]:
+    sides = [(_attribute(one, "SizeX"), _attribute(one, "SizeY")) for one in _PIXELS.findall(description)]
+    return [(int(x), int(y)) for x, y in sides if x.isdecimal() and y.isdecimal()]
 
 
 def _of_vendor(properties: Mapping[str, str], vendor: str) -> Scale | None:
@@ -181,7 +225,7 @@ def ome_scale(description: str, size: tuple[int, int] | None = None) -> Scale | 
         if not text or um is None:
             return None
         try:
-            sides.append(float(text) * um)
+            sides.append(float(text.replace(",", ".")) * um)
         except ValueError:
             return None, f"the OME-XML says {text!r}, which is no number"
     return checked(sides[0], sides[1], "OME-XML (PhysicalSizeX, -Y)")

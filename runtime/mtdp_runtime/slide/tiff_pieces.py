@@ -143,7 +143,8 @@ def _finish(page: Any, kind: PixelKind, planes: int) -> Callable[[NDArray[np.uin
         colours = None if tag is None else np.asarray(tag.value, np.uint16)
         if colours is None or colours.size != 3 * 256:
             raise UnknownKind("a palette of other than 256 colours")
-        palette = (colours.reshape(3, 256).T >> 8).astype(np.uint8)
+        # TIFF wants 16 bits; where all fit into 8, a writer has kept 8, and libtiff reads them so, too.
+        palette = (colours.reshape(3, 256).T >> (8 if colours.max() > 255 else 0)).astype(np.uint8)
         return lambda pixels: palette[pixels[..., 0]]
     if kind.colours == "inverted grey":
         return lambda pixels: np.repeat(255 - pixels, 3, axis=2)

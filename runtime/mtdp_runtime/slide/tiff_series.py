@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.slide.probe import UnknownKind
-from mtdp_runtime.slide.scale import Scale, imagej_scale, ome_scale, resolution_of, scale_of_tags
+from mtdp_runtime.slide.scale import Scale, resolution_of, scale_of_tiff
 
 # What scanners' software and Bio-Formats call the images of a slide that are not the slide.
 _FILE_NAME: Final = re.compile(r"""\bFileName\s{0,9}=\s{0,9}["']([^"']+)["']""")  # OME-XML, TiffData/UUID/@FileName
@@ -43,9 +43,7 @@ def scale_in(tiff: Any, page: Any) -> Scale:
     """Return what the file says of the scale of level 0, which `page` is."""
     description = tiff.pages[0].description or ""
     x, y, unit = resolution_of(page)
-    size = (int(page.imagewidth), int(page.imagelength))
-    described = ome_scale(description, size) or imagej_scale(description, x, y)
-    return described or scale_of_tags(x, y, unit)
+    return scale_of_tiff(description, x, y, unit, (int(page.imagewidth), int(page.imagelength)))
 
 
 def _size_px(page: Any) -> int:

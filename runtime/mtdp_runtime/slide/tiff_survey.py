@@ -20,6 +20,7 @@ from mtdp_runtime.slide.tiff_check import check_offsets
 # Compressions that libtiff decodes strictly when OpenSlide calls it, and that hold no picture: none, LZW, Deflate,
 # PackBits, Zstandard.
 _STRICT_IN_OPENSLIDE: Final = frozenset({1, 5, 8, 32946, 32773, 50000})
+_NONE: Final = 1  # Compression
 _REDUCED: Final = 1  # NewSubfileType
 
 
@@ -50,11 +51,13 @@ def survey(info: SlideInfo) -> Survey:
             check_offsets(info.path, page.dataoffsets, page.databytecounts)
         errs = next((kind.openslide_errs for kind in kinds if kind.openslide_errs), "")
         if info.vendor == "generic-tiff":
-            _check_one_picture(pages, kinds)
+            _check_one_picture(pages)
             if not errs and any(page.imagewidth > info.width and page.imagelength > info.height for page in tiled):
                 errs = "OpenSlide takes the first directory for level 0, and another is larger"
             if not errs and any(page.subifds for page in pages):
                 errs = "OpenSlide does not see the levels that lie in SubIFDs"
+            if not errs and any(_refused_by_libtiff(page, kind) for page, kind in zip(pages, kinds, strict=True)):
+                errs = "OpenSlide takes uncompressed tiles of such a size for damaged"
         elif errs:  # what else is not an Aperio slide of a picture: OpenSlide alone knows its levels
             raise UnknownKind(
                 f"an Aperio slide whose pixels are {', '.join(sorted({k.colours for k in kinds}))}, not RGB"
@@ -62,10 +65,13 @@ def survey(info: SlideInfo) -> Survey:
         return Survey(errs, all(kind.compression in _STRICT_IN_OPENSLIDE for kind in kinds))
 
 
-def _check_one_picture(pages: Sequence[Any], kinds: Sequence[PixelKind]) -> None:
-    """Raise UnknownKind where directories of one grey channel each make an image of several."""
-    whole = [
-        page for page, kind in zip(pages, kinds, strict=True) if kind.is_grey and not int(page.subfiletype) & _REDUCED
-    ]
-    if len(whole) > 1 and len({(page.imagewidth, page.imagelength) for page in whole}) < len(whole):
+def _refused_by_libtiff(page: Any, kind: PixelKind) -> bool:
+    """Say whether libtiff compares a tile's bytes with its own count, which it has rounded up to whole kilobytes."""
+    return kind.compression == _NONE and page.tilewidth * page.tilelength * kind.samples % 1024 != 0
+
+
+def _check_one_picture(pages: Sequence[Any]) -> None:
+    """Raise UnknownKind where several directories of one size make an image of channels, depths or times."""
+    whole = [page for page in pages if not int(page.subfiletype) & _REDUCED]
+    if len({(page.imagewidth, page.imagelength) for page in whole}) < len(whole):
         raise UnknownKind(f"an image of {len(whole)} planes (channels, depths or times), not RGB")

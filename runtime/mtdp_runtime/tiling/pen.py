@@ -83,7 +83,7 @@ def _with_neighbours(side: int, step: int, beyond: int) -> NDArray[np.int64]:
     """Return each step's place and the two beside it, mirrored at the image's ends as blurring does it."""
     places = np.clip(np.arange(-beyond, side + beyond, step), 0, side - 1)
     near = np.abs(places[:, None] + np.array([-1, 0, 1])).ravel()
-    return np.maximum(np.where(near >= side, 2 * (side - 1) - near, near), 0)
+    return np.asarray(np.maximum(np.where(near >= side, 2 * (side - 1) - near, near), 0), np.int64)
 
 
 def _ink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
