@@ -184,6 +184,17 @@ def test_a_label_that_the_pixels_contradict_is_refused(
         open_slide(path)
 
 
+@pytest.mark.parametrize("blank", [1, 7, 17])
+def test_a_label_is_compared_with_pixels_beyond_the_first_glass(tmp_path: Path, image: Image, blank: int) -> None:
+    """Frames that are not compressed all have one size, which says nothing of their detail."""
+    glass = np.full((TILE[1], TILE[0], 3), 243, np.uint8)
+    tissue, *others = tiles_of(image, TILE)
+    tiles = [glass] * blank + [tissue] + [glass] * (len(others) - blank)
+    path = write_dicom(tmp_path / "a.dcm", [raw(ycbcr(one)) for one in tiles], SAYS)
+    with pytest.raises(SlideUnreadable, match="labelled RGB, and its pixels plainly are YCbCr"):
+        open_slide(path)
+
+
 @given(x0=st.integers(0, 1900), y0=st.integers(0, 2700))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_what_colours_pixels_are_is_said_only_where_it_is_plain(slides_dir: Path, x0: int, y0: int) -> None:

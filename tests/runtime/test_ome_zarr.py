@@ -162,6 +162,27 @@ def test_without_a_unit_the_scale_is_unknown(tmp_path: Path, image: NDArray[np.u
         assert "unit" in slide.info.mpp_source
 
 
+@pytest.mark.parametrize("unit", ["um", "µm", "micrometre"])
+def test_a_micrometre_may_be_spelt_as_people_do(tmp_path: Path, image: NDArray[np.uint8], unit: str) -> None:
+    with open_slide(write(tmp_path / "a.zarr", image, unit=unit)) as slide:
+        assert slide.info.mpp == 0.25
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_the_finest_level_is_level_0_in_whatever_order_they_are_named(
+    tmp_path: Path, image: NDArray[np.uint8], version: str
+) -> None:
+    path = write(tmp_path / "a.zarr", image, version)
+    group = zarr.open_group(str(path), mode="a")
+    told = dict(group.attrs)
+    for scales in (told.get("ome") or told)["multiscales"]:
+        scales["datasets"] = scales["datasets"][::-1]
+    group.attrs.update(told)
+    with open_slide(path) as slide:
+        assert [level.downsample for level in slide.info.levels] == [1, 2, 4]
+        assert slide.info.mpp == 0.25
+
+
 def test_a_folder_search_finds_it_once_and_nothing_in_it(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     """And takes no other Zarr for a slide, such as an output of ours."""
     write(tmp_path / "case" / "a.ome.zarr", image)

@@ -162,6 +162,26 @@ def test_a_damaged_picture_is_refused(tmp_path: Path, image: NDArray[np.uint8], 
         open_slide(path)
 
 
+@pytest.mark.parametrize("how", [zeros_at_the_end, a_hole, noise], ids=lambda how: how.__name__)
+def test_of_several_jpegs_in_one_file_the_first_is_decoded_as_strictly(
+    tmp_path: Path, image: NDArray[np.uint8], how: Any
+) -> None:
+    """As phones write them (MPO); Pillow decodes those laxly."""
+    path, alone = tmp_path / "image.jpg", tmp_path / "alone.jpg"
+    Image.fromarray(image).save(alone, quality=90)
+    Image.fromarray(image).save(
+        path, format="MPO", save_all=True, append_images=[Image.fromarray(255 - image)], quality=90
+    )
+    with open_slide(path) as slide, open_slide(alone) as other:
+        assert slide.info.vendor == "JPEG"
+        np.testing.assert_array_equal(read_square(slide, 64, 64, 64, 1.0), read_square(other, 64, 64, 64, 1.0))
+    first = path.read_bytes().index(b"\xff\xd9\xff\xd8") if b"\xff\xd9\xff\xd8" in path.read_bytes() else 0
+    data = path.read_bytes()
+    path.write_bytes(how(data[:first]) + data[first:])
+    with pytest.raises(SlideUnreadable):
+        open_slide(path)
+
+
 def write_png(path: Path, row: bytes, depth: int = 8, spoil: int | None = None) -> None:
     """Write 64 equal rows, stored without compression; one byte may be changed behind its checksums."""
 

@@ -139,7 +139,10 @@ def test_kinds_that_are_no_damage_are_named() -> None:
     grey = simplejpeg.encode_jpeg(np.zeros((SIDE, SIDE, 1), np.uint8), 90, "GRAY")
     deep = imagecodecs.jpeg8_encode(np.zeros((SIDE, SIDE, 3), np.uint16), level=90, bitspersample=12)
     lossless = imagecodecs.ljpeg_encode(np.zeros((SIDE, SIDE), np.uint8))
-    for code, kind in ((grey, "1 components where 3"), (deep, "12 bits per sample")):
+    odd = bytearray(simplejpeg.encode_jpeg(np.zeros((SIDE, SIDE, 3), np.uint8), 90, "RGB", "420"))
+    odd[odd.index(b"\xff\xc0") + 11] = 0x42  # luminance has 4 x 2 samples for each of a colour difference
+    many = ((grey, "1 components where 3"), (deep, "12 bits per sample"), (bytes(odd), "factors 4 x 2, 1 x 1, 1 x 1"))
+    for code, kind in many:
         with pytest.raises(UnknownKind, match=kind):
             decode_tile(code, None, "YCBCR", 1, out)
     with pytest.raises(UnknownKind, match=r"lossless JPEG \(SOF3\)"):

@@ -206,14 +206,16 @@ def _tiles(part: Instance, across: int, down: int) -> list[int]:
 def _colours(level: DicomLevel, label: str, descriptors: dict[int, int]) -> str:
     """Return what the frames are that do not say it themselves, by the file's label; nothing where it cannot be.
 
-    One frame is decoded, of those with the most bytes, which have the most detail: what can never be read is said now,
-    and the label is not believed where the pixels plainly contradict it.
+    Frames are decoded until one is plain, beginning with those that have the most bytes, which have the most detail:
+    what can never be read is said now, and the label is not believed where the pixels plainly contradict it.
     """
     by_label = (_COLOURS if level.codec in (JPEG, JPEG_2000) else _RAW_COLOURS).get(label, "")
     sizes = level.sizes_bytes
-    order = sorted((number for number, size in enumerate(sizes) if size > 0), key=lambda number: -sizes[number])
+    there = [number for number, size in enumerate(sizes) if size > 0]
+    there = [number for start in range(_PROBES) for number in there[start::_PROBES]]  # raw ones all have one size
+    order = sorted(there, key=lambda number: -sizes[number])
     out = np.empty((level.tile_height, level.tile_width, 3), np.uint8)
-    reasons = []
+    reasons, decoded = [], False
     for number in order[:_PROBES]:
         try:
             data = os.pread(descriptors[level.files[number]], sizes[number], level.offsets[number])
@@ -230,7 +232,9 @@ def _colours(level: DicomLevel, label: str, descriptors: dict[int, int]) -> str:
         seen = "" if said else plainly(out)
         if seen and seen != by_label:
             raise NotRead(f"its colours are labelled {label}, and its pixels plainly are {_WORDS[seen]}")
-        return by_label
-    if reasons:
+        if said or seen:
+            return by_label
+        decoded = True  # glass alone, say
+    if reasons and not decoded:
         raise NotRead(f"none of {len(reasons)} frames that were tried decodes: {reasons[0]}")
     return by_label

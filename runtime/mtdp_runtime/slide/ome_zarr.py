@@ -7,6 +7,7 @@ well; elsewhere it is an error. Specification: https://ngff.openmicroscopy.org
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +19,10 @@ from numpy.typing import NDArray
 from mtdp_runtime.errors import SlideUnreadable
 from mtdp_runtime.slide.channels import NO_NAMES, Channel, check_bright, named_rgb
 from mtdp_runtime.slide.probe import UnknownKind, probe
-from mtdp_runtime.slide.scale import Scale, checked
+from mtdp_runtime.slide.scale import Scale, checked, um_of
 from mtdp_runtime.slide.tiff_pieces import Pieces, samples_of
 from mtdp_runtime.slide.zarr_folder import METADATA, attributes_of
 
-_UM: Final = {
-    "micrometer": 1.0,
-    "nanometer": 1e-3,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "meter": 1e6,
-    "inch": 25_400.0,
-}
 _MOST_CHUNK_PX: Final = 1 << 28
 _LEAST_PX: Final = 4  # sides of the place in a coarser level that vouches for a chunk
 _SAME: Final = 8  # grey levels that a coder may change the fill value by
@@ -62,7 +55,10 @@ def levels_of_zarr(folder: Path) -> tuple[tuple[Pieces, ...], Scale, str, str, t
     if not axes or not all(isinstance(axis, Mapping) for axis in axes):
         raise UnknownKind("an OME-Zarr older than 0.4, which does not describe its axes: convert it anew")
     names = [str(axis["name"]) for axis in axes]
-    arrays = [group[dataset["path"]] for dataset in scales["datasets"]]
+    # The finest is to be the first by the specification, and not all writers know.
+    datasets = sorted(scales["datasets"], key=lambda one: -math.prod(group[one["path"]].shape))
+    scales = {**scales, "datasets": datasets}
+    arrays = [group[dataset["path"]] for dataset in datasets]
     for array in arrays:
         _check(array, names)
     omero = told.get("omero", {})
@@ -71,7 +67,7 @@ def levels_of_zarr(folder: Path) -> tuple[tuple[Pieces, ...], Scale, str, str, t
     levels = tuple(_checked(array, names, folder, number, as_stored) for number, array in enumerate(arrays))
     if not named:
         check_bright(samples_of(levels[-1]), NO_NAMES)
-    paths = [place / str(dataset["path"]) for dataset in scales["datasets"]]
+    paths = [place / str(dataset["path"]) for dataset in datasets]
     files = [path / name for path in (folder, place, *paths) for name in (*METADATA, ".zarray")]
     files += [path for path in paths[-1].rglob("*") if not path.name.startswith(".")]
     found = tuple(sorted({path for path in files if path.is_file()}))
@@ -178,7 +174,7 @@ def _scale(scales: Mapping[str, Any], axes: list[Mapping[str, Any]]) -> Scale:
                 factors = factors * np.asarray(transformation["scale"], float)
     sides = {}
     for axis, factor in zip(axes, factors, strict=True):
-        um = _UM.get(str(axis.get("unit", "")))
+        um = um_of(str(axis.get("unit", "")))
         if axis["name"] in ("x", "y") and um is not None:
             sides[str(axis["name"])] = float(factor) * um
     if len(sides) != 2:

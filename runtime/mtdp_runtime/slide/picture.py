@@ -41,7 +41,8 @@ def levels_of_picture(path: Path) -> tuple[tuple[Pieces, ...], Scale, str]:
             _check(image)
             if image.format == "PNG" and _depth(path) == 16:  # of which Pillow would drop the lower byte
                 raise UnknownKind(f"its pixels are {image.mode} of 16 bits, not 8-bit RGB")
-            kind, dpi = str(image.format), image.info.get("dpi", ("", ""))
+            # A JPEG behind which others lie, as phones write it, is "MPO" to Pillow: the first is the picture.
+            kind, dpi = "PNG" if image.format == "PNG" else "JPEG", image.info.get("dpi", ("", ""))
             pixels = _jpeg(path) if kind == "JPEG" else _png(image)
             if image.mode == "L":
                 check_bright([pixels], GREY)

@@ -84,7 +84,13 @@ def decode_tile(data: bytes, tables: bytes | None, colour_space: str, reduction:
     parts = (_SOI, _COLOUR_SPACE[colours], _segments_of_tables(tables), head.segments)
     least = {"min_height": height, "min_width": width} if reduction > 1 else {}
     wanted = "GRAY" if colours == "GRAY" else "RGB"
-    decoded = simplejpeg.decode_jpeg(b"".join(parts), wanted, buffer=out, strict=True, **least)
+    try:
+        decoded = simplejpeg.decode_jpeg(b"".join(parts), wanted, buffer=out, strict=True, **least)
+    except ValueError as error:
+        if "subsampling" in str(error):  # 4 x 2, say, which libjpeg itself decodes and its faster interface does not
+            factors = ", ".join(f"{both >> 4} x {both & 15}" for _, both in head.components)
+            raise UnknownKind(f"JPEG with sampling factors {factors}, which are not read") from error
+        raise
     if decoded.shape != out.shape:
         raise ValueError(f"a JPEG of {decoded.shape} at 1/{reduction}, {out.shape} was expected")
 
