@@ -3,7 +3,7 @@
     python benchmarks/simulate.py --slides 10000 --workers 64
     python benchmarks/simulate.py --make slides200 && \
         mtdp-extract slides200 --out run200 --workers 2 --no-report && \
-        python benchmarks/simulate.py --real run200 --workers 2
+        python benchmarks/simulate.py --real run200
 
 The rules are those of `cohort/pool.py`: one queue, the largest slide first, a dead or hung worker is replaced and its
 slide tried once more. Efficiency is the work of all slides, done without interruption, over workers x the time until
@@ -11,8 +11,9 @@ the last one is free. What a slide takes is proportional to its tiles; tiles are
 (median 6,000, sigma 0.9: a hundredth of the slides has more than eight times the median).
 
 `--calm`: no slow disks, no stragglers, no lost workers: what the sizes alone do. `--make` writes 200 small slides of
-such sizes. `--real` replays a run that was done: it reads the seconds of each slide from run.jsonl, schedules them
-again, and compares the time with what the run took from its first slide's begin to its last line.
+such sizes. `--real` predicts a run that was done, and compares the time with what it took. What it needs is measured in
+a run, its own or that of `--rates`: run.jsonl says how long a worker takes until its first slide, between two slides,
+and for each slide, which gives the seconds of a slide and of a tile.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import json
 import random
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 
@@ -124,19 +127,64 @@ def table(slides: int, workers: list[int], seed: int, calm: bool = False) -> lis
     return rows
 
 
-def replay(out: Path, workers: int) -> dict[str, float]:
-    """Schedule the slides of a real run again; return the time it took and the time of the schedule."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What run.jsonl says of a run: one entry a slide, and the means of what its workers spent besides."""
+
+    workers: int
+    took_s: float  # from the start of the command to its last slide's line
+    load_s: float  # from the start of the command to the first slide of a worker
+    gap_s: float  # of a worker, from one slide to the next
+    tiles: list[int]
+    bytes: list[float]
+    attempt_s: list[float]
+
+    def rates(self) -> tuple[float, float]:
+        """Return the seconds of a slide besides its tiles and those of a tile: least squares over all slides."""
+        mean_s, mean = fmean(self.attempt_s), fmean(self.tiles)
+        spread = sum((one - mean) ** 2 for one in self.tiles)
+        tile_s = sum((n - mean) * (s - mean_s) for n, s in zip(self.tiles, self.attempt_s, strict=True)) / spread
+        return mean_s - tile_s * mean, tile_s
+
+
+def measured(out: Path) -> Measured:
+    """Read the last run of a folder."""
     lines = [json.loads(text) for text in (out / "run.jsonl").read_text().splitlines()]
-    run = next(line["run"] for line in reversed(lines) if "slide" not in line)
-    done = [line for line in lines if line.get("run") == run and line.get("status") == "done"]
-    ended = [datetime.fromisoformat(line["time"]).timestamp() for line in done]
-    # Times are to the second: the first slides end after their own seconds.
-    took_s = max(ended) - min(end - line["seconds"] for end, line in zip(ended, done, strict=True))
-    seconds = [line["seconds"] for line in done]
-    world = World(workers, start_s=0.0, deaths_per_hour=0.0, hangs=0.0)
-    sizes = [float(Path(line["slide"]).stat().st_size) for line in done]
-    scheduled = simulate(seconds, sizes, world, random.Random(0))
-    return {"slides": len(done), "took_s": round(took_s, 1), "simulated_s": round(scheduled.seconds, 1)}
+    begun = next(line for line in reversed(lines) if "slide" not in line)
+    done = [line for line in lines if line.get("run") == begun["run"] and line.get("status") == "done"]
+    start_s = datetime.fromisoformat(begun["started"]).timestamp()
+    by_worker: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for line in done:
+        ended_s = datetime.fromisoformat(line["time"]).timestamp()
+        by_worker.setdefault((line["host"], line["pid"]), []).append((ended_s - line["attempt_s"], ended_s))
+    spans = [sorted(one) for one in by_worker.values()]
+    gaps = [after[0] - before[1] for one in spans for before, after in pairwise(one)]
+    return Measured(
+        workers=len(spans),
+        took_s=max(ended for one in spans for _, ended in one) - start_s,
+        load_s=fmean(one[0][0] for one in spans) - start_s,
+        gap_s=fmean(gaps),
+        tiles=[line["tiles"] for line in done],
+        bytes=[float(Path(line["slide"]).stat().st_size) for line in done],
+        attempt_s=[line["attempt_s"] for line in done],
+    )
+
+
+def predicted(run: Measured, rates: Measured) -> float:
+    """Return how long the slides of a run take, by the rates, the load and the gaps that another one measured."""
+    slide_s, tile_s = rates.rates()
+    seconds = [rates.gap_s + slide_s + tile_s * tiles for tiles in run.tiles]
+    world = World(run.workers, start_s=rates.load_s - rates.gap_s, deaths_per_hour=0.0, hangs=0.0)
+    return simulate(seconds, run.bytes, world, random.Random(0)).seconds
+
+
+def compare(out: Path, rates: Path) -> dict[str, float]:
+    """Return what a run took and what is predicted of it from the rates of another run, or from its own."""
+    run, by = measured(out), measured(rates)
+    slide_s, tile_s = by.rates()
+    found = {"slides": len(run.tiles), "workers": run.workers, "took_s": run.took_s, "predicted_s": predicted(run, by)}
+    found |= {"load_s": by.load_s, "gap_s": by.gap_s, "slide_s": slide_s, "tiles_per_s": 1 / tile_s}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def make(folder: Path, slides: int = 200) -> None:
@@ -162,13 +210,14 @@ def main() -> None:
     parser.add_argument("--calm", action="store_true")
     parser.add_argument("--make", type=Path)
     parser.add_argument("--real", type=Path)
+    parser.add_argument("--rates", type=Path)
     options = parser.parse_args()
     if options.make is not None:
         make(options.make)
         return
     if options.real is not None:
-        found = replay(options.real, options.workers[0])
-        print(json.dumps(found | {"ratio": round(found["simulated_s"] / found["took_s"], 3)}))
+        found = compare(options.real, options.rates or options.real)
+        print(json.dumps(found | {"ratio": round(found["predicted_s"] / found["took_s"], 3)}))
         return
     for row in table(options.slides, options.workers, options.seed, options.calm):
         print(json.dumps(row))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +48,37 @@ def test_one_worker_takes_the_sum_of_all_slides() -> None:
     world = simulation.World(1, start_s=7.0, deaths_per_hour=0.0, hangs=0.0)
     result = simulation.simulate([3.0, 5.0, 2.0], [1, 2, 3], world, random.Random(0))
     assert (result.seconds, result.done, result.failed) == (17.0, 3, 0)
+
+
+def test_a_run_is_predicted_from_what_another_one_measured(tmp_path: Path) -> None:
+    """Two workers, 2 s to load, 0.5 s between slides, 1 s a slide and 0.1 s a tile; and three slides more."""
+
+    def write(name: str, tiles: list[list[int]]) -> Path:
+        start, out = datetime(2026, 1, 1, tzinfo=UTC), tmp_path / name
+        out.mkdir()
+        lines: list[dict[str, object]] = [{"run": "r", "started": start.isoformat()}]
+        for worker, of_worker in enumerate(tiles):
+            now = start + timedelta(seconds=2)
+            for number, count in enumerate(of_worker):
+                slide = out / f"{worker}{number}"
+                slide.write_bytes(bytes(count))
+                now += timedelta(seconds=1 + 0.1 * count)
+                line = {"slide": str(slide), "status": "done", "tiles": count, "attempt_s": 1 + 0.1 * count}
+                lines.append(line | {"time": now.isoformat(), "host": "h", "pid": worker, "run": "r"})
+                now += timedelta(seconds=0.5)
+        (out / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return out
+
+    small, large = write("small", [[20, 5], [10, 10]]), write("large", [[40, 28, 20], [39, 30, 18, 5]])
+    found = simulation.compare(large, small)
+    assert {name: found[name] for name in ("load_s", "gap_s", "slide_s", "tiles_per_s")} == {
+        "load_s": 2.0,
+        "gap_s": 0.5,
+        "slide_s": 1.0,
+        "tiles_per_s": 10.0,
+    }
+    assert found["took_s"] == 2 + 4 * 1 + 9.2 + 3 * 0.5
+    assert found["predicted_s"] == pytest.approx(found["took_s"])
 
 
 def test_cost_is_what_the_slowest_stage_makes_it() -> None:

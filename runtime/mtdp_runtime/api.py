@@ -15,6 +15,7 @@ from mtdp_runtime.cohort.run import look_first, run_job
 from mtdp_runtime.errors import ListenerFailed, UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.files import working_folder
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.store.run_log import RunMark
 from mtdp_runtime.urls import path_or_url
@@ -98,6 +99,7 @@ def extract(
     """
     bundles, passed = load_bundles(_listed(model)), list[PassedOver]()
     named = [_path_of(path) for path in _listed(slides)]
+    folder, upload = working_folder(_path_of(out), _path(stage))
     job = Job(
         slides=tuple(
             list_slides(
@@ -105,7 +107,8 @@ def extract(
             )
         ),
         passed_over=tuple(passed),
-        out=_path_of(out),
+        out=folder,
+        upload=upload,
         bundles=bundles,
         settings=shared_settings(
             bundles,

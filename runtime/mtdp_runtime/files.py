@@ -8,12 +8,15 @@ import hashlib
 import os
 import re
 import secrets
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from mtdp_runtime.errors import BackendError, OutputUnwritable
+from mtdp_runtime.errors import BackendError, OutputUnwritable, UsageError
+from mtdp_runtime.urls import SlideUrl, path_or_url
 
 _DIGEST_BYTES: Final = 65  # 64 hex digits and a line end
 _TOKEN: Final = re.compile(r"[0-9a-f]{6}")
@@ -156,6 +159,34 @@ def read_with_digest(path: Path) -> tuple[bytes, str]:
     if whole[:_DIGEST_BYTES] != hashlib.sha256(content).hexdigest().encode() + b"\n":
         return b"", "it is damaged"
     return content, ""
+
+
+def working_folder(out: Path, stage: Path | None) -> tuple[Path, SlideUrl | None]:
+    """Return the folder in which files are made, and the URL where they go from there, where `out` is one.
+
+    That folder lies in `stage`, or in the system's temporary folder, and is the same for the same URL: what was
+    stopped goes on there.
+
+    Raises:
+        UsageError: nothing can be put there, or another user has such a folder.
+    """
+    url = path_or_url(out)
+    if not isinstance(url, SlideUrl):
+        return out, None
+    if url.scheme in ("http", "https"):
+        raise UsageError(f"--out {url}: a web server takes no files", hint="Name a folder, or a bucket: s3://...")
+    name = f"mtdp-out-{os.getuid()}-{hashlib.sha256(str(url).encode()).hexdigest()[:12]}"
+    folder = (stage or Path(tempfile.gettempdir())) / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: cannot be made for what goes to {url}: {error.strerror}", hint="Name a local folder: --stage."
+        ) from error
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        raise UsageError(f"{folder}: is not yours", hint="Name a local folder for what goes to the bucket: --stage.")
+    return folder, url
 
 
 def writable_folder(folder: Path) -> None:

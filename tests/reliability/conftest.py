@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from crew import OPTIONS, content, write_cohort
 from shim import build_shim
-from support import pyramid, stained, write_tiny_bundle
+from support import extract, pyramid, stained, write_tiny_bundle
 
 _MADE: dict[tuple[int, int, int], bytes] = {}  # the same slides are asked for again and again
 
@@ -41,3 +42,18 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("gcc") is None:
         pytest.skip("gcc builds the faults, and is not installed")
     return build_shim(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slides that several workers share."""
+    return write_cohort(tmp_path_factory.mktemp("cohort") / "slides", big=3, small=4)
+
+
+@pytest.fixture(scope="module")
+def whole(slides: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one worker makes of them."""
+    out = tmp_path_factory.mktemp("whole") / "o"
+    result = extract(slides, "--model", tiny_bundle, "--out", out, *OPTIONS)
+    assert result.returncode == 0, result.stderr
+    return content(out)

@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.cohort import claims
-from mtdp_runtime.cohort.attempt import Run
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.local import extract_slides
 from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.under_way import Run
 from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import run_log

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crew import OPTIONS, content, run_and_disturb, survives, write_cohort
+from crew import OPTIONS, run_and_disturb, survives
 from support import extract, one_error
 
 pytest.importorskip("ray", reason="needs the extra `ray`")
@@ -27,15 +27,17 @@ def ray_folder() -> Iterator[Path]:
 
 
 def test_an_actor_that_dies_or_hangs_costs_its_slide_one_more_try(
-    tiny_bundle: Path, tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
+    slides: Path,
+    tiny_bundle: Path,
+    whole: dict[str, str],
+    tmp_path: Path,
+    ray_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The cluster is started and stopped by the command; it reports its use to nobody and serves no dashboard."""
     monkeypatch.setenv("RAY_TMPDIR", str(ray_folder))
     monkeypatch.setenv("HOME", str(ray_folder))  # it keeps a token there
-    slides = write_cohort(tmp_path / "slides", big=3, small=3)
-    plain = extract(slides, "--model", tiny_bundle, "--out", tmp_path / "whole", *OPTIONS)
-    assert plain.returncode == 0, plain.stderr
-    survives(run_and_disturb, slides, tiny_bundle, content(tmp_path / "whole"), tmp_path / "o", *RAY, "--workers", 2)
+    survives(run_and_disturb, slides, tiny_bundle, whole, tmp_path / "o", *RAY, "--workers", 2)
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [command for command in commands if str(ray_folder).encode() in command]
     assert list(ray_folder.rglob("gcs_server.out")), "Ray was there"
@@ -43,8 +45,7 @@ def test_an_actor_that_dies_or_hangs_costs_its_slide_one_more_try(
     assert "http address" not in "".join(path.read_text() for path in ray_folder.rglob("dashboard.log")).lower()
 
 
-def test_what_cannot_be_is_said_in_a_line(tiny_bundle: Path, tmp_path: Path) -> None:
-    slides = write_cohort(tmp_path / "slides", big=0, small=1)
+def test_what_cannot_be_is_said_in_a_line(slides: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     options = (slides, "--model", tiny_bundle, "--out", tmp_path / "o", *OPTIONS)
     assert one_error(extract(*options, "--ray-address", "auto")) == "error: --ray-address: the scheduler is not ray"
     assert "Ray gives each worker its GPU" in one_error(extract(*options, *RAY, "--devices", "0"))

@@ -11,27 +11,18 @@ from pathlib import Path
 import pytest
 
 import warm
-from crew import OPTIONS, content, owner, run_and_disturb, survives, write_cohort
+from crew import OPTIONS, content, owner, run_and_disturb, survives
+from mtdp_runtime.cohort import processes
+from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
 from mtdp_runtime.cohort.pool import largest_first
 from mtdp_runtime.cohort.processes import core_groups
 from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.cohort.run import run_job
+from mtdp_runtime.errors import BackendError
 from support import extract, one_error, slide_lines
 
 TWO = ("--workers", 2)
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two cores")
-
-
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("cohort") / "slides", big=3, small=4)
-
-
-@pytest.fixture(scope="module")
-def whole(slides: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    out = tmp_path_factory.mktemp("whole") / "o"
-    result = extract(slides, "--model", tiny_bundle, "--out", out, *OPTIONS)
-    assert result.returncode == 0, result.stderr
-    return content(out)
 
 
 def test_two_workers_make_the_files_of_one(
@@ -54,6 +45,15 @@ def test_two_workers_make_the_files_of_one(
     first = {Path(line["slide"]).stem for line in lines[1:4]} - {"bad"}
     assert any(name.startswith("big") for name in first)
     assert not list((tmp_path / "disk").iterdir())
+
+
+def test_two_workers_make_the_bytes_of_one_with_openvino_too(slides: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = (slides, "--model", tiny_bundle, *OPTIONS, "--backend", "openvino", "--stride-px", 20)
+    for name, workers in (("one", 1), ("two", 2)):
+        result = extract(*arguments, "--out", tmp_path / name, "--workers", workers)
+        assert result.returncode == 0, result.stderr
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert len(content(tmp_path / "one")) == len(list(slides.iterdir()))
 
 
 def test_a_worker_that_dies_or_hangs_costs_its_slide_one_more_try(
@@ -104,6 +104,24 @@ def test_what_would_fail_for_every_slide_ends_the_run(slides: Path, tiny_bundle:
     assert result.returncode == 2
     assert "--precision bf16" in one_error(result)
     assert not slide_lines(out) if (out / "run.jsonl").exists() else True
+
+
+def test_a_worker_that_hangs_before_it_loads_anything_ends_the_run(
+    slides: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_CODE", "import time; time.sleep(99)")
+    bundles = load_bundles([tiny_bundle])
+    job = Job(
+        slides=tuple(list_slides([slides])),
+        out=tmp_path / "o",
+        bundles=bundles,
+        settings=shared_settings(bundles),
+        workers=2,
+        stall_limit_s=0.2,
+    )
+    run = run_job(job)
+    with pytest.raises(BackendError, match=r"read and computed nothing for 0\.2 s and was ended while it started"):
+        next(run)
 
 
 def test_more_workers_than_cores_and_gpus_that_are_not_there_are_refused(tiny_bundle: Path, slides: Path) -> None:

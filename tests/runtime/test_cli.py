@@ -76,7 +76,7 @@ def test_a_slide_to_features(tiny_bundle: Path, make_slide: Callable[..., Path],
         assert file.attrs["mpp_source"] == "TIFF resolution tags"
         assert len(file.attrs["bundle_digest"]) == 64
     (recorded,) = slide_lines(out)
-    assert recorded == line | {name: recorded[name] for name in ("time", "host", "run")}
+    assert recorded == line | {name: recorded[name] for name in ("time", "host", "pid", "run", "attempt_s")}
     report = (out / "report" / "slide.html").read_text()
     assert "data:image/jpeg;base64," in report
     assert "http" not in report

@@ -19,11 +19,12 @@ from mtdp_runtime import extract
 from mtdp_runtime.backends import BACKENDS
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle.tolerance import MIN_COSINE
-from mtdp_runtime.cohort.attempt import Run, attempt
+from mtdp_runtime.cohort.attempt import attempt
 from mtdp_runtime.cohort.claims import Held, claim
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.cohort.run import load_engine
+from mtdp_runtime.cohort.under_way import Run
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.models import Model

@@ -7,21 +7,30 @@ import json
 import os
 import pickle
 import re
+import ssl
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 
 import boto3
 import h5py
 import pytest
-from moto.server import ThreadedMotoServer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from fsspec.registry import known_implementations
 from typer.testing import CliRunner
 
 import mtdp_runtime
-from mtdp_runtime.cohort import remote, staging
-from mtdp_runtime.cohort.remote import TransferFailed, fetch
+from buckets import SECRET, a_bucket
+from mtdp_runtime.cohort import remote, servers, staging
+from mtdp_runtime.cohort.remote import fetch
 from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.cohort.servers import TransferFailed
 from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.commands.bench import app as bench_app
 from mtdp_runtime.commands.view import app as view_app
@@ -30,7 +39,6 @@ from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.urls import SlideUrl, path_or_url, without_secrets
 from support import extract, one_error
 
-SECRET = "S3CR3T"
 DATA = bytes(range(256)) * 4096  # 1 MiB
 
 
@@ -66,7 +74,8 @@ class Web:
                 if wanted and web.ranges:
                     start = int(wanted.removeprefix("bytes=").partition("-")[0])
                 self.send_response(206 if start else 200)
-                self.send_header("ETag", f'"{web.tags.get(name, "1")}"')
+                if tag := web.tags.get(name, "1"):
+                    self.send_header("ETag", f'"{tag}"')
                 self.send_header("Content-Length", str(len(data) - start))
                 self.end_headers()
                 if head:
@@ -96,7 +105,7 @@ class Web:
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(remote, "_WAITS_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(servers, "WAITS_S", (0.01, 0.01, 0.01))
     served = Web()
     served.files["a.bin"] = DATA
     yield served
@@ -106,17 +115,8 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    said = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (said | {"AWS_ENDPOINT_URL": address}).items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="slides")
+    with a_bucket("slides"):
         yield "slides"
-    server.stop()
 
 
 def put(name: str, content: bytes) -> None:
@@ -196,6 +196,52 @@ def test_one_slides_transfer_fails_it_alone_and_a_token_is_nowhere(
     assert changed.status == "failed", "a finished file is of the slide as it was"
 
 
+def test_a_finished_slide_is_not_fetched_again(
+    web: Web, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Unless what its server states, the settings, or what the run is asked for say that it must be looked into."""
+    web.files["a.tiff"], web.files["b.tiff"] = (
+        make_slide(f"{name}.tiff", seed=i).read_bytes() for i, name in enumerate("ab")
+    )
+    out, slides = tmp_path / "out", [web.url("a.tiff"), web.url("b.tiff")]
+
+    def again(fetched: int, *statuses: str, **options: object) -> None:
+        web.asked.clear()
+        found = mtdp_runtime.extract(
+            slides,
+            out,
+            model=tiny_bundle,
+            stage=tmp_path / "stage",
+            backend="onnxruntime",
+            **options,  # type: ignore[arg-type]
+        )
+        assert [one.status for one in found] == list(statuses)
+        assert len(web.asked) == fetched
+
+    again(2, "done", "done")
+    before = (out / "a.h5").read_bytes()
+    again(0, "skipped", "skipped")
+    again(0, "skipped", "skipped", formats=["csv"])
+    assert (out / "model-outputs-csv" / "b.csv").exists()
+    again(2, "skipped", "skipped", check=1)
+    again(2, "skipped", "skipped", report=True)
+    again(0, "skipped", "skipped", report=True)
+    again(2, "failed", "failed", stride_px=40)
+    web.tags["a.tiff"] = "2"
+    again(1, "skipped", "skipped")
+    assert (out / "a.h5").read_bytes() == before
+    web.files["b.tiff"], web.tags["b.tiff"] = make_slide("c.tiff", seed=2).read_bytes(), "2"
+    again(2, "skipped", "failed")
+    again(2, "skipped", "done", overwrite=True)
+    again(1, "skipped", "skipped")
+    web.tags["b.tiff"] = ""  # a size alone says too little
+    (out / "b.h5").unlink()
+    again(2, "skipped", "done")
+    again(2, "skipped", "skipped")
+    (out / "b.h5").write_bytes(b"damaged")
+    again(2, "skipped", "failed")
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_transfer_that_is_cut_goes_on_or_begins_again(web: Web, tmp_path: Path, ranges: bool) -> None:
     web.ranges, web.faults = ranges, ["cut", "503", "cut"]
@@ -203,6 +249,45 @@ def test_a_transfer_that_is_cut_goes_on_or_begins_again(web: Web, tmp_path: Path
     assert (tmp_path / "a").read_bytes() == DATA
     assert web.asked[0] == ""
     assert all(re.fullmatch(r"bytes=[1-9]\d*-", one) for one in web.asked[1:])
+
+
+def test_a_certificate_is_checked_and_one_of_ones_own_can_be_trusted(
+    web: Web, tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.files["a.tiff"] = make_slide("a.tiff").read_bytes()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own_certificate(tmp_path / "own.pem"))
+    web.server.socket = context.wrap_socket(web.server.socket, server_side=True)
+    url = f"https://{web.address}/a.tiff?token={SECRET}"
+    arguments = (url, "--model", tiny_bundle, "--out", tmp_path / "o", "--stage", tmp_path / "s", "--no-report")
+    arguments += ("--backend", "onnxruntime")
+    refused = extract(*arguments)
+    assert refused.returncode == 1
+    assert "its certificate is not trusted" in refused.stderr
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+    done = extract(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "a.h5").exists()
+    assert SECRET not in refused.stdout + refused.stderr + done.stdout + done.stderr
+
+
+def own_certificate(path: Path) -> Path:
+    """Write a key and a certificate of 127.0.0.1 that it signed itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
 
 
 def test_a_slide_that_changes_while_it_comes_is_fetched_again(web: Web, tmp_path: Path) -> None:
@@ -259,6 +344,7 @@ def test_a_mirax_slide_brings_its_folder_and_other_slides_of_many_files_are_refu
         slide = path_or_url(f"s3://{bucket}/mirax/m.mrxs")
         stage.begin(slide)
         local = stage.wait(slide, nothing)
+        assert local is not None
         there = sorted(str(p.relative_to(local.parent)) for p in local.parent.rglob("*") if p.is_file())
         assert there == ["m.mrxs", "m/Data0000.dat", "m/Slidedat.ini"]
         assert (local.parent / "m/Slidedat.ini").read_bytes() == b"m/Slidedat.ini"
@@ -286,15 +372,18 @@ def test_one_line_says_what_a_url_needs(
     assert result.returncode == 2
     assert one_error(result) == "error: https://h/a.svs: is fetched to a local disk"
     assert "--stage" in result.stderr
-    with pytest.raises(UsageError, match=r"^--out s3://bucket/out: results are written to a folder"):
-        mtdp_runtime.extract(make_slide(), "s3://bucket/out", model=tiny_bundle)
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     find = importlib.util.find_spec
     absent = ("s3fs", "gcsfs", "adlfs")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
     for scheme, library in zip(("s3", "gs", "az"), absent, strict=True):
         with pytest.raises(UsageError, match=rf"^{scheme}://b/a\.svs: {scheme}:// needs {library}$") as caught:
             list_slides([Path(f"{scheme}://b/a.svs")])
-        assert caught.value.hint.startswith("pip install 'mtdp[remote]'")
+        extra = caught.value.hint.removeprefix("pip install 'mtdp[").removesuffix("]'")
+        assert library in "".join(extras[extra])
+        assert known_implementations[scheme]["class"].startswith(f"{library}."), "what fsspec takes for it"
     with pytest.raises(UsageError, match="a folder of the web cannot be listed"):
         list_slides([path_or_url("https://h/folder/")])
 

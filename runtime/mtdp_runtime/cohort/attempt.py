@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mtdp_runtime.cohort.blame import Evidence, in_words, is_of_one_slide
 from mtdp_runtime.cohort.claims import Claim, Held, claim
 from mtdp_runtime.cohort.given_files import GivenRefused, given_of
-from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.refusals import why_refused
-from mtdp_runtime.cohort.remote import TransferFailed
 from mtdp_runtime.cohort.requests import SlideRequest, open_requested
+from mtdp_runtime.cohort.servers import TransferFailed
 from mtdp_runtime.cohort.staging import Staging
-from mtdp_runtime.cohort.watchdog import Unwatched, Worker
+from mtdp_runtime.cohort.under_way import Run, all_there, attempt_key, failed_before, targets_of, who_knows
+from mtdp_runtime.cohort.uploads import Uploads
 from mtdp_runtime.errors import (
     BackendError,
     ClaimLost,
@@ -29,33 +27,21 @@ from mtdp_runtime.errors import (
     StoreError,
     UsageError,
 )
-from mtdp_runtime.extraction.extract import SILENT, Listeners, extract_slide
-from mtdp_runtime.extraction.models import Model, Target
+from mtdp_runtime.extraction.extract import Listeners, extract_slide
+from mtdp_runtime.extraction.models import Target
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
 from mtdp_runtime.formats import derive, without_file
 from mtdp_runtime.report.overview import Thumbnail
 from mtdp_runtime.report.places import slide_report
 from mtdp_runtime.report.slide import report_is_current, write_report
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.slide.identity import hint_of
 from mtdp_runtime.store import run_log
 from mtdp_runtime.store.causes import FOUND_EARLIER
-from mtdp_runtime.store.run_log import RunMark
+from mtdp_runtime.store.writer import remove_leftovers
 from mtdp_runtime.tiling.given import Given
 from mtdp_runtime.tiling.plan import Plan, make_plan
 from mtdp_runtime.urls import SlideUrl
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A job that is under way in this process: what its slides share."""
-
-    job: Job
-    models: Sequence[Model]
-    listeners: Listeners = SILENT
-    worker: Worker = field(default_factory=Unwatched)
-    staging: Staging | None = None
-    failures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of earlier runs: `run_log.failures`
-    mark: RunMark = field(default_factory=RunMark)
 
 
 def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = None) -> Outcome | Held:
@@ -79,6 +65,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
     if before is not None:
         message = f"{before.get('message', '')}{FOUND_EARLIER}"
         return Outcome(request.path, "failed", message=message, hint=str(before.get("hint", "")))
+    begun_s = time.perf_counter()
     refusal: RuntimeFailure | None
     mine: Claim | Held | None
     try:
@@ -101,7 +88,7 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
         run.worker.begin(request.name, log_line(_begun(request, key)), str(mine.path))
         outcome = replace(_extract(request, run, mine, following, key), name=request.name)
         line = log_line(outcome)
-        run.mark.append(run.job.out, line)
+        run.mark.append(run.job.out, line | {"attempt_s": round(time.perf_counter() - begun_s, 3)})
         run.worker.end(request.name, run_log.counts(line))
     return outcome
 
@@ -109,13 +96,6 @@ def attempt(request: SlideRequest, run: Run, following: SlideRequest | None = No
 def _begun(request: SlideRequest, key: str) -> Outcome:
     """Return how a slide went, should this process die at it; who ends it says why."""
     return Outcome(request.path, "failed", attempt=key, name=request.name)
-
-
-def failed_before(request: SlideRequest, run: Run) -> Mapping[str, Any] | None:
-    """Return the line of an earlier run, where it failed and there is no file that could have come since."""
-    if not run.failures or all_there(request, run):
-        return None
-    return run.failures.get(attempt_key(request, run))
 
 
 @dataclass(slots=True)
@@ -183,14 +163,25 @@ def _failure(request: SlideRequest, error: Exception, evidence: Evidence, this: 
 
 
 def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: SlideRequest | None, this: _Try) -> Outcome:
+    stated = ""
     if run.staging is not None and not this.in_place:
         run.listeners.on_phase("copying to the local disk")
-        this.read_from = _stage(request, following, run, run.staging)
+        staged, stated = _stage(request, following, run, run.staging)
+        if staged is None:
+            return _as_it_stands(request, run, stated)
+        this.read_from = staged
+    elif run.uploads is not None:
+        stated, is_done = hint_of(request.path), who_knows(request, run)
+        if is_done is not None and is_done(stated):
+            return _as_it_stands(request, run, stated)
+    targets = targets_of(request, run, stated)
+    if run.uploads is not None:
+        run.uploads.bring_back(targets)
     with open_requested(request, this.read_from, run.worker.beat) as slide:
         given = given_of(request, slide.info, run.models[0].bundle.manifest.tile_px, run.job.settings.mpp)
         outcome, plan = extract_slide(
             slide,
-            _targets(request, run),
+            targets,
             run.job.settings,
             readers=run.job.threads_each,
             overwrite=run.job.overwrite,
@@ -198,8 +189,11 @@ def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: Slide
             listeners=_listeners(request, run, mine),
         )
         this.stored = True
-        _derive(request, run, slide, given, plan)
+        _derive(request, run)
+        _report(request, run, slide, given, plan)
     missing = without_file(run.job.formats) if outcome.status == "no-tissue" else []
+    if run.uploads is not None:
+        outcome = _put_up(outcome, targets, run, run.uploads)
     if missing:
         what = f"no .{' and no .'.join(missing)} file is written, since it would hold no tiles"
         outcome = replace(outcome, message=f"{outcome.message}; {what}")
@@ -235,14 +229,38 @@ def _the_callers() -> Iterator[None]:
         raise ListenerFailed(f"on_progress raised {type(error).__name__}: {error}") from error
 
 
-def _derive(request: SlideRequest, run: Run, slide: Slide, given: Given, plan: Plan | None) -> None:
+def _as_it_stands(request: SlideRequest, run: Run, stated: str) -> Outcome:
+    """Return the outcome of a slide whose files are known to be done, without a look into it."""
+    targets = targets_of(request, run, stated)
+    paths = tuple(target.path for target in targets)
+    for path in paths:
+        remove_leftovers(path)
+    outcome = Outcome(request.path, "skipped", paths[0], message="already done", outputs=paths)
+    if run.uploads is not None and run.uploads.are_done(targets, run.job.kinds):
+        run.uploads.clear(targets)
+        return run.uploads.named(outcome)
+    _derive(request, run)
+    return outcome if run.uploads is None else _put_up(outcome, targets, run, run.uploads)
+
+
+def _put_up(outcome: Outcome, targets: Sequence[Target], run: Run, uploads: Uploads) -> Outcome:
+    run.listeners.on_phase("uploading")
+    uploads.put(targets, run.job.kinds)
+    return uploads.named(outcome)
+
+
+def _derive(request: SlideRequest, run: Run) -> None:
     """Make from each finished file what was asked for, where it is missing or was made of another content."""
-    for target in _targets(request, run):
-        folder = target.path.parent
+    for target in targets_of(request, run):
         if run.job.formats:
             run.listeners.on_phase(f"writing {', '.join(run.job.formats)}")
-        derive(target.path, folder, run.job.formats)
-        report = slide_report(folder, request.name)
+        derive(target.path, target.path.parent, run.job.formats)
+
+
+def _report(request: SlideRequest, run: Run, slide: Slide, given: Given, plan: Plan | None) -> None:
+    """Make the report of each finished file, where it is asked for and was not made of what the file holds."""
+    for target in targets_of(request, run):
+        report = slide_report(target.path.parent, request.name)
         if run.job.report and (plan is not None or not report_is_current(report, target.path)):
             # A report that an earlier run could not write costs a plan now, for its thumbnail, and no inference.
             run.listeners.on_phase("writing the report")
@@ -251,49 +269,23 @@ def _derive(request: SlideRequest, run: Run, slide: Slide, given: Given, plan: P
             write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0), slide)
 
 
-def _stage(request: SlideRequest, following: SlideRequest | None, run: Run, staging: Staging) -> Path:
-    """Return where to read a slide from, and let the next one be copied meanwhile; the others' copies are removed."""
+def _stage(
+    request: SlideRequest, following: SlideRequest | None, run: Run, staging: Staging
+) -> tuple[Path | None, str]:
+    """Return where to read a slide from, and what is stated of it; let the next one be copied meanwhile.
+
+    The others' copies are removed. There is nothing to read where the slide is known to be done.
+    """
     is_done = not run.job.overwrite and all_there(request, run)  # then only its facts are compared
     is_done = is_done and not isinstance(request.path, SlideUrl)  # whose facts are in its copy
     wanted = {one.path for one in (None if is_done else request, following) if one is not None}
     staging.keep_only(wanted)
-    local = request.path
+    local: Path | None = request.path
+    stated = "" if run.uploads is None else hint_of(request.path)
     if not is_done:
-        staging.begin(request.path)
+        staging.begin(request.path, who_knows(request, run))
         local = staging.wait(request.path, run.worker.beat)
+        stated = staging.stated(request.path) if isinstance(request.path, SlideUrl) else stated
     if following is not None:
-        staging.begin(following.path)
-    return local
-
-
-def _targets(request: SlideRequest, run: Run) -> list[Target]:
-    places = zip(run.job.folders, run.models, strict=True)
-    return [Target(folder / f"{request.name}.h5", model) for folder, model in places]
-
-
-def all_there(request: SlideRequest, run: Run) -> bool:
-    """Say whether each model's file has its name."""
-    return all(target.path.exists() for target in _targets(request, run))
-
-
-def attempt_key(request: SlideRequest, run: Run) -> str:
-    """Return 16 hex digits of what decides whether trying again can end otherwise; empty where that is not known."""
-    if isinstance(request.path, SlideUrl):  # it may have changed: no look at it is as good as trying again
-        return ""
-    given = [
-        None if path is None else [run_log.absolute(path), _size_and_time(path)]
-        for path in (request.mask, request.coords, request.classes)
-    ]
-    path = request.path
-    facts = [run_log.absolute(path), _size_and_time(path), request.mpp, given, asdict(run.job.settings)]
-    for model in run.models:
-        facts += [model.bundle.digest, model.backend.name, model.backend.precision, model.backend.batch]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _size_and_time(path: Path) -> list[int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
+        staging.begin(following.path, who_knows(following, run))
+    return local, stated

@@ -20,6 +20,7 @@ from mtdp_runtime.formats import check_formats, check_slide_names
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.settings import MIN_TISSUE, ExtractSettings, FeaturesDtype, OnBadTile, Pool
 from mtdp_runtime.slide.scale import is_scale
+from mtdp_runtime.urls import SlideUrl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Job:
 
     slides: tuple[SlideRequest, ...]
     out: Path
+    upload: SlideUrl | None = None  # where the files of `out` go, which holds them only until then
     bundles: tuple[Bundle, ...]  # of one tile size: each tile is read once for all
     settings: ExtractSettings
     threads: int = field(default_factory=usable_cores)  # that read and compute, of all workers of a machine
@@ -61,6 +63,11 @@ class Job:
     def threads_each(self) -> int:
         """The threads of one worker. An automatic batch follows from `threads`: it is the same for any workers."""
         return self.share or max(1, self.threads // self.workers)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is made from each feature file."""
+        return (*self.formats, *(("report",) if self.report else ()))
 
     @property
     def folders(self) -> list[Path]:

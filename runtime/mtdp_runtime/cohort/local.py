@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from mtdp_runtime.cohort.attempt import Run, all_there, attempt, failed_before
+from mtdp_runtime.cohort.attempt import attempt
 from mtdp_runtime.cohort.claims import BEAT_S, EXPIRES_S, Held, seems_held
 from mtdp_runtime.cohort.requests import SlideRequest
+from mtdp_runtime.cohort.under_way import Run, all_there, failed_before
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.files import writable_folder
 

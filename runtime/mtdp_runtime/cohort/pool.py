@@ -34,8 +34,11 @@ class Crew(Protocol):
 
     size: int
 
-    def start(self, worker: int) -> None:
-        """Start a worker, or a fresh one in the place of one that is gone."""
+    def start(self, worker: int) -> bool:
+        """Start a worker, or a fresh one in the place of one that is gone.
+
+        Say whether it runs from now on; else it tells "here" when it does, which may wait for a machine.
+        """
         ...
 
     def give(self, worker: int, given: Given) -> None:
@@ -65,6 +68,7 @@ def _give_back(begun: Mapping[str, Any] | None) -> None:
 class _Desk:
     """Where a worker is, as far as it told."""
 
+    here: bool = True  # its process runs
     ready: bool = False
     loads: str = ""  # the model that it loads now
     at: SlideRequest | None = None
@@ -156,7 +160,7 @@ class Pool:
 
     def _start(self, worker: int) -> None:
         self._desks[worker] = _Desk(heard_s=time.monotonic())
-        self._crew.start(worker)
+        self._desks[worker].here = self._crew.start(worker)
 
     def _give(self) -> None:
         """Give slides to the workers that are free."""
@@ -174,10 +178,10 @@ class Pool:
             self._crew.give(worker, (request, desk.reserved))
 
     def _silent(self) -> list[tuple[int, str, Any]]:
-        """End workers that hang at a slide or a model, and return that they are lost."""
+        """End workers that hang at their start, a model or a slide, and return that they are lost."""
         limit, found = self._job.stall_limit_s, []
         for worker, desk in enumerate(self._desks):
-            at_work = desk.at is not None or desk.loads
+            at_work = desk.here and (not desk.ready or desk.at is not None)
             if limit and at_work and time.monotonic() - desk.heard_s > limit:
                 self._crew.end(worker)
                 found.append((worker, "lost", f"read and computed nothing for {limit:g} s and was ended"))
@@ -188,6 +192,8 @@ class Pool:
         desk, listeners = self._desks[worker], self._listeners[worker]
         desk.heard_s = time.monotonic()
         match kind:
+            case "here":
+                desk.here = True
             case "ready":
                 desk.ready = True
                 self._on_ready(what)
@@ -232,7 +238,7 @@ class Pool:
         desk = self._desks[worker]
         request, begun = desk.at, desk.begun
         if not desk.ready:
-            while_ = f"loaded the model {desk.loads}" if desk.loads else "worked on no slide"
+            while_ = f"loaded the model {desk.loads}" if desk.loads else "started"
             raise BackendError(f"a worker {why} while it {while_}", hint=LOADING_HINT if desk.loads else NO_SLIDE_HINT)
         for one in (desk.reserved, request):
             if one is not None and one not in self._queue.waiting:

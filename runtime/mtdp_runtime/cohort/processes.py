@@ -43,7 +43,7 @@ class Processes:
         self._cores = core_groups(os.sched_getaffinity(0), job.workers)
         self._running: dict[int, _Process] = {}
 
-    def start(self, worker: int) -> None:
+    def start(self, worker: int) -> bool:
         """Start a worker on its own cores, before it loads a library that counts them."""
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
@@ -66,6 +66,7 @@ class Processes:
         self._running[worker] = started
         with contextlib.suppress(BrokenPipeError):  # it died at once: that is heard as an event
             started.commands.send((self._job, self._mark))
+        return True
 
     def _environment(self, worker: int) -> Mapping[str, str]:
         if not self._job.devices:

@@ -98,17 +98,18 @@ class RayCrew:
         else:
             self.size = job.workers if job.workers > 1 else gpus or nodes
             each = max(1, int(has.get("CPU", 1)) // self.size)
-        self._job, self._mark = replace(job, share=each), mark
+        self._job, self._mark, self._alone = replace(job, share=each), mark, address is None
         self._options = {"num_cpus": each, "num_gpus": 1 if gpus else 0, "max_restarts": 0, "max_task_retries": 0}
         self._actor_class = ray.remote(_Desk)
         self._actors: dict[int, Any] = {}
         self._asked: dict[int, Any] = {}  # the answers that are waited for
         self._places: dict[int, tuple[str, int]] = {}  # node and process
 
-    def start(self, worker: int) -> None:
+    def start(self, worker: int) -> bool:
         # Two calls at a time: what it is given must not wait until it has told what it did.
         actor = self._actor_class.options(**self._options, max_concurrency=2).remote(self._job, self._mark)
         self._actors[worker], self._asked[worker] = actor, actor.heard.remote()
+        return self._alone
 
     def give(self, worker: int, given: Given) -> None:
         self._actors[worker].give.remote(given)
@@ -129,6 +130,7 @@ class RayCrew:
             for kind, what in told:
                 if kind == "place":
                     self._places[worker] = what
+                    yield worker, "here", None
                 else:
                     yield worker, kind, what
 

@@ -23,6 +23,11 @@ def why_refused(request: SlideRequest, job: Job) -> RuntimeFailure | None:
     """Return why a slide of a job cannot be done, as far as its names say; None where nothing shows that."""
     if "\0" in f"{request.path}{request.name}{request.mask or ''}{request.coords or ''}{request.classes or ''}":
         return SlideUnreadable(f"{request.path}: a path cannot hold a zero byte", hint="Correct the manifest.")
+    if job.upload is not None and (bad := {*request.name} & {*"?#"}):
+        return OutputUnwritable(
+            f"{request.path}: a name in a bucket cannot hold {min(bad)}",
+            hint="Give it another one: a manifest with the columns slide,name.",
+        )
     most, needed = _longest_name(job.out), len(os.fsencode(request.name)) + _around(job)
     if needed > most:
         return OutputUnwritable(

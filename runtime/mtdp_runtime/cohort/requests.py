@@ -13,6 +13,7 @@ from typing import Final
 
 from mtdp_runtime.cohort import remote, tile_file
 from mtdp_runtime.cohort.folder_search import PassedOver, search
+from mtdp_runtime.cohort.servers import look_for_library
 from mtdp_runtime.cohort.slide_table import read_slide_table
 from mtdp_runtime.errors import DuplicateSlideNames, UsageError
 from mtdp_runtime.slide import dicom, zarr_folder
@@ -126,7 +127,7 @@ def _behind(url: SlideUrl) -> list[SlideRequest]:
     Raises:
         UsageError: what fetches it is not installed, or the folder cannot be listed or holds no slides.
     """
-    remote.look_for_library(url)
+    look_for_library(url)
     if url.suffix.lower() == ".csv":
         raise UsageError(f"{url}: a manifest is read from a local file", hint="Fetch it; it may list URLs.")
     if not url.is_folder:
@@ -304,7 +305,7 @@ def _listed(path: Path, say: Callable[[str], None]) -> list[SlideRequest]:
             raise UsageError(f"{path}: line {row.line}: mpp {row.mpp!r} is not a scale", hint="For example 0.25.")
         slide = path_or_url(row.slide) if is_url(row.slide) else path.parent / row.slide
         if isinstance(slide, SlideUrl):
-            remote.look_for_library(slide)
+            look_for_library(slide)
             if slide.is_folder:
                 raise UsageError(f"{path}: line {row.line}: {slide}/: a folder", hint="Name its slides, one a line.")
         for beside in (row.mask, row.coords, row.classes):

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mtdp_runtime.backends import Backend, load
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.cohort.attempt import Run
 from mtdp_runtime.cohort.failures import update_after
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.local import extract_slides
 from mtdp_runtime.cohort.preflight import refused
+from mtdp_runtime.cohort.servers import TransferFailed, look_for_library
 from mtdp_runtime.cohort.staging import Staging
+from mtdp_runtime.cohort.under_way import Run
+from mtdp_runtime.cohort.uploads import Uploads
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
-from mtdp_runtime.errors import RuntimeFailure, UsageError
+from mtdp_runtime.errors import OutputUnwritable, RuntimeFailure, UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.models import load_models, with_references
 from mtdp_runtime.extraction.outcome import Outcome, log_line
@@ -67,7 +69,15 @@ def look_first(
     far = next((request.path for request in job.slides if isinstance(request.path, SlideUrl)), None)
     if is_url(job.out):
         raise UsageError(
-            f"--out {without_secrets(str(job.out))}: results are written to a folder", hint="Upload the folder after."
+            f"--out {without_secrets(str(job.out))}: only a run of mtdp-extract writes to a bucket",
+            hint="Name a folder.",
+        )
+    if job.upload is not None:
+        look_for_library(job.upload)
+    if job.upload is not None and job.ray_address is not None:
+        raise UsageError(
+            f"--out {job.upload}: the machines of --ray-address share a folder",
+            hint="Run the command on each machine with its part of the slides: --shard.",
         )
     if far is not None and not (writes and job.stage):
         what = "is fetched to a local disk" if writes else "is fetched by a run alone: it cannot be planned from here"
@@ -85,6 +95,13 @@ def look_first(
     if writes:
         writable_folder(job.out)
         run_log.check(job.out)
+    if writes and job.upload is not None and not worker.started:
+        try:
+            Uploads(job.upload, job.out).put_logs()
+        except TransferFailed as error:
+            raise OutputUnwritable(
+                f"--out {job.upload}: cannot be written: {error}", hint="Check the bucket's name and the rights."
+            ) from None
     if writes and not worker.started:
         mark = mark or RunMark()
         for one in job.passed_over:
@@ -132,6 +149,7 @@ def under_way(
             listeners,
             worker,
             None if job.stage is None else opened.enter_context(Staging(job.stage, say)),
+            None if job.upload is None else Uploads(job.upload, job.out, lambda count: worker.beat()),
             {} if job.retry_failed or job.overwrite else run_log.failures(job.out),
             mark,
         )
@@ -166,7 +184,12 @@ def run_job(
         lines[outcome.name] = run_log.counts(log_line(outcome))
         yield outcome
     update_after(job.out, job.slides, lines, say)
-    if job.report:
+    if job.upload is not None:
+        try:
+            Uploads(job.upload, job.out).put_logs()
+        except TransferFailed as error:
+            say(f"{error}; {job.out} has the run's log, and the next run from here puts it up")
+    elif job.report:
         _show(job.out, say)
 
 

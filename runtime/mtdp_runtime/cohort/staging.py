@@ -22,16 +22,19 @@ from types import FrameType
 from typing import IO, Any, Final, Self
 
 from mtdp_runtime.cohort import remote
-from mtdp_runtime.cohort.remote import TransferFailed
+from mtdp_runtime.cohort.servers import TransferFailed
 from mtdp_runtime.errors import SlideError, UsageError
 from mtdp_runtime.slide import mirax, zarr_folder
-from mtdp_runtime.slide.identity import parts_of
+from mtdp_runtime.slide.identity import hint_of, parts_of
 from mtdp_runtime.urls import SlideUrl
 
 PREFIX: Final = "mtdp-stage-"
 _LOCK: Final = "lock"
 _PIECE_BYTES: Final = 8 << 20
 _SPARE_BYTES: Final = 64 << 20  # left free on the disk
+
+
+IsDone = Callable[[str], bool]  # given what is stated of a slide, says whether it need not be copied
 
 
 class _Stopped(Exception):
@@ -48,6 +51,9 @@ class _Copy:
     reason: str = ""
     hint: str = ""
     lacked_space: bool = False
+    is_done: IsDone | None = None
+    stated: str = ""
+    needed: bool = True
     copied_bytes: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
@@ -78,20 +84,20 @@ class Staging:
         self._in_main = self._in_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         self._before = signal.signal(signal.SIGTERM, _leave) if self._in_main else None
 
-    def begin(self, slide: Path) -> None:
-        """Start to copy a slide, where it is not under way."""
+    def begin(self, slide: Path, is_done: IsDone | None = None) -> None:
+        """Start to copy a slide, where it is not under way; `is_done` is asked first, in a thread."""
         if slide in self._copies:
             return
         self._number += 1
-        copy = _Copy(slide, self._folder / str(self._number), slide)
+        copy = _Copy(slide, self._folder / str(self._number), slide, is_done=is_done)
         self._copies[slide] = copy
         copy.thread = threading.Thread(target=_run, args=(copy,), name="mtdp-stage", daemon=True)
         copy.thread.start()
 
-    def wait(self, slide: Path, beat: Callable[[], None]) -> Path:
+    def wait(self, slide: Path, beat: Callable[[], None]) -> Path | None:
         """Return where to read a slide that was begun: its copy, or the slide itself, with the reason said.
 
-        `beat` is called while bytes arrive.
+        None where it is done. `beat` is called while bytes arrive.
 
         Raises:
             TransferFailed: the slide lies behind a URL and could not be fetched; nothing of it is left here.
@@ -101,14 +107,18 @@ class Staging:
             retried = copy.lacked_space  # the slide before it was still here
             self.remove(slide)
             if retried:
-                self.begin(slide)
+                self.begin(slide, copy.is_done)
                 copy = self._arrived(slide, beat)
             if copy.reason:
                 self.remove(slide)
                 raise TransferFailed(copy.reason, copy.hint)
         if copy.reason:
             self._say(f"{slide}: read in place, not staged: {copy.reason}")
-        return copy.path
+        return copy.path if copy.needed else None
+
+    def stated(self, slide: Path) -> str:
+        """Return what is stated of a slide that has come: by its server, or by the disk; empty where nothing is."""
+        return self._copies[slide].stated
 
     def _arrived(self, slide: Path, beat: Callable[[], None]) -> _Copy:
         copy, seen = self._copies[slide], -1
@@ -153,6 +163,9 @@ def _run(copy: _Copy) -> None:
             _fetch(copy, copy.slide)
             return
         slide = mirax.with_its_folder(copy.slide)
+        copy.stated = hint_of(copy.slide) if copy.is_done is not None else ""
+        if not _needed(copy):
+            return
         parts = parts_of(slide)
         if not parts:
             copy.reason = "its format names files that are not known here"
@@ -176,6 +189,11 @@ def _run(copy: _Copy) -> None:
         copy.hint = getattr(error, "hint", "")
 
 
+def _needed(copy: _Copy) -> bool:
+    copy.needed = copy.is_done is None or not copy.is_done(copy.stated)
+    return copy.needed
+
+
 def _fits(copy: _Copy, needed: int) -> bool:
     free = shutil.disk_usage(copy.folder.parent).free
     if needed + _SPARE_BYTES <= free:
@@ -192,12 +210,17 @@ def _fetch(copy: _Copy, url: SlideUrl) -> None:
         copy.copied_bytes += count
 
     files = remote.files_of(url)
-    if not _fits(copy, sum(remote.size_of(one) for one, _ in files)):
+    facts = [remote.facts_of(one, arrived) for one, _ in files]
+    copy.stated = remote.in_one(facts)
+    if not _needed(copy):
+        return
+    if not _fits(copy, sum(size for size, _ in facts)):
         copy.reason, copy.hint = f"{url}: {copy.reason}", "Name a larger disk with --stage."
         return
-    for one, name in files:
+    for number, (one, name) in enumerate(files):
         (copy.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        remote.fetch(one, copy.folder / name, arrived)
+        facts[number] = remote.fetch(one, copy.folder / name, arrived)
+    copy.stated = remote.in_one(facts)
     copy.path = copy.folder / url.name
 
 

@@ -17,6 +17,7 @@ from mtdp_runtime.commands import exit_codes, options, run_file
 from mtdp_runtime.commands.app import GroupedCommand, Quiet, Verbose, Version, new_app
 from mtdp_runtime.commands.console import hint, note, result_json, run_app, say, trouble, work_begins
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.files import working_folder
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.settings import MIN_TISSUE
 
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
     from mtdp_runtime.cohort.run import Engine
     from mtdp_runtime.cohort.watchdog import Worker
     from mtdp_runtime.store.run_log import RunMark
+    from mtdp_runtime.urls import SlideUrl
 
 app = new_app()
 
 # Options that a job has by the same names
 _AS_THEY_ARE: Final = (
-    "out",
     "backend",
     "precision",
     "check",
@@ -105,9 +106,10 @@ def extract(
     part, batch_size = options.part_of(shard), options.count_or_auto("--batch", batch)
     cores = options.count_or_auto("--threads", threads) or usable_cores()
     # From here on a worker: what crashes or hangs it costs one slide. Nothing heavy may be imported above.
+    where = (out, None) if dry_run else working_folder(out, stage)
     said = run_file.effective(ctx) | {"slides": [str(path) for path in named], "threads": cores}
     mark = RunMark(["mtdp-extract", *sys.argv[1:]], said)
-    worker = supervise(stall_limit, partial(_lost, None if dry_run else out, mark, as_json))
+    worker = supervise(stall_limit, partial(_lost, None if dry_run else where[0], mark, as_json))
 
     from mtdp_runtime.cohort.job import load_bundles, shared_settings
 
@@ -124,21 +126,25 @@ def extract(
         features_dtype=features_dtype,
     )
     passed: list[PassedOver] = []
-    requests = _requests(named, slide_mpp, mask, (coords, classes), part, worker, passed)
+    work = _requests(named, slide_mpp, mask, (coords, classes), part, worker, passed)
     job = _job(
-        ctx, slides=requests, passed_over=passed, bundles=bundles, settings=settings, threads=cores, batch=batch_size
+        ctx, where, slides=work, passed_over=passed, bundles=bundles, settings=settings, threads=cores, batch=batch_size
     )
     raise typer.Exit(_carry_out(job, worker, mark, dry_run, demo, as_json))
 
 
-def _job(ctx: typer.Context, *, passed_over: Sequence[PassedOver], **found: Any) -> Job:
-    """Return the job: what was found out, and the options that it takes as they are."""
+def _job(
+    ctx: typer.Context, where: tuple[Path, SlideUrl | None], *, passed_over: Sequence[PassedOver], **found: Any
+) -> Job:
+    """Return the job: where its files are made and go, what was found out, and the options that it takes as is."""
     from mtdp_runtime.cohort.job import Job
 
     asked = ctx.params
     far = options.check_scheduler(asked["scheduler"], asked["ray_address"], asked["devices"])
     workers, devices = options.crew_of(asked["workers"], asked["devices"], None if far else found["threads"])
     return Job(
+        out=where[0],
+        upload=where[1],
         workers=workers,
         devices=devices,
         stall_limit_s=asked["stall_limit"],
@@ -153,7 +159,9 @@ def _job(ctx: typer.Context, *, passed_over: Sequence[PassedOver], **found: Any)
 def _verify(out: Path, as_json: bool, *, alone: bool) -> int:
     """Look at every file of a folder; return the exit code."""
     from mtdp_runtime.commands.verify import say_verdicts
+    from mtdp_runtime.urls import refuse_url
 
+    refuse_url(out, "--verify")
     if not alone:
         raise UsageError("--verify takes a folder and no slides", hint=f"mtdp-extract --verify {out}")
     return exit_codes.of_run(say_verdicts(out, as_json), 0)
@@ -240,6 +248,8 @@ def _say_where_to_look(job: Job) -> None:
 
     from mtdp_runtime.report import places
 
+    if job.upload is not None:
+        return
     if job.report:
         say(f"report: {places.run_page(job.out)}")
     say(f"look at the slide and its features: mtdp-view {shlex.quote(str(job.out))}")

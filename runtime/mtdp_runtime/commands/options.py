@@ -45,7 +45,9 @@ Out = Annotated[
     Path,
     typer.Option(
         metavar="FOLDER",
-        help="Folder for <slide>.h5, report/index.html, report/<slide>.html, run.jsonl and failed.csv.",
+        parser=path_or_url,
+        help="Folder for <slide>.h5, report/index.html, report/<slide>.html, run.jsonl and failed.csv; or the URL of "
+        "one in a bucket (s3://, gs://, az://).",
         rich_help_panel=WORK,
     ),
 ]

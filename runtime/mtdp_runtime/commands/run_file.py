@@ -14,7 +14,7 @@ import typer
 
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.settings import HUB
-from mtdp_runtime.urls import path_or_url
+from mtdp_runtime.urls import is_url, path_or_url
 
 _NOT_HERE: Final = ("config", "verify", "version")  # they say what the command itself does
 _SLIDES: Final = "slides"
@@ -116,7 +116,7 @@ def _value(path: Path, key: str, value: Any, hint: Any) -> Any:
     fits, what = _wanted(inner)
     if not fits(value) or value == "":
         raise _wrong(path, key, value, what)
-    if inner is Path and not value.startswith(HUB):
+    if inner is Path and not (value.startswith(HUB) or is_url(value)):
         return str(path.parent / value)
     return value if inner is bool else str(value)
 

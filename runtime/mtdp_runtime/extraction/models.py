@@ -28,6 +28,7 @@ class Target:
 
     path: Path
     model: Model
+    key: str = ""  # stored with the file: what decides it, as far as that is known without a look into the slide
 
 
 def folders(bundles: Sequence[Bundle], out: Path) -> list[Path]:

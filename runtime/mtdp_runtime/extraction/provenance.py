@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.extraction.models import Target
-from mtdp_runtime.extraction.unchanged import HINT, SAMPLE, read_here
+from mtdp_runtime.extraction.unchanged import HINT, KEY, SAMPLE, read_here
 from mtdp_runtime.pipeline.timing import BadTiles, RunTimes
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import SlideInfo
@@ -116,7 +116,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
     heads = manifest.heads if settings.heads else ()
     outputs |= {head.output: len(head.class_names) for head in heads}
     hint, sample = hint_of(info.path), sample_of(read_here(info))
-    root |= {HINT: hint, SAMPLE: sample}
+    root |= {HINT: hint, SAMPLE: sample} | ({KEY: target.key} if target.key else {})
     resume_key = json.dumps([backend.name, backend.batch, sample])
     classes = {head.output: {"class_names": head.class_names} for head in heads}
     tissue = plan.tissue

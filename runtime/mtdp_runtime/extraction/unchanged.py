@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from mtdp_runtime.errors import TileUnreadable
+from mtdp_runtime.errors import StoreError, TileUnreadable
 from mtdp_runtime.slide import Slide, SlideInfo
 from mtdp_runtime.slide.identity import hint_of, sample_of
 from mtdp_runtime.store.layout import TileStatus
@@ -20,12 +20,24 @@ from mtdp_runtime.urls import SlideUrl
 
 HINT: Final = "slide_times"  # attributes of the file
 SAMPLE: Final = "slide_sample"
+KEY: Final = "unread_key"  # `Target.key`
 _TRIED: Final = 16  # bad tiles
 
 
 def read_here(info: SlideInfo) -> Path:
     """Return where a slide's bytes can be compared: its own path, or the copy of what lies behind a URL."""
     return info.read_from or info.path if isinstance(info.path, SlideUrl) else info.path
+
+
+def stands_unread(path: Path, key: str) -> bool:
+    """Say whether a file is there that was made of what a key says; without one, that is never known."""
+    if not (key and path.exists()):
+        return False
+    try:
+        with open_features(path) as file:
+            return file.attrs.get(KEY) == key
+    except StoreError:  # which is said where the slide is there
+        return False
 
 
 def what_changed(path: Path, slide: Slide, tile_px: int, scale: float) -> str:

@@ -119,10 +119,16 @@ def remove(h5: Path, kind: str, paths: Sequence[Path]) -> None:
 def records(h5: Path) -> dict[str, Any]:
     """Return what is written down of a feature file's derived files, by kind; nothing where that cannot be read."""
     try:
-        found = json.loads(_record_path(h5).read_text(encoding="utf-8"))
+        found = json.loads(record_path(h5).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def made_from(h5: Path) -> list[Path]:
+    """Return the files and folders that were derived from a feature file and are there, and what says so, last."""
+    places = [place for record in records(h5).values() for place in record.get("files", {})]
+    return [path for path in (*(h5.parent / place for place in places), record_path(h5)) if path.exists()]
 
 
 def problems(h5: Path) -> list[str]:
@@ -154,12 +160,13 @@ def _place(h5: Path, path: Path) -> str:
     return path.relative_to(h5.parent).as_posix()
 
 
-def _record_path(h5: Path) -> Path:
+def record_path(h5: Path) -> Path:
+    """Return where it is written down what was derived from a feature file."""
     return h5.parent / FOLDER / f"{h5.stem}.json"
 
 
 def _note(h5: Path, kind: str, record: dict[str, Any] | None) -> None:
-    path, all_of_them = _record_path(h5), records(h5)
+    path, all_of_them = record_path(h5), records(h5)
     if record is None and kind not in all_of_them:
         return
     all_of_them.pop(kind, None)
@@ -169,7 +176,8 @@ def _note(h5: Path, kind: str, record: dict[str, Any] | None) -> None:
     write_atomically(path, json.dumps(all_of_them, indent=1, sort_keys=True).encode("utf-8", "backslashreplace"))
 
 
-def _files(path: Path) -> Iterator[Path]:
+def files_below(path: Path) -> Iterator[Path]:
+    """Yield a file, or all files of a folder."""
     if path.is_dir():
         yield from (one for one in sorted(path.rglob("*")) if one.is_file())
     else:
@@ -178,14 +186,14 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _extent(path: Path) -> tuple[int, int]:
     """Return how many files and bytes there are."""
-    sizes = [one.stat().st_size for one in _files(path)]
+    sizes = [one.stat().st_size for one in files_below(path)]
     return len(sizes), sum(sizes)
 
 
 def _facts_of(path: Path, sync: bool = False) -> dict[str, Any]:
     """Return files, bytes and checksum of a file or a folder; bring it to the disk, too, where that is asked for."""
     digest, bytes_read, count = checksums.new_digest(), 0, 0
-    for one in _files(path):
+    for one in files_below(path):
         if one != path:
             digest.update(str(one.relative_to(path)).encode("utf-8", "surrogateescape"))
         with one.open("rb") as stream:

@@ -26,8 +26,8 @@ _MOST_CHARACTERS: Final = 300  # of a message or a hint, where it is repeated
 
 
 def _now() -> str:
-    """Return the time in UTC, to the second, as ISO 8601 writes it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """Return the time in UTC as ISO 8601 writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class RunMark:
         append(out, facts | {"models": list(models)})
 
     def append(self, out: Path, line: Mapping[str, Any]) -> None:
-        """Append the line of a slide, with the time, the host and the run.
+        """Append the line of a slide, with the time, the host and its process, and the run.
 
         Raises:
             OutputUnwritable: the folder cannot be written.
         """
-        append(out, {**line, "time": _now(), "host": self.host, "run": self.run})
+        append(out, {**line, "time": _now(), "host": self.host, "pid": os.getpid(), "run": self.run})
 
 
 def append(out: Path, line: Mapping[str, Any]) -> None:
