@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from crew import OPTIONS, run_and_disturb, survives
 from support import extract, one_error
 
-pytest.importorskip("ray", reason="needs the extra `ray`")
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two actors need two cores")
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two actors need two cores"),
+]
 RAY = ("--scheduler", "ray")
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -103,10 +104,10 @@ def test_a_name_that_is_no_text_gives_every_format(
     assert {path.suffix for path in out.rglob(f"{name}.*")} >= {".h5", ".npy", ".csv", ".geojson"}
 
 
+@pytest.mark.skipif(find_spec("spatialdata") is None, reason="needs the extra `spatial`")
 def test_a_name_that_is_no_text_is_refused_where_a_librarys_paths_are_text(
     tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("spatialdata")
     odd, slide = tmp_path / os.fsdecode(b"na\xefve.tiff"), make_slide("b.tiff", 1)
     make_slide("a.tiff").rename(odd)
     done = run(tiny_bundle, odd, slide, "--out", tmp_path / "out", "--format", "zarr")
