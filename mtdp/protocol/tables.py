@@ -11,9 +11,10 @@ from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtdp.confusions import Confusion, confusion
-from mtdp.metrics import Truth, balanced_accuracy, class_accuracies, interval
+from mtdp.metrics import Truth, balanced_accuracy, class_accuracies, percentiles, resampled_scores
 from mtdp.protocol.cells import Cell, judgement_cells
 from mtdp.protocol.rank_table import rank_table
 from mtdp.protocol.ranking import mean_and_std, significant
@@ -49,9 +50,14 @@ _COLOURS: Final = {"start": "#4c72b0", "mtl": "#c44e52", "random": "#8c8c8c", "c
 class Judgement:
     """What the test images add to the score of one column of one task."""
 
-    interval: tuple[float, float] | None  # 95 %, of the mean over the seeds
+    replicates: NDArray[np.float64]  # mean over the seeds, on each resample of groups; alike for every column
     balanced: tuple[float, ...]  # balanced accuracy of each run
     of_classes: tuple[float, ...]  # accuracy within each class, mean over the runs
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 %, of the mean over the seeds."""
+        return percentiles(self.replicates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ def _judgement(task: Task, runs: Sequence[Sequence[float]]) -> Judgement:
     arrays = [np.asarray(run, np.float64) for run in runs]
     of_runs = [class_accuracies(run, truth.labels, truth.classes) for run in arrays]
     return Judgement(
-        interval(runs, truth),
+        resampled_scores(runs, truth),
         tuple(balanced_accuracy(run, truth.labels, truth.classes) for run in arrays),
         tuple(fmean(values) for values in zip(*of_runs, strict=True)),
     )
@@ -164,7 +170,9 @@ def markdown(rows: Sequence[Row]) -> str:
         facts = [row.task, metric, str(row.classes), str(row.train_images)]
         after = [f"{row.test_images} ({row.test_groups})", str(row.seeds), _combination(row)]
         lines.append(f"| {' | '.join([*facts, *(_percent(row, name) for name in columns), *after])} |")
-    lines += ["", *(_tally(rows, *pair) for pair in PAIRS if all(name in columns for name in pair))]
+    for pair in PAIRS:
+        if all(name in columns for name in pair):
+            lines += ["", _tally(rows, *pair), *_gains(rows, *pair)]
     lines += ["", LEGEND]
     if any(row.judgements for row in rows):
         lines += ["", "Accuracy within each class (recall), mean over the seeds; balanced: their mean.", ""]
@@ -310,3 +318,17 @@ def _tally(rows: Sequence[Row], first: str, second: str) -> str:
         f"{second} is better than {first} on {better} of {len(both)} tasks, significantly on {much_better}; "
         f"significantly worse on {much_worse}."
     )
+
+
+def _gains(rows: Sequence[Row], first: str, second: str) -> list[str]:
+    """By how much the second column is better on each task: both are judged on the same resamples."""
+    told = []
+    for row in rows:
+        one, other = row.judgements.get(first), row.judgements.get(second)
+        if one and other:
+            gain = mean_and_std(row.scores[second])[0] - mean_and_std(row.scores[first])[0]
+            span = percentiles(other.replicates - one.replicates)
+            told.append(
+                f"{row.task} {100 * gain:+.1f}" + (f" [{100 * span[0]:+.1f}, {100 * span[1]:+.1f}]" if span else "")
+            )
+    return [f"{second} minus {first}, in points, with the 95 % interval of pairs: {', '.join(told)}."] if told else []

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -29,7 +30,7 @@ from mtdp.protocol.rank_table import rank_table
 from mtdp.protocol.ranking import choose, mean_and_std, ranks, significant
 from mtdp.protocol.run import Protocol, chosen, run_protocol, scores_on_val, training_folder
 from mtdp.protocol.settings import hold_to_settings
-from mtdp.protocol.tables import Row, as_csv, collect, markdown, write_tables
+from mtdp.protocol.tables import Judgement, Row, as_csv, collect, markdown, write_tables
 from mtdp.run_state import write_json
 from mtdp.tasks import Task, load_pool
 from mtdp.transfer import Extractor, ProbeResult
@@ -255,6 +256,15 @@ def test_the_table_marks_what_differs() -> None:
         "blood,accuracy,4,120,FE start,0,0.700000,,0,0,,,",
         "blood,accuracy,4,120,FE MTL,0,0.800000,lr0.001-tau1-warmup0,0,0,,,",
     ]
+
+
+def test_two_columns_are_compared_on_the_same_resamples() -> None:
+    """Each is uncertain by 20 points, their difference by 4."""
+    start, mtl = np.linspace(0.5, 0.7, 1001), np.linspace(0.6, 0.76, 1001)
+    judged = {"FE start": Judgement(start, (0.6,), ()), "FE MTL": Judgement(mtl, (0.68,), ())}
+    row = Row("blood", "accuracy", 9, 2, {"FE start": (0.6,), "FE MTL": (0.68,)}, "", judgements=judged)
+    lines = markdown([row]).splitlines()
+    assert "FE MTL minus FE start, in points, with the 95 % interval of pairs: blood +8.0 [+6.1, +9.9]." in lines
 
 
 def test_an_unfinished_run_has_a_table_of_what_is_there(tasks: tuple[Task, ...], tmp_path: Path) -> None:
