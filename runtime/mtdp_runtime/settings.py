@@ -38,7 +38,7 @@ class TissueSettings:
 
     mpp: float = 8.0  # scale of the mask; coarser where the slide is huge
     max_side_px: int = 8192
-    method: str = "density over the slide's own glass, 3"  # another rule gives another name
+    method: str = "density over the slide's own glass, 4"  # another rule gives another name
     blur_um: float = 40.0  # light is averaged over this distance: tissue is a texture, not single pixels
     density_floor: float = 0.02  # optical density (natural logarithm): 2 % of the light is lost to haze and 8 bits
     density_part: float = 0.15  # of the slide's usual tissue: a pale slide has a lower threshold than a dark one

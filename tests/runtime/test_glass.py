@@ -274,3 +274,29 @@ def test_what_lies_beside_a_fill_of_one_value_is_no_glass_where_no_lamp_gives_it
     mask, _ = tissue_of(image, 8.0, TissueSettings())
     assert mask[:, 34:].all()
     assert not mask[:, :30].any()
+
+
+@pytest.mark.parametrize("tint", [(243, 243, 242), (200, 190, 160), (80, 78, 75)])
+@pytest.mark.parametrize("fall", [0.15, 0.3])
+def test_glass_beyond_tissue_in_fallen_light_is_no_tissue(tint: tuple[int, int, int], fall: float) -> None:
+    """Two bands of tissue part the glass in three, so that no slope of light leads from one to the next."""
+    columns = np.arange(WIDE)
+    tissue = np.broadcast_to(((columns // 60) % 2 == 1)[None, :], (HIGH, WIDE)).copy()
+    image = drawn(tissue, tint, STAINS["haematoxylin and eosin"], 0.6, 1.5, 8)
+    light = (1 - fall * columns / WIDE)[None, :, None]
+    recall, false = recall_and_false(np.clip(np.rint(image * light), 0, 255).astype(np.uint8), tissue)
+    assert recall >= 0.9
+    assert false <= 0.02
+
+
+@pytest.mark.parametrize("tint", [(120, 118, 115), (223, 215, 213), (240, 236, 224)])
+@pytest.mark.parametrize("contrast", [0.2, 0.4])
+def test_grey_tissue_as_even_as_glass_is_no_glass_in_fallen_light(tint: tuple[int, int, int], contrast: float) -> None:
+    """It has the glass's hue and grain. It has an edge as well, which no light has."""
+    tissue = shape_of(0.4, 9)
+    rng = np.random.default_rng(9)
+    density = np.where(tissue, np.exp(0.1 * rng.normal(0, 1, tissue.shape)), 0)[..., None] * 0.6 * contrast
+    seen = np.exp(-density) * np.array(tint) + rng.normal(0, 2.0, (HIGH, WIDE, 3))
+    recall, false = recall_and_false(np.clip(np.rint(seen), 0, 255).astype(np.uint8), tissue)
+    assert recall >= 0.9
+    assert false <= 0.02

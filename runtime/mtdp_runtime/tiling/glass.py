@@ -61,6 +61,7 @@ _OTHER_LIGHT_OD: Final = 60  # what is as smooth and as colourless as the glass 
 _SMOOTH: Final = 2.0  # of the glass's own variance between pixels...
 _BLOCKY: Final = 95.0  # percent of the glass: of coarse JPEG all but the edges of blocks is smooth
 _SMOOTH_LEVELS: Final = 1.5  # ...and this much for blocks of JPEG, in grey levels
+_EXPLAINED: Final = 0.9  # of the glass, and of islands of it, within the noise of the light that both are to be in
 _SMOOTH_PART: Final = 0.72  # of the 5 x 5 cells around: a stripe's edge crosses one of five
 _JPEG_COLOUR: Final = 3  # times two grey levels: so far does JPEG of quality 30 move a colour
 _STANDS_OUT_OD: Final = 40  # what is dimmer than the glass around is not glass
@@ -111,6 +112,7 @@ def find_glass(image: NDArray[np.uint8], mpp: float) -> Glass:
         colour = _assumed(cells[scanned] if scanned.any() else cells.reshape(-1, 3))
         field = np.broadcast_to(colour, cells.shape).copy()
         return Glass(colour, field, flat, unscanned, np.zeros_like(flat), cells, cell_px, _FLOOR_OD / OD, False)
+    glass = _with_islands(cells, flat & scanned, grains, glass, colour)
     even, light = cells, np.zeros(flat.shape, np.int32)
     for _ in range(_LIGHT_ROUNDS):  # the light that is known here shows more of the glass there
         found = light_of(mean(OD_OF[cells]), glass)
@@ -129,6 +131,33 @@ def find_glass(image: NDArray[np.uint8], mpp: float) -> Glass:
     field, noise_od = _even_field(even, glass, colour)
     dim = _in_other_light(even, field, grains, glass, _tolerance(colour))
     return Glass(colour, lit(field, light), flat, unscanned, dim, cells, cell_px, noise_od, True)
+
+
+def _with_islands(
+    cells: NDArray[np.uint8],
+    flat: NDArray[np.bool_],
+    grains: NDArray[np.int32],
+    glass: NDArray[np.bool_],
+    colour: NDArray[np.uint8],
+) -> NDArray[np.bool_]:
+    """Return bool[h, w]: the glass, and what of it lies beyond tissue where the light has fallen.
+
+    No slope of light leads there. It has the glass's hue and no more grain; so may pale grey tissue, which has an edge:
+    only where one light explains nearly all of both, they are one glass.
+    """
+    away = OD_OF[cells] - OD_OF[colour]
+    level = mean(away)
+    hue = greatest(np.abs(away - level[..., None])) <= max(_SAME_HUE_OD, _tolerance(colour))
+    most = max(round(_SMOOTH * percentile(grains[glass], 50)), percentile(grains[glass], _BLOCKY))
+    smooth = flat & hue & (level > 0) & (level <= _SLOPE_OD) & (grains <= most)
+    islands = smooth & (box(smooth.astype(np.int32), 5) >= round(_SMOOTH_PART * 25)) & ~glass
+    if islands.sum() < _LEAST_CELLS:
+        return glass
+    both = glass | islands
+    left = level - light_of(level, both)
+    explained = np.abs(left - int(np.median(left[both]))) <= max(_FLOOR_OD, _tolerance(colour))
+    one_light = min(explained[glass].mean(), explained[islands].mean()) >= _EXPLAINED
+    return both if one_light else glass
 
 
 def _in_other_light(
