@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-TEXT = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
-STEPS = re.findall(r"<!-- run(?:: (\w+))? -->\n```(sh|python)\n(.*?)```", TEXT, re.DOTALL)
+from printed import give, steps_of
+
+STEPS = steps_of("recipes.md")
 MODULES = {"spatial": "spatialdata", "export": "onnx"}
 
 
@@ -41,7 +37,4 @@ def test_a_step_runs_as_printed(folder: Path, number: int) -> None:
     needs, language, code = STEPS[number]
     if needs in MODULES and importlib.util.find_spec(MODULES[needs]) is None:
         pytest.skip(f"needs the extra `{needs}`")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["bash", "-euc", code] if language == "sh" else [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    give(language, code, folder)

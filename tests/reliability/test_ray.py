@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from crew import OPTIONS, run_and_disturb, survives
-from support import extract, one_error
+from crew import OPTIONS, content, run_and_disturb, survives
+from support import extract, one_error, slide_lines
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra `ray`"),
@@ -27,6 +33,46 @@ def ray_folder() -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def head(ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A cluster that runs already, of this machine alone, and takes who has its token."""
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    monkeypatch.setenv("HOME", str(ray_folder))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    code = "from ray.scripts.scripts import main; main()"
+    options = f"--head --block --node-ip-address 127.0.0.1 --port {port} --num-cpus 2 --disable-usage-stats"
+    command = [sys.executable, "-c", code, "start", *options.split(), "--include-dashboard", "false"]
+    command += ["--temp-dir", str(ray_folder), "--object-store-memory", str(100 << 20)]
+    with (tmp_path / "head.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until_s = time.monotonic() + 60
+        while "Ray runtime started" not in (tmp_path / "head.log").read_text():
+            assert process.poll() is None, (tmp_path / "head.log").read_text()
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_cluster_that_runs_already_is_joined_with_its_token_and_left_running(
+    head: str, slides: Path, tiny_bundle: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    out, host, port = tmp_path / "o", *head.split(":")
+    arguments = (slides, "--model", tiny_bundle, *OPTIONS, *RAY, "--ray-address", head, "--workers", 2)
+    result = extract(*arguments, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert content(out) == whole
+    assert len({line["pid"] for line in slide_lines(out)}) == 2
+    socket.create_connection((host, int(port)), 5).close()
 
 
 def test_an_actor_that_dies_or_hangs_costs_its_slide_one_more_try(

@@ -86,7 +86,8 @@ class RayCrew:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(
                 f"Ray cannot be had{f' at {address}' if address else ''}: {first}",
-                hint="--ray-address auto joins the cluster of this machine; left out, one is started here.",
+                hint="--ray-address auto joins the cluster of this machine; left out, one is started here. "
+                "A token comes from RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.",
             ) from error
         finally:
             for signum, handler in handlers:  # Ray sets its own
