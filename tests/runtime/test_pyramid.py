@@ -112,3 +112,18 @@ def test_a_spacing_that_is_copied_or_computed_from_the_size_says_nothing(spacing
 
 def test_an_image_larger_than_level_0_is_no_level() -> None:
     assert downsamples([Candidate(1000, 1000), Candidate(1500, 1500)]) == [1.0, None]
+
+
+def test_of_two_levels_padded_to_one_size_the_second_tells_no_factor() -> None:
+    """1/8 and 1/16 of 6174 x 6900 px both are a single tile; both were taken for 1/8."""
+    tile = (1024, 1024)
+    sides = [[-(-side // (factor * 1024)) * 1024 for side in (6174, 6900)] for factor in (1, 2, 4, 8, 16)]
+    images = [Candidate(*size, None, tile) for size in sides]
+    assert downsamples(images) == [1.0, 2.0, 4.0, 8.0, None]
+    assert "as large as another level" in judge(images)[-1].why
+    stated = [Candidate(*size, (2.0**i, 2.0**i) if i else None, tile) for i, size in enumerate(sides)]
+    assert downsamples(stated) == [1.0, 2.0, 4.0, 8.0, 16.0]
+
+
+def test_a_plane_as_large_as_level_0_is_no_level() -> None:
+    assert downsamples([Candidate(1000, 800), Candidate(1000, 800), Candidate(500, 400)]) == [1.0, None, 2.0]

@@ -44,9 +44,16 @@ def judge(images: list[Candidate]) -> list[Verdict]:
     verdicts = [Verdict(1.0)] + [Verdict(None)] * (len(images) - 1)
     order = sorted(range(1, len(images)), key=lambda i: -images[i].width * images[i].height)
     finer = 1.0  # the coarsest whole factor so far
+    taken = {(first.width, first.height)}
     for i in order:
+        size = (images[i].width, images[i].height)
         verdict = _verdict(first, images[i], finer)
+        if size in taken and verdict.downsample is not None and images[i].stated is None:
+            # Both are padded to the same tiles, or one is another plane: of neither does the size tell the factor.
+            verdict = Verdict(None, f"{size[0]} x {size[1]} px is as large as another level")
         verdicts[i] = verdict
+        if verdict.downsample is not None:
+            taken.add(size)
         if verdict.downsample is not None and verdict.downsample.is_integer():
             finer = verdict.downsample
     return verdicts
