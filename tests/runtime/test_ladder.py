@@ -274,7 +274,10 @@ class TestDoctor:
             if line.split()[:1] and line.split()[0] in BACKENDS and line.split()[1] == "no":
                 assert lines[number + 1].startswith("-> ")
 
-    def test_a_rung_that_refuses_is_a_problem_and_the_others_are_tried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_rung_that_refuses_is_a_problem_and_the_others_are_tried(
+        self, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
+    ) -> None:
+        monkeypatch.setattr("mtdp_runtime.bundle.default_bundle_path", lambda: tiny_bundle)
         classes: dict[str, type[Any]] = {"picky": Picky, "broken": Broken, "onnxruntime": OnnxRuntime}
         monkeypatch.setattr("mtdp_runtime.backends.probe_all", lambda: [one.probe() for one in classes.values()])
         monkeypatch.setattr("mtdp_runtime.backends.backend_class", classes.__getitem__)
