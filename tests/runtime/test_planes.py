@@ -133,3 +133,20 @@ def test_planes_of_depth_or_time_are_no_colours(tmp_path: Path, image: NDArray[n
         tifffile.imwrite(path, stack, photometric="minisblack", ome=True, metadata={"axes": axes})
         with pytest.raises(SlideUnreadable, match="an image of 3 planes"):
             open_slide(path)
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0)])
+def test_planes_may_lie_in_any_order_that_is_said(
+    tmp_path: Path, image: NDArray[np.uint8], order: tuple[int, ...]
+) -> None:
+    told = xml(600, 400, SAID["names"])
+    for ifd, channel in enumerate(order):
+        told = told.replace(f'IFD="{ifd}" FirstC="{ifd}"', f'IFD="{ifd}" FirstC="{channel}"')
+    path = tmp_path / "image.ome.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        how = {"photometric": "minisblack", "metadata": None, "tile": (128, 128), "compression": "zlib"}
+        for ifd, channel in enumerate(order):
+            description = told.encode() if ifd == 0 else None
+            tiff.write(image[..., channel].copy(), description=description, **how)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(read_square(slide, 333, 251, 64, 1.0), image[251:315, 333:397])

@@ -47,4 +47,7 @@ def scale_in(tiff: Any, page: Any) -> Scale:
 
 
 def _size_px(page: Any) -> int:
-    return 0 if page is None else int(page.imagewidth) * int(page.imagelength)
+    if page is None:
+        return 0
+    whole = page.aspage()  # where the planes are in another order, tifffile keeps but the outline of the first
+    return int(whole.imagewidth) * int(whole.imagelength)
