@@ -1,4 +1,4 @@
-"""Area averaging as a graph equals the host's, at drawn scales and phases, computed by ONNX Runtime."""
+"""Area averaging as a graph gives the host's bits, at drawn scales and phases, computed by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mtdp_export.averaging import Weights, averaging_graph, weights
+from mtdp_runtime.backends.tensorrt.library import LIBRARY, Log
 from mtdp_runtime.slide.resample import is_still, resample_into, span_of
-
-NEAR_A_HALF = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +22,11 @@ def session() -> Any:
 
 
 def run(session: Any, windows: NDArray[np.uint8], of: Weights) -> NDArray[np.uint8]:
-    given_ = {"window": windows, "rows": of.rows, "columns": of.columns, "factor": of.factor, "nudge": of.nudge}
+    given_ = {"window": windows, "rows": of.rows, "columns": of.columns}
+    given_ |= {"row_factors": of.row_factors, "column_factors": of.column_factors}
     (tiles,) = session.run(["tiles"], given_)
     found: NDArray[np.uint8] = tiles
     return found
-
-
-def exact(window: NDArray[np.uint8], of: Weights) -> NDArray[np.float64]:
-    """The sums in float64, before they are rounded."""
-    rows, columns = of.rows[0, 0].astype(np.float64), of.columns[0, 0].astype(np.float64)
-    return np.asarray(np.einsum("oh,hwc,wp->opc", rows, window.astype(np.float64), columns) * float(of.factor))
 
 
 def window_for(start: float, out_px: int, scale: float, seed: int) -> tuple[NDArray[np.uint8], float]:
@@ -47,19 +41,13 @@ def window_for(start: float, out_px: int, scale: float, seed: int) -> tuple[NDAr
     st.integers(1, 40),
     st.integers(0, 99),
 )
-def test_a_tile_is_the_hosts_but_where_it_is_a_half(
-    session: Any, scale: float, start: float, out_px: int, seed: int
-) -> None:
+def test_a_tile_is_the_hosts_to_the_bit(session: Any, scale: float, start: float, out_px: int, seed: int) -> None:
     window, phase = window_for(start, out_px, scale, seed)
     assume(phase or not is_still(scale, out_px))  # then nothing is resampled, and the stage is not asked
     host = np.zeros((out_px, out_px, 3), np.uint8)
     resample_into(host, window, scale, phase, phase)
     of = weights(out_px, *window.shape[:2], scale, phase, phase)
-    found = run(session, window[None], of)[0]
-    values = exact(window, of)
-    half = np.abs(values - np.floor(values) - 0.5) < NEAR_A_HALF
-    np.testing.assert_array_equal(found[~half], host[~half])
-    assert np.abs(found.astype(int) - host)[half].max(initial=0) <= 1
+    np.testing.assert_array_equal(run(session, window[None], of)[0], host)
 
 
 @settings(max_examples=30)
@@ -86,9 +74,9 @@ def test_a_batch_may_share_its_weights_or_have_its_own(session: Any) -> None:
         each.append(weights(out_px, side, side, scale, phase, phase))
     own = Weights(
         np.concatenate([of.rows for of in each]),
+        np.concatenate([of.row_factors for of in each]),
         np.concatenate([of.columns for of in each]),
-        each[0].factor,
-        each[0].nudge,
+        np.concatenate([of.column_factors for of in each]),
     )
     together = run(session, np.stack(windows), own)
     for tile, window, of in zip(together, windows, each, strict=True):
@@ -104,3 +92,27 @@ def test_white_stays_white_and_black_black(session: Any) -> None:
             window[:] = grey
             of = weights(20, *window.shape[:2], scale, phase, phase)
             assert (run(session, window[None], of) == grey).all()
+
+
+@pytest.mark.parametrize("capability", ["8.0+", "8.9"])
+def test_tensorrt_rtx_builds_it_without_a_gpu(capability: str) -> None:
+    """Built, and never run: whether a GPU gives the same bits is not known, and neither is what it costs there."""
+    pytest.importorskip("tensorrt_rtx")
+    library = LIBRARY["tensorrt-rtx"].load()
+    log = Log(library)
+    builder = library.Builder(log.logger)
+    network = builder.create_network(0)
+    parser = library.OnnxParser(network, log.logger)
+    assert parser.parse(averaging_graph().SerializeToString()), log.last_error
+    of = weights(56, 112, 112, 1.979)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        name = network.get_input(index).name
+        own = (1, 112, 112, 3) if name == "window" else getattr(of, name).shape
+        profile.set_shape(name, own, own, (8, *own[1:]) if name == "window" else own)
+    config.add_optimization_profile(profile)
+    config.clear_flag(library.BuilderFlag.TF32)  # it would round what the law has whole
+    if capability == "8.9":
+        config.num_compute_capabilities = 1
+        assert config.set_compute_capability(library.ComputeCapability.SM89, 0)
+    assert builder.build_serialized_network(network, config) is not None, log.last_error

@@ -164,7 +164,7 @@ def test_where_a_decoder_could_reduce_the_features_are_the_reference(
     result = extract(slide, "--model", tiny_bundle, "--out", out, "--mpp", 2.0, "--precision", "fp32", "--check", 10)
     assert (result.returncode, result.stderr) == (0, "")
     with h5py.File(out / "slide.h5") as file:
-        assert file.attrs["resampling"] == "level 0, exact area average"
+        assert file.attrs["resampling"] == "level 0, exact area average, 2"
         assert json.loads(file.attrs["check"])["min_cosine"] >= 0.999999
 
 

@@ -40,8 +40,8 @@ def resampled(source: NDArray[np.uint8], out_px: int, scale: float, phase: float
 def test_equals_the_definition_for_any_scale_and_place(out_px: int, scale: float, phase: float, seed: int) -> None:
     _, side, phase = span_of(phase, out_px, scale)
     source = noise(side, seed)
-    # Half a level of rounding, and what float32 leaves; a scale next to 1 may move the last pixel by 0.02.
-    near = 0.5 + 255 * 2 * STILL_PX if is_still(scale, out_px) and not phase else 0.51
+    # Half a level of rounding, and what the law leaves; a scale next to 1 may move the last pixel by 0.02.
+    near = 0.5 + 255 * 2 * STILL_PX if is_still(scale, out_px) and not phase else 0.52
     assert np.abs(resampled(source, out_px, scale, phase) - area_average(source, out_px, scale, phase)).max() <= near
 
 
@@ -49,7 +49,7 @@ def test_equals_the_definition_for_any_scale_and_place(out_px: int, scale: float
 def test_a_tile_of_the_usual_size_equals_the_definition(scale: float) -> None:
     # 0.499 µm/px read at 0.5: OpenCV alone would hand back the pixels as they are, half a pixel off at the far edge.
     source = noise(span_of(0, 224, scale)[1])
-    assert np.abs(resampled(source, 224, scale) - area_average(source, 224, scale)).max() <= 0.51
+    assert np.abs(resampled(source, 224, scale) - area_average(source, 224, scale)).max() <= 0.52
 
 
 @pytest.mark.parametrize(("first", "scale"), [(0.25, 1.0), (0.5, 2.0), (1 / 3, 1.25), (0.75, 4.0)])
@@ -57,7 +57,7 @@ def test_a_place_between_pixels_is_honoured(first: float, scale: float) -> None:
     start, end, phase = span_of(first, 50, scale)
     assert (start, phase) == (0, first)
     source = noise(end)
-    assert np.abs(resampled(source, 50, scale, phase) - area_average(source, 50, scale, phase)).max() <= 0.51
+    assert np.abs(resampled(source, 50, scale, phase) - area_average(source, 50, scale, phase)).max() <= 0.52
 
 
 @pytest.mark.parametrize("scale", [0.9, 0.99, 0.998, 0.9995])

@@ -261,9 +261,9 @@ def photograph(
 def test_what_is_done_to_the_pixels_is_named(photograph: tuple[Slide, Slide]) -> None:
     fast, reference = photograph
     texts = {scale: resampling_of(fast.info, scale, 224) for scale in (0.9, 1.0, 2.5, 4.0, 33.0)}
-    assert texts[0.9] == "level 0, linear"
+    assert texts[0.9] == "level 0, linear, 2"
     assert texts[1.0] == "level 0, as it is"
-    assert texts[2.5] == resampling_of(reference.info, 2.5, 224) == "level 0, exact area average"
+    assert texts[2.5] == resampling_of(reference.info, 2.5, 224) == "level 0, exact area average, 2"
     assert texts[4.0] == texts[33.0] == texts[2.5]
 
 

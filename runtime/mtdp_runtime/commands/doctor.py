@@ -78,6 +78,7 @@ def diagnose() -> dict[str, Any]:
     from mtdp_runtime.backends import probe_all
     from mtdp_runtime.bundle import default_bundle_path, load_bundle
     from mtdp_runtime.errors import RuntimeFailure
+    from mtdp_runtime.slide.compiled import described
 
     installed = {name: _version(metadata, name) for name in _PACKAGES}
     problems = conflicts(installed)
@@ -99,6 +100,7 @@ def diagnose() -> dict[str, Any]:
     return {
         "machine": f"{platform.platform()}, Python {platform.python_version()}, {usable_cores()} cores",
         "openslide": openslide.__library_version__,
+        "averaging": described(),
         "packages": installed,
         "backends": [asdict(probe) for probe in probes],
         "packaged_model": bundle,
@@ -155,6 +157,7 @@ def _version(metadata: Any, name: str) -> str:
 def _print(findings: dict[str, Any]) -> None:
     say(f"machine         {findings['machine']}")
     say(f"openslide       {findings['openslide']}")
+    say(f"averaging       {findings['averaging']}")
     say(f"packaged model  {findings['packaged_model'] or 'missing'}")
     say("engines, best first; --backend auto takes the first that can run")
     for probe in findings["backends"]:

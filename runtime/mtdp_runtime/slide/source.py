@@ -35,6 +35,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mtdp_runtime.slide import Level, SlideInfo, Source
+from mtdp_runtime.slide.cells import LAW
 from mtdp_runtime.slide.resample import is_still
 
 LEAST_LEFT: Final = 8.0
@@ -100,8 +101,9 @@ def resampling_of(info: SlideInfo, scale: float, tile_px: int, aligned: bool = T
     """Name the source of a slide's tiles, and what is done to it: a part of what makes the features."""
     source = tiles_source(info, scale, tile_px, aligned)
     left = scale / factor_of(info, source)
-    done = "as it is" if is_still(left, tile_px) else "exact area average" if left > 1 else "linear"
-    return f"level {source.level}, {done}"
+    if is_still(left, tile_px):
+        return f"level {source.level}, as it is"
+    return f"level {source.level}, {'exact area average' if left > 1 else 'linear'}, {LAW}"
 
 
 def _source(info: SlideInfo, scale: float, tile_px: int, aligned: bool) -> Source:
