@@ -62,6 +62,7 @@ def test_the_doctor_finds_this_machine_fit() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     findings = json.loads(result.stdout)
     assert findings["problems"] == []
+    assert findings["averaging"].startswith(("compiled, ", "by NumPy, "))
     assert set(findings["self_test"]) == {"openvino", "onnxruntime"}
 
 
