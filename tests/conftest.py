@@ -18,6 +18,9 @@ pytest.register_assert_rewrite("contracts")
 # Test processes run side by side; threads of each that wait for each other would double the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tests start hundreds of processes: what one of them has compiled is kept for the others.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Laws are checked for truth, not for time: a shared machine may pause for long.
 settings.register_profile("mtdp", deadline=None)
 settings.load_profile("mtdp")
