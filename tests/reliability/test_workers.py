@@ -12,7 +12,7 @@ import pytest
 
 import warm
 from crew import OPTIONS, content, owner, run_and_disturb, survives
-from mtdp_runtime.cohort import processes
+from mtdp_runtime.cohort import pool, processes
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
 from mtdp_runtime.cohort.pool import largest_first
 from mtdp_runtime.cohort.processes import core_groups
@@ -110,6 +110,7 @@ def test_a_worker_that_hangs_before_it_loads_anything_ends_the_run(
     slides: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_CODE", "import time; time.sleep(99)")
+    monkeypatch.setattr(pool, "_START_S", 0.2)
     bundles = load_bundles([tiny_bundle])
     job = Job(
         slides=tuple(list_slides([slides])),
@@ -117,7 +118,7 @@ def test_a_worker_that_hangs_before_it_loads_anything_ends_the_run(
         bundles=bundles,
         settings=shared_settings(bundles),
         workers=2,
-        stall_limit_s=0.2,
+        stall_limit_s=0.1,
     )
     run = run_job(job)
     with pytest.raises(BackendError, match=r"read and computed nothing for 0\.2 s and was ended while it started"):

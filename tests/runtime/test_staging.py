@@ -18,7 +18,7 @@ import mtdp_runtime
 import warm
 from mtdp_runtime.cohort import staging
 from mtdp_runtime.cohort.claims import claim
-from mtdp_runtime.cohort.staging import PREFIX, Staging
+from mtdp_runtime.cohort.staging import PREFIX, IsDone, Staging
 from support import damage_tile, extract, pyramid, stained
 
 
@@ -142,9 +142,9 @@ def test_what_is_copied_ahead_is_what_will_be_read(
     mtdp_runtime.extract([bad, slides[2]], out, **arguments)  # type: ignore[arg-type]
     begun, begin = [], Staging.begin
 
-    def recorded(self: Staging, slide: Path) -> None:
+    def recorded(self: Staging, slide: Path, is_done: IsDone | None) -> None:
         begun.append(slide.name)
-        begin(self, slide)
+        begin(self, slide, is_done)
 
     monkeypatch.setattr(Staging, "begin", recorded)
     with claim(out, "c"):

@@ -27,6 +27,7 @@ from mtdp_runtime.store.run_log import RunMark
 
 _TICK_S: Final = 1.0
 _LOOK_EVERY_S: Final = 2.0
+_START_S: Final = 60.0  # that a worker has at least, until it says what it loads: libraries may lie on a slow share
 
 
 class Crew(Protocol):
@@ -182,9 +183,10 @@ class Pool:
         limit, found = self._job.stall_limit_s, []
         for worker, desk in enumerate(self._desks):
             at_work = desk.here and (not desk.ready or desk.at is not None)
-            if limit and at_work and time.monotonic() - desk.heard_s > limit:
+            allowed = limit if desk.ready or desk.loads else max(limit, _START_S)
+            if limit and at_work and time.monotonic() - desk.heard_s > allowed:
                 self._crew.end(worker)
-                found.append((worker, "lost", f"read and computed nothing for {limit:g} s and was ended"))
+                found.append((worker, "lost", f"read and computed nothing for {allowed:g} s and was ended"))
         return found
 
     def _hear(self, worker: int, kind: str, what: Any) -> Outcome | None:
