@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
+from mtdp_runtime import open_slide
 from printed import give, steps_of
+from support import pyramid, read_square
 
 STEPS = steps_of("recipes.md")
 MODULES = {"spatial": "spatialdata", "export": "onnx"}
@@ -17,10 +18,12 @@ MODULES = {"spatial": "spatialdata", "export": "onnx"}
 
 @pytest.fixture(scope="module")
 def folder(slides_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide, and a rectangle that somebody drew on it."""
+    """A piece of a slide, and a rectangle that somebody drew on it."""
     folder = tmp_path_factory.mktemp("user")
-    shutil.copy(slides_dir / "CMU-1-Small-Region.svs", folder / "slide.svs")
-    ring = [[200, 200], [1800, 200], [1800, 1800], [200, 1800], [200, 200]]
+    with open_slide(slides_dir / "CMU-1-Small-Region.svs") as slide:
+        image = read_square(slide, 400, 400, 1344, 1.0)
+    pyramid(image, folder / "slide.svs", mpp=0.5, lossy=True)
+    ring = [[200, 200], [1200, 200], [1200, 1200], [200, 1200], [200, 200]]
     drawn = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
     (folder / "annotations.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [drawn]}))
     classed = [drawn | {"properties": {"classification": {"name": "Tumor"}}}]
