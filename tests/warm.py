@@ -38,6 +38,11 @@ for name in (*modules, "cuda.bindings.runtime", "numpy.ma", "onnxruntime", "pyda
         importlib.import_module(name)
 typer.main.get_command(mtdp_runtime.commands.extract.app)
 """
+TRAINING: Final = """
+import os
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # of pyarrow, which scikit-learn imports
+import mtdp.cli, mtdp.pretrain, mtdp.protocol.run, mtdp.transfer, mtdp.bundle_features, timm
+"""
 _SERVER: Final = """
 import sys
 sys.path.append(sys.argv[1])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import warm
 from mtdp.checkpoint import load_checkpoint
 from mtdp.cli import app
 from mtdp.errors import UsageError
@@ -121,9 +122,9 @@ def test_a_signal_is_the_exit_code(pool_file: Path, tmp_path: Path) -> None:
     import time
 
     run = tmp_path / "run"
-    command = [sys.executable, "-c", "from mtdp.cli import main; main()", "pretrain", "--pool", str(pool_file)]
-    command += ["--out", str(run), "--iterations", "100000", *TINY, "--arch", "timm:test_resnet"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+    options = ["--out", str(run), "--iterations", "100000", *TINY, "--arch", "timm:test_resnet"]
+    main = "from mtdp.cli import main; main()"
+    process = warm.start(main, "pretrain", "--pool", pool_file, *options, imports=warm.TRAINING)
     while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").stat().st_size:
         assert process.poll() is None
         time.sleep(0.05)

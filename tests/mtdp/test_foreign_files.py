@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import mtdp.bundle_features
+import warm
 from hostile_models import endless_bundle
 from mtdp.cli import app
 from mtdp.errors import CheckpointError, MtdpError, PoolError, WeightsError
@@ -207,8 +206,7 @@ def test_bundles_that_state_anything(tmp_path: Path) -> None:
 
 def test_a_bundle_that_never_answers_is_ended(tmp_path: Path, make_task: Make) -> None:
     bundle, task = endless_bundle(tmp_path / "endless"), make_task(tmp_path / "task", per_class=2)
-    command = [sys.executable, "-c", ENDS_SOON, "probe", "--task", str(task), "--init", str(bundle)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = warm.run(ENDS_SOON, "probe", "--task", task, "--init", bundle, imports=warm.TRAINING)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         f"error: {bundle / 'model.fp32.onnx'}: one batch took more than 0.5 s",

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import warm
 from mtdp.checkpoint import load_checkpoint
 from mtdp.errors import UsageError
 from mtdp.parallel import Ranks, check_batch, whole_shares
@@ -34,12 +33,11 @@ def in_two_processes(code: str, *arguments: str) -> list[tuple[str, str]]:
     """Run a program as torchrun would start it twice; return stdout and stderr of each, both having ended well."""
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
+        warm.start(
+            code,
+            *arguments,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            imports=warm.TRAINING,
         )
         for rank in (0, 1)
     ]

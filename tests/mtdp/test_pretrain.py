@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+import warm
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
 from mtdp.choices import pretraining_choices
@@ -264,13 +263,13 @@ def test_a_killed_process_resumes_from_its_last_state(tasks: tuple[Task, ...], p
         "warmup=0, batch_size=4, image_px=32, precision='fp32'), Path(sys.argv[2]), checkpoint_every_s=0.0, quiet=True)"
     )
     run = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", script, str(pool_file), str(run)], cwd=Path(__file__).parents[2])
+    process = warm.start(script, pool_file, run, imports=warm.TRAINING)
     while not (run / "checkpoint.safetensors").is_file():
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.3)
     process.kill()
-    process.wait()
+    process.communicate()
     _, before = load_checkpoint(run)
     config = PretrainConfig(ARCH, "random", 100_000, 0, batch_size=4, image_px=32, precision="fp32")
     # The state is written first, so it may be one iteration ahead of the checkpoint.

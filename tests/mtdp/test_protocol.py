@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import warm
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
 from mtdp.choices import protocol_choices
@@ -38,6 +37,7 @@ from mtdp.transfer import Extractor, ProbeResult
 Make = Callable[..., Path]
 
 ARCH = "timm:test_resnet"
+MAIN = "from mtdp.cli import main; main()"
 TINY = ProtocolConfig(
     arch=ARCH,
     init="random",
@@ -221,18 +221,18 @@ def test_a_damaged_result_is_named(tasks: tuple[Task, ...], tmp_path: Path) -> N
 def test_a_killed_run_goes_on_and_two_processes_share_the_cells(tasks: tuple[Task, ...], tmp_path: Path) -> None:
     out = tmp_path / "run"
     pool = tasks[0].path.parent / "pool.toml"
-    arguments = [sys.executable, "-c", "from mtdp.cli import main; main()", "loto", "--pool", str(pool)]
-    arguments += ["--out", str(out), "--arch", ARCH, "--init", "random", "--evaluate", "c", "--evaluate", "d"]
+    arguments = ["loto", "--pool", str(pool), "--out", str(out)]
+    arguments += ["--arch", ARCH, "--init", "random", "--evaluate", "c", "--evaluate", "d"]
     arguments += ["--lr", "1e-2", "--head-lr-multiplier", "1", "--warmup", "0", "--seeds", "2", "--iterations", "2"]
     arguments += ["--batch-size", "4", "--image-px", "32", "--adaptation-batches", "0", "--precision", "fp32"]
-    first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = warm.start(MAIN, *arguments, imports=warm.TRAINING)
     done = out / "cells/pretrain/c/mtl/lr0.01-tau1-warmup0/seed-0.json"
     while not done.exists() and first.poll() is None:
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     before = done.stat().st_mtime_ns
-    both = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [warm.start(MAIN, *arguments, imports=warm.TRAINING) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert done.stat().st_mtime_ns == before, "a cell that was done is computed again"
@@ -506,11 +506,11 @@ def test_what_was_chosen_where_the_paper_is_silent_is_written_down(tasks: tuple[
 def test_ctrl_c_leaves_a_table_and_says_how_to_go_on(tasks: tuple[Task, ...], tmp_path: Path) -> None:
     """As a process of its own, in its first training; loto has no --resume, the same command goes on."""
     out = tmp_path / "run"
-    arguments = [sys.executable, "-c", "from mtdp.cli import main; main()", "loto", "--out", str(out)]
-    arguments += ["--pool", str(tasks[0].path.parent / "pool.toml"), "--arch", ARCH, "--init", "random"]
+    arguments = ["loto", "--out", str(out), "--pool", str(tasks[0].path.parent / "pool.toml")]
+    arguments += ["--arch", ARCH, "--init", "random"]
     arguments += ["--evaluate", "c", "--lr", "1e-6", "--head-lr-multiplier", "1", "--warmup", "0", "--seeds", "1"]
     arguments += ["--iterations", "100000", "--batch-size", "2", "--image-px", "32", "--precision", "fp32"]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = warm.start(MAIN, *arguments, imports=warm.TRAINING)
     metrics = out / "pretrain/c/lr1e-06-tau1-warmup0/seed-0/metrics.jsonl"
     while not metrics.is_file() or not metrics.stat().st_size:
         assert process.poll() is None
