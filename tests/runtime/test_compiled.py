@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mtdp_runtime.backends import openvino_cache
 from mtdp_runtime.backends.openvino import OpenVINO
 from mtdp_runtime.backends.openvino_cache import _MOST_KEPT
 from mtdp_runtime.backends.proof import run_backend
@@ -126,3 +129,70 @@ def test_the_oldest_make_room(tiny_bundle: Path, cache: Path) -> None:
     for batch in range(1, _MOST_KEPT + 4):
         outputs(bundle, batch)
     assert len(list(cache.iterdir())) == _MOST_KEPT
+
+
+class TestReadingEarly:
+    """While the rest of the program is imported: only what is kept, and nothing is heard of it but its speed."""
+
+    def test_what_was_read_early_is_what_is_loaded(
+        self, cache: Path, compiles: list[str], heads: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = outputs(heads)
+        OpenVINO.read_early(heads.path, "fp32", 2, 1)
+        openvino_cache._early[0].join()
+        monkeypatch.setattr(openvino_cache, "_read", lambda *args: pytest.fail("read a second time"))
+        assert same(first, outputs(heads))
+        assert len(compiles) == 1
+
+    @pytest.mark.parametrize("precision", ["auto", "fp32"])
+    def test_it_is_the_one_that_the_same_question_loads(
+        self, cache: Path, compiles: list[str], heads: Bundle, precision: str
+    ) -> None:
+        outputs(heads, precision=precision)
+        OpenVINO.read_early(heads.path, precision, 2, 1)
+        openvino_cache._early[0].join()
+        assert len(openvino_cache._read_early) == 1
+        before = len(compiles)
+        outputs(heads, precision=precision)
+        assert openvino_cache._read_early == {}
+        assert len(compiles) == before
+
+    def test_another_batch_or_number_of_threads_is_another_model(
+        self, cache: Path, compiles: list[str], heads: Bundle
+    ) -> None:
+        outputs(heads, batch=2)
+        OpenVINO.read_early(heads.path, "fp32", 2, 1)
+        outputs(heads, batch=3)
+        assert len(compiles) == 2
+        assert openvino_cache._read_early == {}, "nothing that is not used is kept in memory"
+
+    def test_nothing_is_compiled_early(self, cache: Path, compiles: list[str], heads: Bundle) -> None:
+        OpenVINO.read_early(heads.path, "fp32", 2, 1)
+        openvino_cache._early[0].join()
+        assert compiles == []
+        assert not cache.exists()
+        outputs(heads)
+        assert len(compiles) == 1
+
+    def test_what_goes_wrong_early_is_said_where_the_model_is_loaded(
+        self, cache: Path, heads: Bundle, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        OpenVINO.read_early(tmp_path / "no bundle", "fp32", 2, 1)
+        OpenVINO.read_early(heads.path, "int8", 2, 1)
+        outputs(heads)
+        assert list(recwarn) == []
+        for kept in cache.glob("*.blob"):
+            kept.write_bytes(b"damaged")
+        OpenVINO.read_early(heads.path, "fp32", 2, 1)
+        outputs(heads)
+
+
+def test_two_threads_import_openvino_whole() -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from mtdp_runtime.backends.telemetry import import_openvino
+with ThreadPoolExecutor(4) as pool:
+    print([hasattr(found.result(), "Core") for found in [pool.submit(import_openvino) for _ in range(4)]])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[True, True, True, True]", done.stderr

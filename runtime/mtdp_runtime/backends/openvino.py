@@ -8,6 +8,7 @@ overrides the fp32 layers of a typed graph.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Probe, auto_batch, check_outputs
 from mtdp_runtime.backends.judged import judged_int8
-from mtdp_runtime.backends.openvino_cache import compiled
+from mtdp_runtime.backends.openvino_cache import compiled, place_of, read_early
 from mtdp_runtime.backends.telemetry import import_openvino
-from mtdp_runtime.bundle import Bundle
+from mtdp_runtime.bundle import Bundle, load_bundle
+from mtdp_runtime.bundle.manifest import FileRef
 from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.machine import cpuinfo, fast_bf16_units, this_cpu
 
@@ -88,8 +90,7 @@ class OpenVINO:
         bf16 where it is fast here; then int8, where the bundle holds one that a probe on a labelled task has judged
         (`judged_int8`); fp32 where neither passes.
         """
-        tried = [one for one in ("bf16",) if offered[0] == one]
-        tried += [one for one in ("int8",) if one in offered and judged_int8(bundle.manifest)]
+        tried = cls._below_fp32(bundle, offered)
         notes: list[str] = []
         for precision in tried:
             engine, lacks = cls._proven(bundle, precision, batch, threads)
@@ -107,6 +108,51 @@ class OpenVINO:
         return engine
 
     @classmethod
+    def _below_fp32(cls, bundle: Bundle, offered: Sequence[str]) -> list[str]:
+        tried = [one for one in ("bf16",) if offered[0] == one]
+        return tried + [one for one in ("int8",) if one in offered and judged_int8(bundle.manifest)]
+
+    @classmethod
+    def _facts_of_a_proof(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> tuple[str | int, ...]:
+        return (bundle.digest, precision, batch, threads, cls.probe().reason)
+
+    @classmethod
+    def read_early(cls, folder: Path, precision: str, batch: int | None, threads: int) -> None:
+        """Begin to read the compiled model of an earlier start, in a thread; `load` takes it, where it is the one.
+
+        It never compiles, proves, writes or raises.
+        """
+
+        def find() -> tuple[Any, Path, Mapping[str, str | int]]:
+            bundle, size = load_bundle(folder), batch or cls.auto_batch(threads)
+            chosen = precision if precision != "auto" else cls._chosen_before(bundle, size, threads)
+            stored, converts = cls._stored(bundle, chosen)
+            shape = [size, bundle.manifest.tile_px, bundle.manifest.tile_px, 3]
+            config = _properties(converts, threads)
+            return import_openvino().Core(), place_of(stored.sha256, shape, config, this_cpu(cpuinfo())), config
+
+        read_early(find)
+
+    @classmethod
+    def _chosen_before(cls, bundle: Bundle, batch: int, threads: int) -> str:
+        """Return the precision that `auto` takes, by the proofs that are kept."""
+        from mtdp_runtime.backends.proof_cache import recall
+        from mtdp_runtime.bundle.tolerance import least_cosine
+
+        for precision in cls._below_fp32(bundle, cls.probe().precisions):
+            found = recall(cls._facts_of_a_proof(bundle, precision, batch, threads))
+            if found is not None and not found.shortfall(precision, least_cosine(bundle.manifest, precision)):
+                return precision
+        return "fp32"
+
+    @classmethod
+    def _stored(cls, bundle: Bundle, precision: str) -> tuple[FileRef, bool]:
+        """Return the file of a precision, and whether OpenVINO makes bf16 of it."""
+        typed = bundle.holds(precision) or precision != "bf16"
+        stored = bundle.variant(precision if typed else "fp32").file
+        return stored, precision == "bf16" and (not typed or cls.probe().precisions[0] == "bf16")
+
+    @classmethod
     def _proven(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> tuple[Self | None, str]:
         """Return the model loaded in a precision; None, and what it lacks, where it does not prove itself in it."""
         from mtdp_runtime.backends.proof import replay
@@ -114,7 +160,7 @@ class OpenVINO:
         from mtdp_runtime.bundle.tolerance import least_cosine
 
         least = least_cosine(bundle.manifest, precision)
-        facts = (bundle.digest, precision, batch, threads, cls.probe().reason)
+        facts = cls._facts_of_a_proof(bundle, precision, batch, threads)
         found = recall(facts)
         if found is None or not found.shortfall(precision, least):
             engine = cls._compile(bundle, precision, batch, threads)
@@ -128,16 +174,8 @@ class OpenVINO:
 
     @classmethod
     def _compile(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
-        typed = bundle.holds(precision) or precision != "bf16"
-        stored = bundle.variant(precision if typed else "fp32").file
+        stored, converts = cls._stored(bundle, precision)
         file = bundle.checked(stored)
-        converts = precision == "bf16" and (not typed or cls.probe().precisions[0] == "bf16")
-        config = {
-            "INFERENCE_PRECISION_HINT": "bf16" if converts else "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
         try:
             tile_px = bundle.manifest.tile_px
             model = compiled(
@@ -145,7 +183,7 @@ class OpenVINO:
                 file,
                 stored.sha256,
                 [batch, tile_px, tile_px, 3],
-                config,
+                _properties(converts, threads),
                 this_cpu(cpuinfo()),
             )
         except RuntimeError as error:
@@ -181,6 +219,15 @@ class OpenVINO:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _properties(bf16: bool, threads: int) -> dict[str, str | int]:
+    return {
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
 
 
 def _output_name(names: Collection[str]) -> str:

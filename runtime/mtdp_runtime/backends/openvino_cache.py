@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,29 @@ from mtdp_runtime.files import private_folder, read_with_digest, save_with_diges
 _MOST_BYTES: Final = 128 << 20
 _MOST_KEPT: Final = 8  # the oldest make room
 _PRECISION: Final = "INFERENCE_PRECISION_HINT"
+
+_early: list[threading.Thread] = []  # what reads early, until it is waited for
+_read_early: dict[Path, Any] = {}
+
+
+def read_early(find: Callable[[], tuple[Any, Path, Mapping[str, str | int]]]) -> None:
+    """Read a model that was kept, in a thread, while the rest of the program is imported; `compiled` takes it then.
+
+    Args:
+        find: returns OpenVINO's `Core`, `place_of` the model, and OpenVINO's properties. Whatever it raises, and
+            whatever is wrong with what was kept, is met again by who loads the model, in its own time.
+    """
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            core, path, config = find()
+            kept = _read(core, path, config) if path.exists() else None
+            if kept is not None:
+                _read_early[path] = kept
+
+    thread = threading.Thread(target=work, name="mtdp-reads-early")
+    _early.append(thread)
+    thread.start()
 
 
 def compiled(
@@ -42,11 +66,13 @@ def compiled(
     """
     apart = file.with_name(file.name + DATA_SUFFIX)
     small = file.stat().st_size <= _MOST_BYTES and not apart.exists()
-    options = [f"{name}={value}" for name, value in config.items()]
-    facts: list[str | int] = [version("openvino"), sha256, *shape, *options, cpu]
-    path = place("compiled", facts, "blob")
+    path = place_of(sha256, shape, config, cpu)
+    while _early:
+        _early.pop().join()
+    early = _read_early.pop(path, None)
+    _read_early.clear()
     if small:
-        kept = _read(core, path, config)
+        kept = _read(core, path, config) if early is None else early
         if kept is not None:
             return kept
     model = core.read_model(file)
@@ -60,6 +86,13 @@ def compiled(
             for old in sorted(path.parent.glob("*.blob"), key=lambda blob: blob.stat().st_mtime)[:-_MOST_KEPT]:
                 old.unlink(missing_ok=True)
     return made
+
+
+def place_of(sha256: str, shape: Sequence[int], config: Mapping[str, str | int], cpu: str) -> Path:
+    """Return where a model is kept; see `compiled`."""
+    options = [f"{name}={value}" for name, value in config.items()]
+    facts: list[str | int] = [version("openvino"), sha256, *shape, *options, cpu]
+    return place("compiled", facts, "blob")
 
 
 def _read(core: Any, path: Path, config: Mapping[str, str | int]) -> Any | None:

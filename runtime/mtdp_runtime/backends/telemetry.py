@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from typing import Any, Final
 
 _REPORTS: Final = "openvino_telemetry"
 _CONVERTER: Final = "openvino.tools.ovc"
+
+_one_at_a_time = threading.Lock()  # a second thread would find a module that is half imported
 
 
 def forbid_reports() -> None:
@@ -34,14 +37,15 @@ def import_openvino() -> Any:
     Raises:
         ImportError: it is not installed.
     """
-    if "openvino" not in sys.modules:
-        forbid_reports()
-        hide = _CONVERTER not in sys.modules
-        if hide:
-            sys.modules[_CONVERTER] = None  # type: ignore[assignment]
-        try:
-            importlib.import_module("openvino")
-        finally:
+    with _one_at_a_time:
+        if "openvino" not in sys.modules:
+            forbid_reports()
+            hide = _CONVERTER not in sys.modules
             if hide:
-                del sys.modules[_CONVERTER]  # whoever wants it may have it
-    return sys.modules["openvino"]
+                sys.modules[_CONVERTER] = None  # type: ignore[assignment]
+            try:
+                importlib.import_module("openvino")
+            finally:
+                if hide:
+                    del sys.modules[_CONVERTER]  # whoever wants it may have it
+        return sys.modules["openvino"]

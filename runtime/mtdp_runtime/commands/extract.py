@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -110,7 +110,7 @@ def extract(
     said = run_file.effective(ctx) | {"slides": [str(path) for path in named], "threads": cores}
     mark = RunMark(["mtdp-extract", *sys.argv[1:]], said)
     worker = supervise(stall_limit, partial(_lost, None if dry_run else where[0], mark, as_json))
-
+    _read_early(ctx.params, batch_size, cores)
     from mtdp_runtime.cohort.job import load_bundles, shared_settings
 
     bundles = load_bundles(model or [], trust_engines)
@@ -154,6 +154,19 @@ def _job(
         **found,
         **{name: asked[name] for name in _AS_THEY_ARE},
     )
+
+
+def _read_early(asked: Mapping[str, Any], batch: int | None, threads: int) -> None:
+    """Let the one model of a run here be read from what OpenVINO's last start kept, while all else is imported."""
+    models = asked["model"] or []
+    elsewhere = asked["dry_run"] or asked["scheduler"] != "local" or asked["workers"] is not None
+    if elsewhere or asked["backend"] not in ("auto", "openvino") or len(models) > 1:
+        return
+    from mtdp_runtime.backends.openvino import OpenVINO
+    from mtdp_runtime.bundle import default_bundle_path
+
+    folder = Path(models[0]) if models else default_bundle_path()
+    OpenVINO.read_early(folder, asked["precision"], batch, threads)
 
 
 def _verify(out: Path, as_json: bool, *, alone: bool) -> int:
