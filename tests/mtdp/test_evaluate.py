@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from mtdp.evaluation_report import as_csv, markdown
 from mtdp.evaluation_sources import COLOUR_ROW, RANDOM_ROW, named_sources
 from mtdp.few_labels import drawn_groups, nearest_mean, nearest_neighbours, retrieval_precision
 from mtdp.tasks import Sample, load_task
-from mtdp.transfer import Colours, colour_numbers, judge_features
+from mtdp.transfer import Colours, ProbeResult, colour_numbers, judge_features
 
 Make = Callable[..., Path]
 
@@ -81,11 +82,19 @@ def test_every_measure_has_a_score_and_an_interval_and_equals_its_parts(task_fol
     assert by_name["good"].of_classes == (1.0, 1.0)
 
 
-def test_the_probe_of_an_evaluation_is_the_probe(task_folder: Path) -> None:
+def test_the_probe_of_an_evaluation_is_the_probe(task_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task(task_folder)
     features = np.random.default_rng(0).normal(size=(72, 5)).astype(np.float32)
     features[:, 0] += np.array([sample.label for sample in task.of(("train", "val", "test"))])
+    asked: list[tuple[object, ...]] = []
+
+    def judged(*args: Any) -> ProbeResult:
+        asked.append(args[1:])
+        return judge_features(*args)
+
+    monkeypatch.setattr("mtdp.evaluate.judge_features", judged)
     found = evaluate_task(task, {"x": Colours()}, seed=3, extract=lambda source, task: features).encoders[0]
+    assert asked == [(task, "x", 3)]
     alone = judge_features(features, task, "", 3)
     assert (found.measures["probe"].score, found.c) == (alone.score, alone.c)
 
@@ -141,7 +150,7 @@ def test_each_measure_is_of_its_own_rows_seed_and_count(tmp_path: Path, make_tas
     fit, test = task.of(("train", "val")), task.of(("test",))
     labels = np.array([sample.label for sample in (*fit, *test)])
     groups = [sample.group for sample in (*fit, *test)]
-    features = np.random.default_rng(2).normal(size=(len(labels), 3)).astype(np.float32)
+    features = np.random.default_rng(3).normal(size=(len(labels), 3)).astype(np.float32)
     features[np.arange(len(labels)), labels] += 0.7
     n = len(fit)
     few: dict[int, list[float]] = {1: [], 5: []}
