@@ -13,6 +13,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from mtdp_runtime.cohort import servers
+
 SECRET = "S3CR3T"
 
 
@@ -30,7 +32,9 @@ def a_bucket(name: str, gated: bool = False) -> Iterator[Gate]:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{gate.port if gated else port}")
         gate.client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
         gate.client.create_bucket(Bucket=name)
+        servers._system.cache_clear()  # of a bucket that another test had
         yield gate
+    servers._system.cache_clear()
     gate.close()
     server.stop()
 
