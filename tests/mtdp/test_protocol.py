@@ -29,7 +29,7 @@ from mtdp.protocol.rank_table import rank_table
 from mtdp.protocol.ranking import choose, mean_and_std, ranks, significant
 from mtdp.protocol.run import Protocol, chosen, run_protocol, scores_on_val, training_folder
 from mtdp.protocol.settings import hold_to_settings
-from mtdp.protocol.tables import Judgement, Row, as_csv, collect, markdown, write_tables
+from mtdp.protocol.tables import Judgement, Row, as_csv, collect, confusions_of, markdown, write_tables
 from mtdp.run_state import write_json
 from mtdp.tasks import Task, load_pool
 from mtdp.transfer import Extractor, ProbeResult
@@ -580,6 +580,9 @@ def test_every_row_tells_its_test_images_groups_seeds_combination_and_interval(
     text = markdown([row])
     assert "75.00 ± 35.36 [50.0, 100.0] | 8 (2) | 2 | lr0.01-tau1-warmup0 |" in text
     assert "| c | FE MTL | 75.0 | blue 75.0, red 75.0 |" in text
+    (shown,) = confusions_of(protocol)
+    assert shown is not None
+    assert (shown.title, shown.matrix) == ("FE MTL", ((4, 0), (0, 4))), "of the first seed"
     assert as_csv([row]).splitlines()[2].endswith("lr0.01-tau1-warmup0,8,2,0.500000,1.000000,1.000000")
 
 
