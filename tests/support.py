@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -183,6 +186,26 @@ def damage_tile(path: Path, number: int) -> None:
 def extract(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, as a user does."""
     return warm.run("from mtdp_runtime.commands.extract import main; main()", *arguments)
+
+
+def in_this_process(main: Callable[[], None], *arguments: object) -> tuple[int, str, str]:
+    """Run a command in this process, which has imported everything already: its exit code, stdout, stderr.
+
+    For what a command does. How one starts, or ends, is tested on a process of its own.
+    """
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    argv, out, err = sys.argv, io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            sys.argv = ["command", *map(str, arguments)]
+            main()
+    except SystemExit as ended:
+        return int(ended.code or 0), out.getvalue(), err.getvalue()
+    finally:
+        sys.argv = argv
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    raise AssertionError("a command ends by sys.exit")
 
 
 def slide_lines(out: Path) -> list[dict[str, Any]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
 from mtdp_export.cli import app as export_app
+from mtdp_export.cli import main
 from mtdp_runtime.backends import BACKENDS
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.commands.extract import app as extract_app
+from support import in_this_process
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "bundle.md").read_text(encoding="utf-8")
 
@@ -24,15 +24,15 @@ def commands(mark: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-def test_the_commands_on_engines_work_as_printed(tmp_path: Path) -> None:
+def test_the_commands_on_engines_work_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    monkeypatch.chdir(tmp_path)
     assert len(commands("run: engines")) == 3
     for command in commands("run: engines"):
-        result = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+        program, *arguments = shlex.split(command)
+        assert program == "mtdp-export"
+        code, shown, errors = in_this_process(main, *arguments)
+        assert code == 0, f"{command}\n{shown}{errors}"
     keys = [engine.key for engine in load_bundle(tmp_path / "B").manifest.engines]
     assert [(key.precision, key.capabilities) for key in keys] == [("fp32", ("8.0+",)), ("fp16", ("8.0+",))]
     for key in keys:

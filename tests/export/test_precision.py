@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,8 +21,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from isolated_work import raise_held, raise_picky, refuse
 from mtdp.errors import MtdpError, TaskError
 from mtdp_export import variants, verify
+from mtdp_export.cli import main
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import _store_as_fp16
@@ -45,16 +46,16 @@ from mtdp_runtime.bundle.golden import FEATURES, load_golden
 from mtdp_runtime.bundle.manifest import Manifest
 from mtdp_runtime.bundle.tolerance import cosines
 from mtdp_runtime.errors import BackendError, UsageError
-from support import write_tiny_bundle
+from support import in_this_process, write_tiny_bundle
 
 PX = 32
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
-def export(*arguments: object, shadow: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run mtdp-export; modules in `shadow` stand before the installed ones."""
+def export(*arguments: object, shadow: Path) -> subprocess.CompletedProcess[str]:
+    """Run mtdp-export in a process of its own; modules in `shadow` stand before the installed ones."""
     command = [sys.executable, "-c", "from mtdp_export.cli import main; main()", *map(str, arguments)]
-    path = os.pathsep.join([*([str(shadow)] if shadow else []), *sys.path])
+    path = os.pathsep.join([str(shadow), *sys.path])
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
 
 
@@ -63,10 +64,11 @@ def typed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, tiles of 64 px, three precisions."""
     out = tmp_path_factory.mktemp("typed") / "r18"
     precisions = ["--precision", "fp32", "--precision", "fp16", "--precision", "bf16"]
-    result = export("resnet18", "--weights", "random", "--tile-px", 64, *precisions, "--out", out)
-    assert result.returncode == 0, result.stderr
-    rows = [line for line in result.stdout.splitlines() if line.endswith("pass")]
-    assert sum(" fp16 " in row for row in rows) == 3, result.stdout
+    options = ["--weights", "random", "--tile-px", 64, *precisions, "--out", out]
+    code, shown, errors = in_this_process(main, "resnet18", *options)
+    assert code == 0, errors
+    rows = [line for line in shown.splitlines() if line.endswith("pass")]
+    assert sum(" fp16 " in row for row in rows) == 3, shown
     return out
 
 
@@ -240,9 +242,9 @@ class TestBundle:
         assert Manifest.from_json(document) == manifest
 
     def test_it_verifies_and_says_what_cannot_run(self, typed_bundle: Path) -> None:
-        result = export("--verify", typed_bundle)
-        assert result.returncode == 0, result.stdout + result.stderr
-        lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+        code, shown, errors = in_this_process(main, "--verify", typed_bundle)
+        assert code == 0, shown + errors
+        lines = [" ".join(line.split()) for line in shown.splitlines()]
         assert "onnxruntime bf16 not run: this engine runs fp32, fp16, int8 here" in lines
 
     def test_a_bundle_without_the_later_keys_is_read(self, typed_bundle: Path) -> None:
@@ -372,8 +374,9 @@ class TestInt8:
             time_int8(typed_bundle)
 
     def test_it_needs_tissue_and_a_task(self, tmp_path: Path) -> None:
-        result = export("resnet18", "--weights", "random", "--precision", "int8", "--out", tmp_path / "b")
-        assert (result.returncode, "--precision int8 needs tissue" in result.stderr) == (2, True)
+        options = ["--weights", "random", "--precision", "int8", "--out", tmp_path / "b"]
+        code, _, errors = in_this_process(main, "resnet18", *options)
+        assert (code, "--precision int8 needs tissue" in errors) == (2, True)
 
     def test_a_task_without_a_test_split_is_refused_before_any_work(self, tmp_path: Path) -> None:
         task = tmp_path / "task"
@@ -416,31 +419,6 @@ class TestInt8:
         assert caught.value.hint == "pip install 'mtdp[export]'"
 
 
-def _refuse(message: str, hint: str) -> None:
-    raise ExportUsageError(message, hint)
-
-
-class Picky(Exception):
-    """Made again from its message alone, as pickle does, it fails."""
-
-    def __init__(self, first: str, second: str) -> None:
-        super().__init__(f"{first} {second}")
-
-
-class Held(Exception):
-    def __init__(self) -> None:
-        super().__init__("it keeps a lock")
-        self.lock = threading.Lock()
-
-
-def _raise_picky() -> None:
-    raise Picky("it wants", "two")
-
-
-def _raise_held() -> None:
-    raise Held
-
-
 class TestACrash:
     def test_of_a_process_of_its_own_is_an_error(self) -> None:
         with pytest.raises(ExportError, match="the work crashed: killed by SIGABRT"):
@@ -451,10 +429,10 @@ class TestACrash:
     def test_results_and_errors_come_through(self) -> None:
         assert isolated("the work", divmod, 7, 2) == (3, 1)
         with pytest.raises(ExportUsageError, match="wrong") as caught:
-            isolated("the work", _refuse, "wrong", "so do it right")
+            isolated("the work", refuse, "wrong", "so do it right")
         assert caught.value.hint == "so do it right"
 
-    @pytest.mark.parametrize("fails", [_raise_picky, _raise_held])
+    @pytest.mark.parametrize("fails", [raise_picky, raise_held])
     def test_an_error_that_cannot_be_sent_is_said_all_the_same(self, fails: Callable[[], None]) -> None:
         with pytest.raises(ExportError, match=r"Picky: it wants two|Held: it keeps a lock"):
             isolated("the work", fails)

@@ -21,6 +21,7 @@ from mtdp.preprocess import Preprocessing
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
 from mtdp_export.golden import save_golden, synthetic_tiles
 from mtdp_export.graph import Deployed, _check_size, export_graph, round_weights_to_fp16
+from mtdp_export.onnx_source import Declared, open_onnx
 from mtdp_export.pixels import as_it_is
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
@@ -28,7 +29,7 @@ from mtdp_export.write import ExportSettings, _with_rounding, write_bundle
 from mtdp_runtime.bundle import file_ref, load_bundle
 from mtdp_runtime.bundle.golden import load_golden
 from mtdp_runtime.errors import OutputUnwritable
-from support import Run
+from support import Run, write_tiny_bundle
 
 WITH_VERIFY = "--verify goes with --backend, --stall-limit, --trust-engines and --json only"
 
@@ -116,8 +117,9 @@ def test_without_the_reference_engine_nothing_is_exported(no_engines: Path, tmp_
     assert not out.exists()
 
 
-def test_overwrite_replaces_a_bundle_and_nothing_else(run_folder: Path, tmp_path: Path) -> None:
-    source = open_source(str(run_folder), None, None, False)
+def test_overwrite_replaces_a_bundle_and_nothing_else(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tiny = write_tiny_bundle(tmp_path_factory.mktemp("source") / "tiny")
+    source = open_onnx(tiny / "model.fp32.onnx", Declared())
     out = tmp_path / "b"
     write_bundle(source, out, ExportSettings("first", 0.5))
     write_bundle(source, out, ExportSettings("second", 0.5, overwrite=True))
