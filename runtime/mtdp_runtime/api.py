@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from mtdp_runtime.cohort.folder_search import PassedOver
-from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
+from mtdp_runtime.cohort.job import Job, load_bundles, scales_of, shared_settings
 from mtdp_runtime.cohort.requests import list_slides
 from mtdp_runtime.cohort.run import look_first, run_job
 from mtdp_runtime.errors import ListenerFailed, UsageError
@@ -30,7 +30,7 @@ def extract(
     out: Path | str = "features",
     *,
     model: Path | str | Sequence[Path | str] | None = None,
-    mpp: float | None = None,
+    mpp: float | Sequence[float] | None = None,
     stride_px: int | None = None,
     min_tissue: float | None = None,
     slide_mpp: float | None = None,
@@ -66,7 +66,8 @@ def extract(
         out: folder for `<slide>.h5`: `features` float32[N, D], `coords` int64[N, 2] (level-0 x, y), `status` uint8[N].
         model: bundle folders; the packaged model where None. Several share one reading of each tile, and their files
             go to `out/<model name>`.
-        mpp: micrometres per pixel of the tiles; the model's own where None.
+        mpp: micrometres per pixel of the tiles; the model's own where None. Of several scales each gives files of its
+            own, in `out/mpp<scale>`, and `on_progress` counts the tiles of one after the other.
         stride_px: pixels between tiles, at that scale; the tile size where None.
         min_tissue: part of a tile's area that must be tissue, 0 to 1; 0 takes every tile; 0.25 where None.
         slide_mpp: micrometres a level-0 pixel covers, where the slides do not say it or say it wrongly.
@@ -97,7 +98,7 @@ def extract(
         UsageError: the arguments are wrong, or a mask is another slide's; said before any work.
         BundleError, BackendError: the model cannot be trusted, or not be run here.
     """
-    bundles, passed = load_bundles(_listed(model)), list[PassedOver]()
+    bundles, passed, scales = load_bundles(_listed(model)), list[PassedOver](), scales_of(mpp)
     named = [_path_of(path) for path in _listed(slides)]
     folder, upload = working_folder(_path_of(out), _path(stage))
     job = Job(
@@ -112,7 +113,7 @@ def extract(
         bundles=bundles,
         settings=shared_settings(
             bundles,
-            mpp=mpp,
+            mpp=scales[0] if scales else None,
             stride_px=stride_px,
             min_tissue=min_tissue,
             coords=_path(coords),
@@ -121,6 +122,7 @@ def extract(
             pool=pool,
             features_dtype=features_dtype,
         ),
+        scales=scales if len(scales) > 1 else (),
         threads=threads or usable_cores(),
         backend=backend,
         precision=precision,

@@ -231,7 +231,7 @@ def test_an_absurd_scale_of_the_user_is_refused(tmp_path: Path, mpp: float) -> N
     with pytest.raises(UsageError, match="not a scale"):
         list_slides([SLIDE], mpp)
     with pytest.raises(UsageError, match="not a scale"):
-        target_mpp(mpp, None)
+        target_mpp([mpp], None)
     if math.isnan(mpp):
         return  # in a table it is pandas' way to say nothing
     (tmp_path / "m.csv").write_text(f"slide,mpp\na.svs,{mpp}\n")
@@ -240,13 +240,13 @@ def test_an_absurd_scale_of_the_user_is_refused(tmp_path: Path, mpp: float) -> N
 
 
 def test_magnification_is_another_word_for_mpp() -> None:
-    assert target_mpp(None, 20) == 0.5
-    assert target_mpp(None, 40) == 0.25
+    assert target_mpp(None, [20]) == (0.5,)
+    assert target_mpp(None, [40]) == (0.25,)
     with pytest.raises(UsageError, match="twice"):
-        target_mpp(0.5, 20)
+        target_mpp([0.5], [20])
     for wrong in (0, -20, float("nan")):
         with pytest.raises(UsageError, match="--magnification"):
-            target_mpp(None, wrong)
+            target_mpp(None, [wrong])
 
 
 SIZED = (

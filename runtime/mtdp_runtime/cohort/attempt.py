@@ -15,7 +15,7 @@ from mtdp_runtime.cohort.refusals import why_refused
 from mtdp_runtime.cohort.requests import SlideRequest, open_requested
 from mtdp_runtime.cohort.servers import TransferFailed
 from mtdp_runtime.cohort.staging import Staging
-from mtdp_runtime.cohort.under_way import Run, all_there, attempt_key, failed_before, targets_of, who_knows
+from mtdp_runtime.cohort.under_way import Run, all_there, attempt_key, failed_before, scales_of, targets_of, who_knows
 from mtdp_runtime.cohort.uploads import Uploads
 from mtdp_runtime.errors import (
     BackendError,
@@ -27,9 +27,10 @@ from mtdp_runtime.errors import (
     StoreError,
     UsageError,
 )
-from mtdp_runtime.extraction.extract import Listeners, extract_slide
+from mtdp_runtime.extraction.extract import Listeners
 from mtdp_runtime.extraction.models import Target
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
+from mtdp_runtime.extraction.scales import AtScale, extract_at_scales
 from mtdp_runtime.formats import derive, without_file
 from mtdp_runtime.report.overview import Thumbnail
 from mtdp_runtime.report.places import slide_report
@@ -104,7 +105,7 @@ class _Try:
 
     read_from: Path
     in_place: bool = False  # though it is staged: a copy may be bad
-    stored: bool = False  # its feature file is complete
+    stored: bool = False  # its feature files are complete: what fails now is what is made of them
 
 
 def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideRequest | None, key: str) -> Outcome:
@@ -179,18 +180,22 @@ def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: Slide
         run.uploads.bring_back(targets)
     with open_requested(request, this.read_from, run.worker.beat) as slide:
         given = given_of(request, slide.info, run.models[0].bundle.manifest.tile_px, run.job.settings.mpp)
-        outcome, plan = extract_slide(
+
+        def finish(scale: AtScale, plan: Plan | None) -> None:
+            this.stored = True
+            _derive(run, scale.targets)
+            _report(request, run, slide, given, scale, plan)
+            this.stored = False  # what comes after is of a scale that the slide does not have
+
+        outcome = extract_at_scales(
             slide,
-            targets,
-            run.job.settings,
+            scales_of(request, run, stated),
             readers=run.job.threads_each,
             overwrite=run.job.overwrite,
             given=given,
             listeners=_listeners(request, run, mine),
+            finish=finish,
         )
-        this.stored = True
-        _derive(request, run)
-        _report(request, run, slide, given, plan)
     missing = without_file(run.job.formats) if outcome.status == "no-tissue" else []
     if run.uploads is not None:
         outcome = _put_up(outcome, targets, run, run.uploads)
@@ -239,7 +244,7 @@ def _as_it_stands(request: SlideRequest, run: Run, stated: str) -> Outcome:
     if run.uploads is not None and run.uploads.are_done(targets, run.job.kinds):
         run.uploads.clear(targets)
         return run.uploads.named(outcome)
-    _derive(request, run)
+    _derive(run, targets)
     return outcome if run.uploads is None else _put_up(outcome, targets, run, run.uploads)
 
 
@@ -249,22 +254,22 @@ def _put_up(outcome: Outcome, targets: Sequence[Target], run: Run, uploads: Uplo
     return uploads.named(outcome)
 
 
-def _derive(request: SlideRequest, run: Run) -> None:
+def _derive(run: Run, targets: Sequence[Target]) -> None:
     """Make from each finished file what was asked for, where it is missing or was made of another content."""
-    for target in targets_of(request, run):
+    for target in targets:
         if run.job.formats:
             run.listeners.on_phase(f"writing {', '.join(run.job.formats)}")
         derive(target.path, target.path.parent, run.job.formats)
 
 
-def _report(request: SlideRequest, run: Run, slide: Slide, given: Given, plan: Plan | None) -> None:
+def _report(request: SlideRequest, run: Run, slide: Slide, given: Given, scale: AtScale, plan: Plan | None) -> None:
     """Make the report of each finished file, where it is asked for and was not made of what the file holds."""
-    for target in targets_of(request, run):
+    for target in scale.targets:
         report = slide_report(target.path.parent, request.name)
         if run.job.report and (plan is not None or not report_is_current(report, target.path)):
             # A report that an earlier run could not write costs a plan now, for its thumbnail, and no inference.
             run.listeners.on_phase("writing the report")
-            plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, run.job.settings, given)
+            plan = plan or make_plan(slide, target.model.bundle.manifest.tile_px, scale.settings, given)
             tissue = plan.tissue
             write_report(report, target.path, Thumbnail(tissue.image, tissue.scale, tissue.x0, tissue.y0), slide)
 

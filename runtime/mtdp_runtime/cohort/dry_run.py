@@ -13,20 +13,21 @@ from mtdp_runtime.backends.speed import EngineSpeed, engine_speed
 from mtdp_runtime.cohort.blame import as_said
 from mtdp_runtime.cohort.estimate import costs, read_seconds
 from mtdp_runtime.cohort.given_files import GivenRefused, given_of
-from mtdp_runtime.cohort.job import Job
+from mtdp_runtime.cohort.job import Job, Pass
 from mtdp_runtime.cohort.preflight import begin_look
 from mtdp_runtime.cohort.requests import SlideRequest, open_requested
+from mtdp_runtime.cohort.under_way import targets_in
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
 from mtdp_runtime.errors import BackendError, RuntimeFailure, SlideError, StoreError
 from mtdp_runtime.extraction.extract import standing
-from mtdp_runtime.extraction.models import Model, Target
+from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
-from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.store import run_log
 from mtdp_runtime.tiling.plan import Plan, make_plan, why_empty
+from mtdp_runtime.tiling.tissue import TissueMask
 
 Costs = Callable[[Plan, float, int], dict[str, Any]]
-Planned = tuple[Outcome, Plan | None, dict[str, Any]]
+Planned = tuple[Outcome, list[tuple[float, Plan]], dict[str, Any]]  # scale, µm per pixel, and what is planned at it
 
 
 def plan_job(
@@ -55,20 +56,19 @@ def plan_job(
     on_speeds(speeds)
     manifests = [bundle.manifest for bundle in job.bundles]
     cost = partial(costs, manifests=manifests, settings=job.settings, speeds=speeds, threads=job.threads)
-    places = list(zip(job.folders, models, strict=True)) if models else []
     yield from plan_slides(
-        job.slides, manifests[0].tile_px, job.settings, cost, worker, places=places, overwrite=job.overwrite
+        job.slides, manifests[0].tile_px, job.passes, cost, worker, models=models, overwrite=job.overwrite
     )
 
 
 def plan_slides(
     requests: Sequence[SlideRequest],
     tile_px: int,
-    settings: ExtractSettings,
+    passes: Sequence[Pass],
     cost: Costs,
     worker: Worker = UNWATCHED,
     *,
-    places: Sequence[tuple[Path, Model]] = (),
+    models: Sequence[Model] = (),
     overwrite: bool = False,
 ) -> Iterator[Planned]:
     """Find the tissue and the tiles of each slide, and compute nothing.
@@ -76,20 +76,19 @@ def plan_slides(
     Args:
         requests: the slides.
         tile_px: side of a tile.
-        settings: of the run.
+        passes: the scales of the run.
         cost: of a plan and of `read_seconds`: how long a tile takes, and over how many that was measured.
         worker: is told where this is.
-        places: the folder of each model's files; a slide whose files are there as they would be made is left out.
+        models: where they are known, a slide whose files are there as they would be made is left out.
         overwrite: files of other settings would be replaced.
 
-    Yields the outcome, the plan where there is one, and what `cost` makes of it.
+    Yields the outcome, the plan of each scale where there is one, and what `cost` makes of them.
     """
     for request in requests:
         if request.name in worker.settled:
             continue
         begin_look(request, worker)
-        targets = [Target(folder / f"{request.name}.h5", model) for folder, model in places]
-        planned = _plan(request, tile_px, settings, cost, worker, targets=targets, overwrite=overwrite)
+        planned = _plan(request, tile_px, passes, cost, worker, models=models, overwrite=overwrite)
         worker.end(request.name, run_log.counts(log_line(planned[0])) | planned[2])
         yield planned
 
@@ -97,30 +96,60 @@ def plan_slides(
 def _plan(
     request: SlideRequest,
     tile_px: int,
-    settings: ExtractSettings,
+    passes: Sequence[Pass],
     cost: Costs,
     worker: Worker,
     *,
-    targets: Sequence[Target],
+    models: Sequence[Model],
     overwrite: bool,
 ) -> Planned:
+    plans: list[tuple[float, Plan]] = []
+    spent: list[dict[str, Any]] = []
+    paths: list[Path] = []
+    tissue: TissueMask | None = None
     try:
         with open_requested(request, request.path, worker.beat) as slide:
-            given = given_of(request, slide.info, tile_px, settings.mpp)
-            if targets and standing(slide, targets, settings, overwrite=overwrite, given=given):
-                paths = tuple(target.path for target in targets)
-                return Outcome(request.path, "skipped", paths[0], message="already done", outputs=paths), None, {}
-            plan = make_plan(slide, tile_px, settings, given)
-            spent = cost(plan, *read_seconds(slide, plan))
+            given = given_of(request, slide.info, tile_px, passes[0].settings.mpp)
+            for one in passes:
+                targets = targets_in(one, models, request) if models else []
+                paths += [target.path for target in targets]
+                if targets and standing(slide, targets, one.settings, overwrite=overwrite, given=given):
+                    continue
+                plan = make_plan(slide, tile_px, one.settings, given, tissue)
+                tissue = plan.tissue
+                plans.append((one.settings.mpp, plan))
+                spent.append(cost(plan, *read_seconds(slide, plan)))
     except (GivenRefused, StoreError) as error:
-        return failed(request.path, error), None, {}
+        return failed(request.path, error), [], {}
     except SlideError as error:
-        return as_said(failed(request.path, error), error, request.path), None, {}
+        return as_said(failed(request.path, error), error, request.path), [], {}
     except RuntimeFailure:
         raise
     except Exception as error:  # as in `cohort`: it must not end the others
-        return as_said(unforeseen(request.path, error), error, request.path), None, {}
-    outcome = Outcome(request.path, "planned", tiles=len(plan.kept), seconds=plan.seconds, warning=plan.remarks)
-    if not len(plan.kept):
-        outcome = replace(outcome, message=why_empty(plan))
-    return outcome, plan, spent
+        return as_said(unforeseen(request.path, error), error, request.path), [], {}
+    if not plans:
+        return Outcome(request.path, "skipped", paths[0], message="already done", outputs=tuple(paths)), [], {}
+    tiles, warnings = sum(len(plan.kept) for _, plan in plans), [plan.remarks for _, plan in plans if plan.remarks]
+    outcome = Outcome(
+        request.path,
+        "planned",
+        tiles=tiles,
+        seconds=sum(plan.seconds for _, plan in plans),
+        warning="; ".join(warnings),
+    )
+    if not tiles:
+        outcome = replace(outcome, message=why_empty(plans[0][1]))
+    return outcome, plans, _sum(plans, spent, by_scale=len(passes) > 1)
+
+
+def _sum(plans: Sequence[tuple[float, Plan]], spent: Sequence[dict[str, Any]], *, by_scale: bool) -> dict[str, Any]:
+    """Add up what all scales of a slide cost; `scales` says it of each, where there are several."""
+    total = dict(spent[0])
+    for more in spent[1:]:
+        total |= {key: total[key] + more[key] for key in ("bytes", "estimated_s") if key in total}
+    if by_scale:
+        total["scales"] = [
+            {"mpp": mpp, "tiles": len(plan.kept), "bytes": one["bytes"]}
+            for (mpp, plan), one in zip(plans, spent, strict=True)
+        ]
+    return total

@@ -6,7 +6,7 @@ A job can be compared, pickled, and carried out elsewhere: it holds neither an e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -15,7 +15,7 @@ from mtdp_runtime.bundle.hub import bundle_of
 from mtdp_runtime.cohort.folder_search import PassedOver
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.errors import UsageError
-from mtdp_runtime.extraction.models import folders
+from mtdp_runtime.extraction.models import folders, scale_folder
 from mtdp_runtime.formats import check_formats, check_slide_names
 from mtdp_runtime.machine import usable_cores
 from mtdp_runtime.settings import MIN_TISSUE, ExtractSettings, FeaturesDtype, OnBadTile, Pool
@@ -28,14 +28,16 @@ class Job:
     """Slides, models and settings of a run.
 
     Raises:
-        UsageError: two models have one name, a format is unknown, or two slides' files of it would have one name.
+        UsageError: two models have one name, a format is unknown, two slides' files of it would have one name, or
+            tiles from a list are asked for at several scales.
     """
 
     slides: tuple[SlideRequest, ...]
     out: Path
     upload: SlideUrl | None = None  # where the files of `out` go, which holds them only until then
     bundles: tuple[Bundle, ...]  # of one tile size: each tile is read once for all
-    settings: ExtractSettings
+    settings: ExtractSettings  # of several scales those of the first
+    scales: tuple[float, ...] = ()  # µm per pixel, where there are several; each gives a file of its own
     threads: int = field(default_factory=usable_cores)  # that read and compute, of all workers of a machine
     workers: int = 1  # that work on slides at once
     share: int = 0  # threads of each worker, where it is not its part of `threads`
@@ -56,6 +58,7 @@ class Job:
 
     def __post_init__(self) -> None:
         folders(self.bundles, self.out)
+        self._check_scales()
         object.__setattr__(self, "formats", check_formats(self.formats))
         check_slide_names([request.name for request in self.slides], self.formats)
 
@@ -70,9 +73,49 @@ class Job:
         return (*self.formats, *(("report",) if self.report else ()))
 
     @property
+    def passes(self) -> list[Pass]:
+        """What is done with each slide, one after the other: each scale with the files of all models."""
+        if not self.scales:
+            return [Pass(self.settings, folders(self.bundles, self.out))]
+        return [
+            Pass(replace(self.settings, mpp=mpp), folders(self.bundles, self.out / scale_folder(mpp)))
+            for mpp in self.scales
+        ]
+
+    @property
     def folders(self) -> list[Path]:
-        """Where each model's files go, in the order of the bundles."""
-        return folders(self.bundles, self.out)
+        """Where files go, of all scales and models."""
+        return [folder for one in self.passes for folder in one.folders]
+
+    def _check_scales(self) -> None:
+        listed = next((request.coords for request in self.slides if request.coords is not None), None)
+        if self.scales and listed is not None:
+            raise UsageError(
+                f"several --mpp and --coords {listed}: a list says where the tiles of one scale begin",
+                hint="Run one command for each scale, each with a list of its own.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A scale: its settings, and the folder of each model's files, in the order of the bundles."""
+
+    settings: ExtractSettings
+    folders: Sequence[Path]
+
+
+def scales_of(mpp: float | Sequence[float] | None) -> tuple[float, ...]:
+    """Return the scales that were asked for, in µm per pixel, in their order; none where the model's own is meant.
+
+    Raises:
+        UsageError: one is no scale, or one is there twice.
+    """
+    scales = () if mpp is None else (mpp,) if isinstance(mpp, int | float) else tuple(mpp)
+    for number, scale in enumerate(scales):
+        _check_scale(scale)
+        if scale_folder(scale) in map(scale_folder, scales[:number]):
+            raise UsageError(f"--mpp {scale:g}: the same scale twice", hint="Name each scale once.")
+    return scales
 
 
 def load_bundles(paths: Sequence[Path | str], trust_engines: bool = False) -> tuple[Bundle, ...]:
@@ -137,8 +180,8 @@ def shared_settings(
 
 
 def _check_numbers(mpp: float | None, stride_px: int | None, min_tissue: float) -> None:
-    if mpp is not None and not is_scale(mpp):
-        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
+    if mpp is not None:
+        _check_scale(mpp)
     if stride_px is not None and stride_px < 1:
         raise UsageError(f"--stride-px {stride_px}: must be at least 1", hint="Leave it out to lay tiles side by side.")
     if not 0 <= min_tissue <= 1:
@@ -146,6 +189,11 @@ def _check_numbers(mpp: float | None, stride_px: int | None, min_tissue: float) 
             f"--min-tissue {min_tissue}: must be from 0 to 1",
             hint="It is the part of a tile's area that must be tissue: 0 takes every tile, 1 only tiles full of it.",
         )
+
+
+def _check_scale(mpp: float) -> None:
+    if not is_scale(mpp):
+        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> str:

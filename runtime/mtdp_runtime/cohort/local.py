@@ -29,7 +29,7 @@ def extract_slides(requests: Sequence[SlideRequest], run: Run) -> Iterator[Outco
     Raises:
         BackendError, OutputUnwritable: what would fail for every slide ends the run.
     """
-    if len(run.models) > 1:
+    if len(run.job.folders) > 1:
         for folder in run.job.folders:
             writable_folder(folder)
     held: dict[SlideRequest, Held] = {}

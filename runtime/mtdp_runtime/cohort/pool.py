@@ -136,7 +136,7 @@ class Pool:
         Raises:
             BackendError, OutputUnwritable: what would fail for every slide ends the run.
         """
-        if len(self._job.bundles) > 1:
+        if len(self._job.folders) > 1:
             for folder in self._job.folders:
                 writable_folder(folder)
         todo = [request for request in self._job.slides if request.name not in settled]

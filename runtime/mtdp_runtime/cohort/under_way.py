@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mtdp_runtime.cohort import unread
-from mtdp_runtime.cohort.job import Job
+from mtdp_runtime.cohort.job import Job, Pass
 from mtdp_runtime.cohort.requests import SlideRequest
 from mtdp_runtime.cohort.staging import IsDone, Staging
 from mtdp_runtime.cohort.uploads import Uploads
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.models import Model, Target
+from mtdp_runtime.extraction.scales import AtScale
 from mtdp_runtime.store import run_log
 from mtdp_runtime.store.run_log import RunMark
 from mtdp_runtime.urls import SlideUrl
@@ -42,12 +43,22 @@ def failed_before(request: SlideRequest, run: Run) -> Mapping[str, Any] | None:
     return run.failures.get(attempt_key(request, run))
 
 
-def targets_of(request: SlideRequest, run: Run, stated: str = "") -> list[Target]:
-    """Return what a slide fills; `stated` is what is known of it without a look into it."""
+def targets_in(one: Pass, models: Sequence[Model], request: SlideRequest, stated: str = "") -> list[Target]:
+    """Return the file of each model, at one scale; `stated` is what is known of a slide without a look into it."""
     return [
-        Target(folder / f"{request.name}.h5", model, unread.key_of(request, model, run.job.settings, stated))
-        for folder, model in zip(run.job.folders, run.models, strict=True)
+        Target(folder / f"{request.name}.h5", model, unread.key_of(request, model, one.settings, stated))
+        for folder, model in zip(one.folders, models, strict=True)
     ]
+
+
+def scales_of(request: SlideRequest, run: Run, stated: str = "") -> list[AtScale]:
+    """Return what a slide fills at each scale."""
+    return [AtScale(one.settings, targets_in(one, run.models, request, stated)) for one in run.job.passes]
+
+
+def targets_of(request: SlideRequest, run: Run, stated: str = "") -> list[Target]:
+    """Return the same of all scales together."""
+    return [target for scale in scales_of(request, run, stated) for target in scale.targets]
 
 
 def who_knows(request: SlideRequest, run: Run) -> IsDone | None:
@@ -66,7 +77,7 @@ def who_knows(request: SlideRequest, run: Run) -> IsDone | None:
 
 
 def all_there(request: SlideRequest, run: Run) -> bool:
-    """Say whether each model's file has its name."""
+    """Say whether each model's file has its name, at each scale."""
     return all(target.path.exists() for target in targets_of(request, run))
 
 
@@ -76,6 +87,7 @@ def attempt_key(request: SlideRequest, run: Run) -> str:
         return ""
     path, given = request.path, unread.facts_of_given(request)
     facts = [run_log.absolute(path), unread.size_and_time(path), request.mpp, given, asdict(run.job.settings)]
+    facts += run.job.scales
     for model in run.models:
         facts += [model.bundle.digest, model.backend.name, model.backend.precision, model.backend.batch]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -54,7 +54,7 @@ def extract(
     config: run_file.Config = None,
     out: options.Out = Path("features"),
     model: options.Models = None,
-    mpp: options.Mpp = None,
+    mpp: options.Scales = None,
     magnification: options.Magnification = None,
     stride_px: options.StridePx = None,
     min_tissue: options.MinTissue = MIN_TISSUE,
@@ -114,9 +114,10 @@ def extract(
     from mtdp_runtime.cohort.job import load_bundles, shared_settings
 
     bundles = load_bundles(model or [], trust_engines)
+    scales = options.target_mpp(*run_file.stated(ctx, "mpp", "magnification"))
     settings = shared_settings(
         bundles,
-        mpp=options.target_mpp(*run_file.stated(ctx, "mpp", "magnification")),
+        mpp=scales[0] if scales else None,
         stride_px=stride_px,
         min_tissue=min_tissue if run_file.is_said(ctx, "min_tissue") else None,
         coords=coords,
@@ -128,7 +129,15 @@ def extract(
     passed: list[PassedOver] = []
     work = _requests(named, slide_mpp, mask, (coords, classes), part, worker, passed)
     job = _job(
-        ctx, where, slides=work, passed_over=passed, bundles=bundles, settings=settings, threads=cores, batch=batch_size
+        ctx,
+        where,
+        slides=work,
+        passed_over=passed,
+        bundles=bundles,
+        settings=settings,
+        scales=scales if len(scales) > 1 else (),
+        threads=cores,
+        batch=batch_size,
     )
     raise typer.Exit(_carry_out(job, worker, mark, dry_run, demo, as_json))
 
@@ -290,7 +299,7 @@ def _dry_run(job: Job, worker: Worker, as_json: bool) -> int:
         no_estimate=lambda why: note(f"no estimate of the time: {why}"),
         on_speeds=(lambda speeds: None) if as_json else say_speeds,
     )
-    return say_plans(plans, len(job.slides), worker.settled.values(), job.settings.mpp, as_json)
+    return say_plans(plans, len(job.slides), worker.settled.values(), as_json)
 
 
 def main() -> None:

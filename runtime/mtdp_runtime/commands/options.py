@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -118,8 +118,17 @@ Mpp = Annotated[
         metavar="UM", help="Scale of the tiles in µm per pixel; the model's own if left out.", rich_help_panel=NUMBERS
     ),
 ]
+Scales = Annotated[
+    list[float] | None,
+    typer.Option(
+        metavar="UM",
+        help="Scale of the tiles in µm per pixel; the model's own if left out. Repeat it for several: each slide is "
+        "opened, and its tissue found, once, and the files of each scale go to OUT/mpp<scale>.",
+        rich_help_panel=NUMBERS,
+    ),
+]
 Magnification = Annotated[
-    float | None,
+    list[float] | None,
     typer.Option(
         metavar="N",
         help="Another way to say --mpp: 10 / magnification, so 20 is 0.5 µm per pixel and 40 is 0.25.",
@@ -427,23 +436,21 @@ def _part_of_an_array(environment: Mapping[str, str]) -> tuple[int, int]:
     return task - first + 1, tasks
 
 
-def target_mpp(mpp: float | None, magnification: float | None) -> float | None:
-    """Return the scale that was asked for, in µm per pixel; None where none was.
+def target_mpp(mpp: Sequence[float] | None, magnification: Sequence[float] | None) -> tuple[float, ...]:
+    """Return the scales that were asked for, in µm per pixel; none where none was.
 
     Raises:
         UsageError: both were given, or one is no scale.
     """
+    from mtdp_runtime.cohort.job import scales_of
     from mtdp_runtime.slide.scale import LEAST_MPP, MOST_MPP, is_scale
 
-    if magnification is not None:
-        if mpp is not None:
-            raise UsageError("--mpp and --magnification say the same twice", hint="Leave out one of them.")
-        if not (magnification > 0 and is_scale(10 / magnification)):
+    if mpp and magnification:
+        raise UsageError("--mpp and --magnification say the same twice", hint="Leave out one of them.")
+    for one in magnification or ():
+        if not (one > 0 and is_scale(10 / one)):
             raise UsageError(
-                f"--magnification {magnification}: must be from {10 / MOST_MPP:g} to {10 / LEAST_MPP:g}",
+                f"--magnification {one}: must be from {10 / MOST_MPP:g} to {10 / LEAST_MPP:g}",
                 hint="For example 20, which is --mpp 0.5, or 40, which is --mpp 0.25.",
             )
-        return 10 / magnification
-    if mpp is not None and not is_scale(mpp):
-        raise UsageError(f"--mpp {mpp}: not a scale", hint="Micrometres per pixel, for example --mpp 0.5.")
-    return mpp
+    return scales_of(mpp or [10 / one for one in magnification or ()])

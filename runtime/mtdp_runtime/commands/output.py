@@ -150,17 +150,16 @@ def say_speeds(speeds: Sequence[EngineSpeed]) -> None:
 
 
 def say_plans(
-    plans: Iterable[tuple[Outcome, Plan | None, dict[str, Any]]],
+    plans: Iterable[tuple[Outcome, Sequence[tuple[float, Plan]], dict[str, Any]]],
     slides: int,
     settled: Iterable[Mapping[str, Any]],
-    mpp: float,
     as_json: bool,
 ) -> int:
-    """Say what `plan_slides` finds of each slide, for tiles at `mpp` µm per pixel; the rest is as in `say_outcomes`."""
+    """Say what `plan_slides` finds of each slide, scale by scale; the rest is as in `say_outcomes`."""
     lines = list(settled)
-    for outcome, plan, costs in plans:
+    for outcome, by_scale, costs in plans:
         lines.append(run_log.counts(log_line(outcome)) | costs)
-        _say_plan(outcome, plan, costs, mpp, as_json)
+        _say_plan(outcome, by_scale, costs, as_json)
     if slides > 1 and not as_json:
         result(plans_total(lines))
     return exit_codes.of_run(sum(line["status"] == "failed" for line in lines), 0)
@@ -183,20 +182,21 @@ def plans_total(lines: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(lines)} slides: {planned} to do{costs}; {already}{failed} failed"
 
 
-def _say_plan(outcome: Outcome, plan: Plan | None, costs: dict[str, Any], mpp: float, as_json: bool) -> None:
+def _say_plan(outcome: Outcome, by_scale: Sequence[tuple[float, Plan]], costs: dict[str, Any], as_json: bool) -> None:
     if as_json:
         result_json(log_line(outcome) | costs)
         return
-    if plan is None:
+    if not by_scale:
         _say_outcome(outcome, "", as_json)
         return
-    info = plan.info
-    result(
-        f"{info.path.name}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
-        f"mpp {info.mpp:.6g} ({info.mpp_source}) -> {mpp:g}, level {plan.level}, "
-        f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
-    )
-    if not len(plan.kept):
+    for mpp, plan in by_scale:
+        info = plan.info
+        result(
+            f"{info.path.name}: {len(plan.kept)} tiles of {plan.grid.tile_px} px; "
+            f"mpp {info.mpp:.6g} ({info.mpp_source}) -> {mpp:g}, level {plan.level}, "
+            f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
+        )
+    if not outcome.tiles:
         result(f"  nothing to compute: {outcome.message}")
     elif "estimated_s" in costs:
         result(f"  about {size(costs['bytes'])}, {duration(costs['estimated_s'])}")

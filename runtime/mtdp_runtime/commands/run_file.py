@@ -89,8 +89,14 @@ def is_said(ctx: typer.Context, name: str) -> bool:
 
 def effective(ctx: typer.Context) -> dict[str, Any]:
     """Return what each option is, by its long name, as JSON has it; those that say nothing are left out."""
-    values = {long: ctx.params.get(name) for name, (long, _) in _options(ctx.command).items()}
-    return {long: _plain(value) for long, value in values.items() if value is not None}
+    values = {long: (ctx.params.get(name), type_) for name, (long, type_) in _options(ctx.command).items()}
+    return {long: _plain(_alone(value, type_)) for long, (value, type_) in values.items() if value is not None}
+
+
+def _alone(value: Any, type_: Any) -> Any:
+    """Return the number where an option that takes several has one."""
+    numbers = get_args(_without_none(type_)) == (float,)
+    return value[0] if numbers and len(value) == 1 else value
 
 
 def _is_on_the_command_line(ctx: typer.Context, name: str) -> bool:
@@ -110,6 +116,8 @@ def _value(path: Path, key: str, value: Any, hint: Any) -> Any:
     inner = _without_none(hint)
     if get_origin(inner) is list:
         (each,) = get_args(inner)
+        if each is float and not isinstance(value, list):  # one number may stand alone
+            value = [value]
         if not isinstance(value, list):
             raise _wrong(path, key, value, f"a list, each {_wanted(each)[1]}")
         return [_value(path, key, one, each) for one in value]

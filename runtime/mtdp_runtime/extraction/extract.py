@@ -31,6 +31,7 @@ from mtdp_runtime.store.writer import FeatureStore, differences, remove_leftover
 from mtdp_runtime.tiling.given import NOTHING, Given
 from mtdp_runtime.tiling.grid import known_mpp
 from mtdp_runtime.tiling.plan import Plan, make_plan, why_empty
+from mtdp_runtime.tiling.tissue import TissueMask
 
 # A decoder that reduces gives other pixels than the reference's averaging: 0.9997 was measured (benchmarks/RESULTS.md).
 
@@ -63,11 +64,12 @@ def extract_slide(
     overwrite: bool = False,
     given: Given = NOTHING,
     listeners: Listeners = SILENT,
+    tissue: TissueMask | None = None,
 ) -> tuple[Outcome, Plan | None]:
     """Write the features of a slide, a file for each model; a file that is already complete and the same is left alone.
 
     The models are of one tile size: each tile is read once for all of them. `overwrite` replaces a file that is
-    incomplete, or of other settings.
+    incomplete, or of other settings; `tissue` is the slide's, where it was found already.
 
     Raises:
         SlideError, BackendError, StoreError, OutputUnwritable: nothing stands under a target's path then that did not
@@ -95,7 +97,7 @@ def extract_slide(
         return _with_checks(replace(read_by, message="already done", seconds=seconds), found), None
     assert all(target.model.bundle.manifest.tile_px == tile_px for target in todo)
     listeners.on_phase(TISSUE)
-    plan = make_plan(slide, tile_px, settings, given)
+    plan = make_plan(slide, tile_px, settings, given, tissue)
     with ExitStack() as open_stores:
         stores = [
             open_stores.enter_context(

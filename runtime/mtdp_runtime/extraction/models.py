@@ -31,6 +31,15 @@ class Target:
     key: str = ""  # stored with the file: what decides it, as far as that is known without a look into the slide
 
 
+def scale_folder(mpp: float) -> str:
+    """Return the name of the folder of a scale, where there are several.
+
+    >>> scale_folder(0.5), scale_folder(2.0)
+    ('mpp0.5', 'mpp2')
+    """
+    return f"mpp{mpp:g}"
+
+
 def folders(bundles: Sequence[Bundle], out: Path) -> list[Path]:
     """Return where each model's files go: `out` for one model, `out/<model name>` for several.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -50,3 +51,18 @@ class BadTiles:
 
     count: int = 0
     reasons: list[str] = field(default_factory=list)
+
+
+def joined(runs: Sequence[RunTimes]) -> RunTimes:
+    """Return what runs of one slide took, one after the other."""
+    whole = RunTimes(readers=max(run.readers for run in runs))
+    for run in runs:
+        whole.wall_s += run.wall_s
+        whole.tiles += run.tiles
+        for sum_, one in ((whole.read, run.read), (whole.infer, run.infer), (whole.store, run.store)):
+            sum_.threads = max(sum_.threads, one.threads)
+            sum_.items += one.items
+            sum_.busy_s += one.busy_s
+            sum_.starved_s += one.starved_s
+            sum_.blocked_s += one.blocked_s
+    return whole

@@ -13,6 +13,14 @@ _THUMBNAILS: Final = "thumbnails"
 _INDEX: Final = re.compile(r"index-*", re.IGNORECASE)
 
 
+_OF_A_SCALE: Final = re.compile(r"mpp\d+(\.\d+)?")  # as `extraction.models` names the folders of several scales
+
+
+def is_of_a_scale(folder: Path) -> bool:
+    """Say whether a folder holds the files of one of several scales, by its name."""
+    return _OF_A_SCALE.fullmatch(folder.name) is not None
+
+
 def run_page(out: Path) -> Path:
     """Return the page of all slides of a folder."""
     return out / FOLDER / _RUN_PAGE

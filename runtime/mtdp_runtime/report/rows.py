@@ -113,12 +113,18 @@ def _name_of(line: Mapping[str, Any]) -> str:
 
 
 def _folders(out: Path) -> Iterator[Path]:
-    """Yield the folder, and those of several models below it; one with a run.jsonl of its own is another run's."""
+    """Yield the folder, and those of several models and scales below it.
+
+    A folder with a run.jsonl of its own is another run's.
+    """
     yield out
     for below in sorted(out.iterdir()):
-        ours = below.is_dir() and not below.name.startswith(".") and below.name != places.FOLDER
-        if ours and not (below / run_log.NAME).exists() and any(below.glob(f"*{_SUFFIX}")):
-            yield below
+        if below.is_dir() and not below.name.startswith(".") and below.name != places.FOLDER:
+            ours = not (below / run_log.NAME).exists()
+            if ours and places.is_of_a_scale(below):
+                yield from _folders(below)  # of several models
+            elif ours and any(below.glob(f"*{_SUFFIX}")):
+                yield below
 
 
 def _names(folder: Path) -> list[str]:

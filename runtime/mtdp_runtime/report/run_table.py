@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,9 +25,9 @@ def slides_table(rows: Sequence[Row], out: Path) -> str:
     if not rows:
         return "<h2>Slides</h2><p>There is no slide in this folder yet.</p>"
     ordered = sorted(rows, key=lambda row: (_rank(row), row.name, row.model))
-    models = len({row.folder for row in rows}) > 1
+    folders = {row.folder for row in rows}
     heads = "".join(f"<th scope=col data-sort=1{_number(name)}>{name}" for name in _HEADS)
-    body = "\n".join(_row(row, out, models) for row in ordered)
+    body = "\n".join(_row(row, out, folders) for row in ordered)
     return (
         f"<h2 id=all>Slides</h2>{_tools(rows)}"
         "<div class=scroll role=region aria-labelledby=all tabindex=0><table id=slides><thead><tr>"
@@ -57,12 +57,12 @@ def _tools(rows: Sequence[Row]) -> str:
     )
 
 
-def _row(row: Row, out: Path, models: bool) -> str:
+def _row(row: Row, out: Path, folders: Collection[Path]) -> str:
     look = " data-look" if row.needs_a_look else ""
     engine = " ".join(filter(None, (row.engine, row.precision)))
     cells = [
         f"<td>{_picture(row)}",
-        f'<td data-v="{html.escape(row.name)}">{_name(row, out, models)}',
+        f'<td data-v="{html.escape(row.name)}">{_name(row, out, folders)}',
         f"<td class={_KINDS.get(row.status, 'soft')}>{row.status}",
         _numeric("tiles", number(row.tiles) if row.model else NOTHING),
         _numeric("tissue mm²", number(row.tissue_mm2, 2)),
@@ -79,14 +79,16 @@ def _picture(row: Row) -> str:
     return f'<img alt="" loading=lazy src="{data_url(row.picture)}">' if row.picture else "<span class=none></span>"
 
 
-def _name(row: Row, out: Path, models: bool) -> str:
+def _name(row: Row, out: Path, folders: Collection[Path]) -> str:
     """Return the name, linked to the report where there is one, and what is to be said of the slide."""
     shown = html.escape(row.name)
     report = places.slide_report(row.folder, row.name)
     if report.is_file():
         shown = f'<a href="{link_to(os.path.relpath(report, places.run_page(out).parent))}">{shown}</a>'
-    if models and row.model:
-        shown += f" <span class=soft>{html.escape(row.model)}</span>"
+    if len(folders) > 1 and row.model:
+        scale = next((one.name for one in (row.folder, row.folder.parent) if places.is_of_a_scale(one)), "")
+        which = f"{row.model} {scale.replace('mpp', '')} µm/px" if scale and row.folder != out else row.model
+        shown += f" <span class=soft>{html.escape(which)}</span>"
     said = [html.escape(row.message.removeprefix(f"{row.slide}: "))] if row.message else []
     said += [f"<i>{html.escape(row.hint)}</i>"] if row.hint else []
     said += [f"<span class=warn>{html.escape(row.warning)}</span>"] if row.warning else []

@@ -76,9 +76,10 @@ def _write(target: Path, features: Path, thumbnail: Thumbnail, slide: Slide | No
 
 
 def _run_page_from(folder: Path) -> str:
-    """Return the address of the run's page: of several models, each has a folder of its own in that of the run."""
-    shares = not (folder / run_log.NAME).exists() and (folder.parent / run_log.NAME).exists()
-    return "../../report/index.html" if shares else "index.html"
+    """Return the address of the run's page: each scale and model of several has a folder of its own below the run's."""
+    run = next((one for one in (folder, *folder.parents[:2]) if (one / run_log.NAME).exists()), folder)
+    up = len(folder.relative_to(run).parts)
+    return f"{'../' * (up + 1)}report/index.html" if up else "index.html"
 
 
 def _pictures(file: FeatureFile, thumbnail: Thumbnail, colours: Colours | None) -> str:

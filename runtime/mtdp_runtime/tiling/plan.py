@@ -51,8 +51,16 @@ class Plan:
         return remarks(self.grid, self.info) if isinstance(self.grid, TileList) else ""
 
 
-def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, given: Given = NOTHING) -> Plan:
+def make_plan(
+    slide: Slide,
+    tile_px: int,
+    settings: ExtractSettings,
+    given: Given = NOTHING,
+    tissue: TissueMask | None = None,
+) -> Plan:
     """Find the tissue of a slide and the tiles to compute: all that are given, or those of a grid that are tissue.
+
+    `tissue` is that of the slide where it was found already, by the same settings.
 
     Raises:
         UsageError: the tiles that are given cannot be this slide's.
@@ -64,7 +72,7 @@ def make_plan(slide: Slide, tile_px: int, settings: ExtractSettings, given: Give
         if given.tiles is None
         else list_tiles(given.tiles, slide.info, tile_px, settings.mpp)
     )
-    tissue = find_tissue(slide, settings.tissue, given.mask)
+    tissue = tissue or find_tissue(slide, settings.tissue, given.mask)
     if isinstance(grid, TileList):
         fractions, kept = tissue_fractions_at(tissue, grid.origins(), grid.tile0), np.arange(len(grid))
     else:
