@@ -66,8 +66,9 @@ class TestResize:
         levels = (got - wanted).abs() * torch.tensor(STD).view(1, 3, 1, 1) * 255
         assert got.shape == wanted.shape
         # Sums of float32: a value that is all but halfway between two levels may fall to the other side, in each pass.
+        # Most are at a ratio of 2 to 3, whose weights are sixths: one in seventeen.
         assert levels.max() < 2.01
-        assert levels.mean() < 0.04
+        assert levels.mean() < 0.1
 
     def test_halves_are_rounded_up(self) -> None:
         tiles = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), np.uint8)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -22,11 +23,13 @@ from mtdp_runtime.bundle.tolerance import MIN_COSINE
 from mtdp_runtime.cohort.attempt import attempt
 from mtdp_runtime.cohort.claims import Held, claim
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
-from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.cohort.pool import Pool
+from mtdp_runtime.cohort.requests import SlideRequest, list_slides
 from mtdp_runtime.cohort.run import load_engine
 from mtdp_runtime.cohort.under_way import Run
 from mtdp_runtime.cohort.watchdog import Unwatched, Worker
 from mtdp_runtime.errors import UsageError
+from mtdp_runtime.extraction.extract import SILENT
 from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.extraction.outcome import Outcome
 from mtdp_runtime.formats import FORMATS
@@ -170,3 +173,46 @@ def test_an_automatic_batch_follows_from_all_threads_and_not_from_a_workers_shar
             batches.append(engine.batch)
     assert batches == [16, 16]
     assert (replace(job, threads=8, workers=4).threads_each, replace(job, threads=2, share=3).threads_each) == (2, 3)
+
+
+class _DiesLate:
+    """A crew of one worker, which is gone when it has been silent for longer than it may."""
+
+    size = 1
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.running: set[int] = set()
+        self.given: list[str] = []
+
+    def start(self, worker: int) -> bool:
+        self.starts += 1
+        self.running.add(worker)
+        return True
+
+    def give(self, worker: int, given: tuple[SlideRequest, SlideRequest | None]) -> None:
+        self.given.append(given[0].name)
+
+    def events(self, timeout_s: float) -> Iterator[tuple[int, str, Any]]:
+        if self.starts > len(self.given):
+            yield 0, "ready", ()
+        elif self.starts == 1:
+            time.sleep(0.02)
+            self.running.remove(0)
+            yield 0, "lost", "died (SIGKILL)"
+        else:
+            yield 0, "outcome", Outcome(Path(self.given[-1]), "done", name=self.given[-1])
+
+    def end(self, worker: int) -> None:
+        self.running.remove(worker)
+
+    def close(self, stopped: bool) -> None:
+        self.running.clear()
+
+
+def test_a_worker_that_died_when_its_time_was_up_is_not_ended_again(job: Job) -> None:
+    crew = _DiesLate()
+    one = replace(job, slides=job.slides[:1], workers=2, stall_limit_s=0.01)
+    pool = Pool(one, crew, run_log.RunMark(), lambda worker: SILENT, lambda models: None, lambda text: None)
+    assert [(found.name, found.status) for found in pool.extract({})] == [("a", "done")]
+    assert crew.given == ["a", "a"]

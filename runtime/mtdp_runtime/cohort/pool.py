@@ -147,7 +147,7 @@ class Pool:
                 self._start(worker)
             while left:
                 self._give()
-                for worker, kind, what in [*self._crew.events(_TICK_S), *self._silent()]:
+                for worker, kind, what in self._told():
                     outcome = self._hear(worker, kind, what)
                     if outcome is not None:
                         left -= 1
@@ -177,6 +177,11 @@ class Pool:
             desk.at, desk.reserved = request, self._queue.waiting.popleft() if ahead else None
             desk.begun, desk.heard_s = None, now
             self._crew.give(worker, (request, desk.reserved))
+
+    def _told(self) -> Iterator[tuple[int, str, Any]]:
+        """Yield what workers told; who is silent is asked after all of that was heard: one that is gone is replaced."""
+        yield from list(self._crew.events(_TICK_S))
+        yield from self._silent()
 
     def _silent(self) -> list[tuple[int, str, Any]]:
         """End workers that hang at their start, a model or a slide, and return that they are lost."""
