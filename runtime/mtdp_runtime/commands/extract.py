@@ -128,17 +128,8 @@ def extract(
     )
     passed: list[PassedOver] = []
     work = _requests(named, slide_mpp, mask, (coords, classes), part, worker, passed)
-    job = _job(
-        ctx,
-        where,
-        slides=work,
-        passed_over=passed,
-        bundles=bundles,
-        settings=settings,
-        scales=scales if len(scales) > 1 else (),
-        threads=cores,
-        batch=batch_size,
-    )
+    found = {"scales": scales if len(scales) > 1 else (), "threads": cores, "batch": batch_size}
+    job = _job(ctx, where, slides=work, passed_over=passed, bundles=bundles, settings=settings, **found)
     raise typer.Exit(_carry_out(job, worker, mark, dry_run, demo, as_json))
 
 
