@@ -262,8 +262,8 @@ class TestDoctor:
             "from mtdp_runtime.commands.doctor import _print; from mtdp_runtime.backends import probe_all\n"
             "from dataclasses import asdict\n"
             "probes = [asdict(p) for p in probe_all()]\n"
-            "_print({'machine': '', 'openslide': '', 'packaged_model': '', 'backends': probes, 'self_test': {},"
-            " 'problems': []})"
+            "_print({'machine': '', 'averaging': '', 'openslide': '', 'packaged_model': '', 'backends': probes,"
+            " 'self_test': {}, 'problems': []})"
         )
         result = warm.run(code)
         assert result.returncode == 0, result.stderr
