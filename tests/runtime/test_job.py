@@ -20,6 +20,7 @@ from mtdp_runtime import extract
 from mtdp_runtime.backends import BACKENDS
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
 from mtdp_runtime.bundle.tolerance import MIN_COSINE
+from mtdp_runtime.cohort import pool as pool_module
 from mtdp_runtime.cohort.attempt import attempt
 from mtdp_runtime.cohort.claims import Held, claim
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
@@ -216,3 +217,23 @@ def test_a_worker_that_died_when_its_time_was_up_is_not_ended_again(job: Job) ->
     pool = Pool(one, crew, run_log.RunMark(), lambda worker: SILENT, lambda models: None, lambda text: None)
     assert [(found.name, found.status) for found in pool.extract({})] == [("a", "done")]
     assert crew.given == ["a", "a"]
+
+
+class _OneOfThree(_DiesLate):
+    """A crew of which one worker is started, since there is one slide; it takes its time."""
+
+    size = 3
+
+    def events(self, timeout_s: float) -> Iterator[tuple[int, str, Any]]:
+        if not self.given:
+            yield 0, "ready", ()
+        else:
+            time.sleep(0.02)
+            yield 0, "outcome", Outcome(Path(self.given[-1]), "done", name=self.given[-1])
+
+
+def test_a_worker_that_was_never_started_is_not_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_START_S", 0.01)
+    one = replace(job, slides=job.slides[:1], workers=3, stall_limit_s=0.01)
+    pool = Pool(one, _OneOfThree(), run_log.RunMark(), lambda worker: SILENT, lambda models: None, lambda text: None)
+    assert [(found.name, found.status) for found in pool.extract({})] == [("a", "done")]

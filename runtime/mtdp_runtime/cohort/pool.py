@@ -69,7 +69,7 @@ def _give_back(begun: Mapping[str, Any] | None) -> None:
 class _Desk:
     """Where a worker is, as far as it told."""
 
-    here: bool = True  # its process runs
+    here: bool = False  # its process runs; of fewer slides than workers some never start
     ready: bool = False
     loads: str = ""  # the model that it loads now
     at: SlideRequest | None = None
