@@ -32,7 +32,7 @@ def folder(slides_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_recipe_is_there() -> None:
-    assert len(STEPS) == 14
+    assert len(STEPS) == 15
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)))
