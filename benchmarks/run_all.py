@@ -92,6 +92,11 @@ def main() -> None:
     run("sparse.json", [python, f"{HERE}/sparse.py", *(["--side", "20000"] if options.quick else [])], options.out)
     for turn in range(int(repeats)):
         run(f"start_{turn + 1}.json", [python, f"{HERE}/sparse.py", "--side", "4096"], options.out)
+    turns = ["--rounds", "3"] if options.quick else []
+    run("averaging.txt", [python, f"{HERE}/averaging.py", *turns], options.out)
+    seen = [] if options.slide is None else ["--slide", str(options.slide)]
+    run("tissue.txt", [python, f"{HERE}/tissue.py", *turns, *seen], options.out)
+    run("start.txt", [python, f"{HERE}/start.py", *turns], options.out)
     run("extract_demo.json", [*bench, "extract", "--repeats", repeats, "--json"], options.out)
     small = ["--side", "20000", "--rows", "20000"] if options.quick else []
     run("view.json", [python, f"{HERE}/view.py", *small], options.out)
