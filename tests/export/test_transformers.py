@@ -118,7 +118,7 @@ def some_tiles() -> NDArray[np.uint8]:
 
 def test_a_kernel_near_the_end_of_fp16_stays_in_fp32_and_the_others_do_not(tmp_path: Path) -> None:
     tiles = some_tiles()
-    for scale, wide in ((1.0, set()), (1e3, {"times", "second"})):
+    for scale, wide in ((1.0, set()), (1e3, {"times", "second"}), (-1e3, {"times", "second"})):
         model = products(scale)
         onnx.save(model, tmp_path / "base.onnx")
         assert near_the_end_of_fp16(model, tiles, tmp_path) == wide
@@ -126,6 +126,20 @@ def test_a_kernel_near_the_end_of_fp16_stays_in_fp32_and_the_others_do_not(tmp_p
         typed = write_typed(tmp_path / "base.onnx", "fp16", tmp_path / "fp16.onnx", tiles, expected)
         assert (typed.fp32_kernels, typed.kernels) == (len(wide & {"first", "second"}), 2)
         assert ("2 nodes that come near the end of fp16" in typed.kept) == bool(wide)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_finite_number_does_not_fit_into_fp16(tmp_path: Path, scale: float) -> None:
+    assert near_the_end_of_fp16(products(scale), some_tiles(), tmp_path) >= {"times", "second"}
+
+
+def test_one_large_value_on_one_tile_is_enough(tmp_path: Path) -> None:
+    dark = np.zeros((9, 8, 8, 3), np.uint8)  # more than one batch
+    for at in (0, 7, 8):
+        tiles = dark.copy()
+        tiles[at] = 255
+        assert near_the_end_of_fp16(products(1e3), tiles, tmp_path) == {"times", "second"}
+    assert not near_the_end_of_fp16(products(1e3), dark, tmp_path)
 
 
 def test_attention_is_found_and_is_what_is_kept_before_kernels(dino: Dino, resnet18_bundle: Path) -> None:
