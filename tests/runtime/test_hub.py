@@ -8,19 +8,25 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import h5py
+import onnx
 import pytest
 
 import mtdp_runtime
-from mtdp_runtime.bundle import hub, load_bundle
+from mtdp_export.model_store import is_apart, load_light, save_model
+from mtdp_runtime.backends import backend_class
+from mtdp_runtime.backends.proof import replay
+from mtdp_runtime.bundle import file_ref, hub, load_bundle, write_manifest
 from mtdp_runtime.bundle.hub import bundle_of
-from mtdp_runtime.errors import BundleDigestMismatch, BundleNotFound, UsageError
+from mtdp_runtime.errors import BackendError, BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
 
 constants = pytest.importorskip("huggingface_hub.constants", reason="needs huggingface_hub (the extra `hf`)")
 COMMIT, OTHER = "c0ffee" * 6 + "abcd", "b" * 40
+MODEL, DATA = "model.fp32.onnx", "model.fp32.onnx.data"
 
 
 class FakeHub:
@@ -192,3 +198,95 @@ def test_a_folder_is_never_looked_for_on_the_hub(tiny_bundle: Path, monkeypatch:
     assert bundle_of(tiny_bundle).source == ""
     with pytest.raises(BundleNotFound):
         bundle_of("lab/tiny")
+
+
+class TestWeightsApart:
+    """Of a bundle of more than 2 GB: the cache holds links, and what they point to lies outside the snapshot."""
+
+    @pytest.fixture
+    def apart(self, fake: FakeHub) -> FakeHub:
+        folder = fake.commits[COMMIT]
+        assert save_model(onnx.load(folder / MODEL), None, folder / MODEL, 0) == folder / DATA
+        self.sign(folder)
+        return fake
+
+    def sign(self, folder: Path) -> None:
+        manifest = load_bundle(folder).manifest
+        variant = replace(manifest.variants[0], file=file_ref(folder, MODEL), data=file_ref(folder, DATA))
+        write_manifest(folder, replace(manifest, variants=(variant,)))
+
+    @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+    def test_come_along_and_engines_read_them_through_the_links(self, apart: FakeHub, engine: str) -> None:
+        bundle = bundle_of("hf:lab/tiny@main")
+        data = bundle.path / DATA
+        assert data.is_symlink()
+        assert bundle.path not in data.resolve().parents
+        with backend_class(engine).load(bundle, "fp32", 4, 1) as loaded:
+            assert list(data.resolve().parent.glob(".*")) == [], "what was put there to read it is gone"
+            assert replay(loaded, bundle).cosine >= 0.999999
+
+    def test_that_cannot_be_read_through_a_link_are_said(self, apart: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        bundle = bundle_of("hf:lab/tiny@main")
+        monkeypatch.setattr("os.link", refuse)
+        with pytest.raises(BackendError, match=r"its weights lie behind a link.*Operation not permitted") as refused:
+            backend_class("openvino").load(bundle, "fp32", 4, 1)
+        assert f"cp -rL {bundle.path} FOLDER" in refused.value.hint
+        assert list((bundle.path / DATA).resolve().parent.glob(".*")) == []
+
+    def test_need_no_network_once_they_are_in_the_cache(
+        self, apart: FakeHub, monkeypatch: pytest.MonkeyPatch, make_slide: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        bundle_of("hf:lab/tiny@main")
+        apart.close()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        (outcome,) = mtdp_runtime.extract(make_slide(), tmp_path / "o", model="hf:lab/tiny@main")
+        assert outcome.status == "done"
+        with h5py.File(tmp_path / "o" / "slide.h5") as file:
+            assert file.attrs["model_source"] == f"hf:lab/tiny@{COMMIT}"
+
+    @pytest.mark.parametrize("where", ["repository", "cache"])
+    def test_that_are_damaged_are_refused_by_their_name(self, apart: FakeHub, where: str) -> None:
+        data = apart.commits[COMMIT] / DATA
+        if where == "cache":
+            data = (bundle_of("hf:lab/tiny@main").path / DATA).resolve()
+        content = bytearray(data.read_bytes())
+        content[-1] ^= 1
+        data.write_bytes(content)
+        bundle = bundle_of("hf:lab/tiny@main")
+        with pytest.raises(
+            BundleDigestMismatch, match=r"/model\.fp32\.onnx\.data: sha256 .*bundle\.json says"
+        ) as refused:
+            backend_class("onnxruntime").load(bundle, "fp32", 4, 1)
+        blob = (bundle.path / DATA).resolve()
+        assert str(blob) in refused.value.hint, "the cache would give the same file for ever"
+        apart.commits[COMMIT].joinpath(DATA).write_bytes(bytes([*content[:-1], content[-1] ^ 1]))
+        blob.unlink()
+        again = bundle_of("hf:lab/tiny@main")
+        assert again.checked(again.variant("fp32").file).is_file()
+
+    def test_that_were_not_pushed_are_missed_at_once(self, apart: FakeHub) -> None:
+        (apart.commits[COMMIT] / DATA).unlink()
+        with pytest.raises(BundleNotFound, match=r"no model\.fp32\.onnx\.data in it") as refused:
+            bundle_of("hf:lab/tiny@main")
+        assert "whole folder" in refused.value.hint
+
+    @pytest.mark.parametrize("location", ["{blob}", "../../blobs/{name}", "bundle.json", "/etc/passwd"])
+    def test_are_read_from_the_one_name_in_the_snapshot(self, apart: FakeHub, location: str) -> None:
+        """Even where another name would lead to the very same file."""
+        blob = (bundle_of("hf:lab/tiny@main").path / DATA).resolve()
+        folder = apart.commits[COMMIT]
+        model = load_light(folder / MODEL)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data if is_apart(tensor) else ():
+                if entry.key == "location":
+                    entry.value = location.format(blob=blob, name=blob.name)
+        (folder / MODEL).write_bytes(model.SerializeToString())
+        self.sign(folder)
+        apart.commits[OTHER] = folder
+        bundle = bundle_of(f"hf:lab/tiny@{OTHER}")
+        for engine in ("onnxruntime", "openvino"):
+            with pytest.raises(BundleInvalid, match=r"a tensor lies at location .*, not in model\.fp32\.onnx\.data"):
+                backend_class(engine).load(bundle, "fp32", 4, 1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.backends.proof_cache import place
+from mtdp_runtime.bundle.links import without_links
 from mtdp_runtime.bundle.manifest import DATA_SUFFIX
 from mtdp_runtime.errors import BackendError
 from mtdp_runtime.files import private_folder, read_with_digest, save_with_digest
@@ -75,9 +76,10 @@ def compiled(
         kept = _read(core, path, config) if early is None else early
         if kept is not None:
             return kept
-    model = core.read_model(file)
-    model.reshape(list(shape))
-    made = core.compile_model(model, "CPU", dict(config))
+    with without_links(file) as found:
+        model = core.read_model(found)
+        model.reshape(list(shape))
+        made = core.compile_model(model, "CPU", dict(config))
     if small:
         # What cannot be kept is compiled again next time.
         with contextlib.suppress(BackendError, OSError, RuntimeError):

@@ -73,6 +73,8 @@ class Bundle:
     def _whole(self, ref: FileRef) -> Path:
         path = self.path / ref.file
         hint = "The bundle was changed or damaged after its export: copy it again, or export it again."
+        if self.source:  # the cache gives what it holds for ever, and a link alone would be made anew to the same file
+            hint = f"Delete {path.resolve()}, and it is fetched again; if that does not help, it was pushed damaged."
         if not path.is_file():
             raise BundleDigestMismatch(f"{path}: missing from the bundle", hint)
         size_bytes = path.stat().st_size
