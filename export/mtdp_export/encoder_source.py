@@ -19,7 +19,8 @@ from mtdp_export.encoder import Built, Encoder, build, resized_table
 from mtdp_export.errors import ExportUsageError
 from mtdp_export.pixels import Pixels, Stated, arranged
 from mtdp_export.snapshot import Snapshot, licence_text, read_snapshot, weights_in
-from mtdp_export.state_dicts import fit, read_state, unwrap
+from mtdp_export.state_dicts import fit, largest
+from mtdp_export.weights_file import read_state
 
 _SEED: Final = 0
 _LIKE: Final = 0.98  # of an entry's tensors, by name and shape, that a file must have to look like it
@@ -77,6 +78,7 @@ def open_recipe(recipe: Recipe, weights: str | None, stated: Stated, asked: Aske
     else:
         path = _file(weights, recipe.weights.file)
         digest = file_sha256(path)
+        _refuse_anothers(recipe, path, digest)
         published = recipe.weights.compared(digest)
         origin += f"; {path.name}, sha256 {digest}: {published}"
         text = licence_text(Path(weights)) if Path(weights).is_dir() else ""
@@ -104,6 +106,20 @@ def open_recipe(recipe: Recipe, weights: str | None, stated: Stated, asked: Aske
         recipe.mpp[0],
         text,
     )
+
+
+def _refuse_anothers(recipe: Recipe, path: Path, digest: str) -> None:
+    """Refuse the published weights of another entry: many have tensors of the same names and shapes.
+
+    Raises:
+        WeightsError: they are.
+    """
+    known = by_digest(digest)
+    if known is not None and known.key != recipe.key:
+        raise WeightsError(
+            f"{path} holds the published weights of {known.title}, not of {recipe.title}",
+            known.line.replace(known.weights.file, str(path)),
+        )
 
 
 def open_timm(name: str, weights: str, stated: Stated, asked: Asked) -> Opened:
@@ -147,13 +163,15 @@ def open_folder(folder: Path, stated: Stated, asked: Asked) -> Opened:
             "add --mean and --std, as the encoder's card states them",
         )
     path = snapshot.weights
+    digest = file_sha256(path)
+    known = by_digest(digest)
+    if known is not None and stated.mean is None and stated.std is None:
+        _refuse_other_numbers(folder, snapshot.preprocessing, known)
     feature = asked.feature or snapshot.feature
     arguments = {**snapshot.arguments, **(asked.arguments or {})}
     network, done = _filled(snapshot.library, snapshot.arch, arguments, feature, path)
     pixels = _pixels_of_snapshot(snapshot, stated)
     encoder = _checked(network, pixels, pixels.preprocessing.image_px)
-    digest = file_sha256(path)
-    known = by_digest(digest)
     published = f"the published weights of {known.title}" if known is not None else ""
     return Opened(
         MultiTaskNet(encoder, {}).eval(),
@@ -165,6 +183,24 @@ def open_folder(folder: Path, stated: Stated, asked: Asked) -> Opened:
         published=published,
         licence_text=licence_text(folder),
     )
+
+
+def _refuse_other_numbers(folder: Path, native: Preprocessing | None, known: Recipe) -> None:
+    """Refuse a folder whose numbers are not those that the catalogue has for its weights, by their digest.
+
+    Some repositories state what timm fills in where their authors said nothing.
+
+    Raises:
+        ExportUsageError: naming both.
+    """
+    ours = known.preprocessing
+    if native is not None and (native.mean, native.std) != (ours.mean, ours.std):
+        theirs, by_us = (" ".join(f"{v:g}" for v in (*p.mean, *p.std)) for p in (native, ours))
+        which = f"{folder}: {known.title}'s published weights"
+        raise ExportUsageError(
+            f"{which}, and its config.json states mean and std {theirs}, the catalogue {by_us}",
+            f"mtdp-export {known.key} --weights {folder} --out B; or state --mean and --std",
+        )
 
 
 def timm_preprocessing(trunk: Any) -> Preprocessing:
@@ -190,7 +226,7 @@ def _filled(
             built = build(library, arch, arguments, feature, weights="random")
         return _encoder(built, feature), []
     loaded = read_state(path)
-    shapes = {str(k): v.shape for k, v in unwrap(loaded, (), path).tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in largest(loaded).items()}
     built = build(library, arch, resized_table(library, arguments, shapes), feature)
     ignore = [name for name in built.trunk.state_dict() if name.endswith("mask_token")]
     try:

@@ -113,13 +113,31 @@ def session_of(model: onnx.ModelProto, folder: Path | None, options: Any) -> Any
     if not any(is_apart(tensor) for tensor in model.graph.initializer):
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
     assert folder is not None
-    # ONNX Runtime looks for the weights beside the graph's own file, and nowhere else.
-    path = folder / f".graph.{os.getpid()}.onnx"
+    # ONNX Runtime looks for the weights beside the graph's own file, and nowhere else: not where a link leads to.
+    model, home = _beside_its_weights(model, folder)
+    path = home / f".graph.{os.getpid()}.onnx"
     try:
         path.write_bytes(model.SerializeToString())
         return onnxruntime.InferenceSession(path, options, providers=providers)
     finally:
         path.unlink(missing_ok=True)
+
+
+def _beside_its_weights(model: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, Path]:
+    """Return the graph with its files named as they are behind links (the hub's cache has them), and their folder."""
+    entries = [e for t in model.graph.initializer if is_apart(t) for e in t.external_data if e.key == "location"]
+    if not any((folder / name).is_symlink() for name in {entry.value for entry in entries}):
+        return model, folder
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    homes = set[Path]()
+    for tensor in copy.graph.initializer:
+        for entry in tensor.external_data if is_apart(tensor) else ():
+            if entry.key == "location":
+                file = (folder / entry.value).resolve()
+                entry.value = file.name
+                homes.add(file.parent)
+    return copy, homes.pop()
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,14 +1,14 @@
-"""A file of weights as the tensors of one network, whatever it was wrapped in.
+"""The tensors of one network out of a file of weights, whatever it was wrapped in.
 
 Known wrappings come off and are named: dictionaries around the tensors ({teacher: ...}), a prefix of the names
-(`module.backbone.`) together with all that does not have it (heads, a text tower), chunks of blocks, and what the
-network's own library knows how to rename (`checkpoint_filter_fn` of timm). Then every tensor must fit.
+(`module.backbone.`) together with all that does not have it (heads, a text tower), what torch's wrappers put between
+(`_orig_mod.`), chunks of blocks, and what the network's own library knows how to rename (`checkpoint_filter_fn` of
+timm). Of several networks that fit, a teacher is taken before its student, and an average before what it is of; where
+nothing tells them apart the file is refused. Then every tensor must fit.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -17,18 +17,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mtdp.errors import WeightsError
 
-_WRAPPERS: Final = ("teacher", "state_dict", "model", "model_state_dict", "module", "encoder", "backbone")
 _CHUNK: Final = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")
+_BETWEEN: Final = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+_SHARD: Final = re.compile(r"(^|[._])flat_param(_\d+)?$")
 _CLASSIFIERS: Final = ("head.", "fc.", "classifier.", "head_dist.", "fc_norm_head.", "pooler.")
-_HTML: Final = (b"<!doctype", b"<html", b"<?xml")
-_LFS: Final = b"version https://git-lfs"
+_HEADS: Final = (
+    "dino_head.",
+    "ibot_head.",
+    "decoder_",
+    "mask_token",
+)  # of self-supervised training
+# Which of two networks is meant where both fit: what their authors, and timm, evaluate.
+_AVERAGES: Final = ("teacher", "ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema")
+_BETTER: Final = (("base_encoder", "momentum_encoder"), ("encoder_q", "encoder_k"))
+_NEARLY: Final = 0.9  # of the largest one's tensors, where names say nothing: another network as large
+_HARDLY: Final = 0.2  # of the network's names: with fewer nothing fits, which the strict check says
+_DEEPEST: Final = 6
+_UNKNOWN: Final = torch.Size([-1])  # of no tensor
+_SAVE: Final = "save model.state_dict()"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -38,55 +49,6 @@ class Unwrapped:
 
     tensors: Tensors
     done: list[str] = field(default_factory=list)
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Read a .safetensors file, or a pickle of tensors, without running any code that it may hold.
-
-    Raises:
-        WeightsError: it is something else.
-    """
-    with path.open("rb") as stream:
-        start = stream.read(64).lstrip().lower()
-    if start.startswith(_LFS):
-        raise WeightsError(
-            f"{path} is a pointer of Git LFS, not the weights", "git lfs pull, or download the file itself"
-        )
-    if start.startswith(_HTML):
-        raise WeightsError(
-            f"{path} is a web page, not weights", "log in and accept the licence there, then download the file again"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        with torch.serialization.safe_globals(_HARMLESS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global) ['`]?([\w.]+)", str(error))
-        what = f"it holds code ({named[1]})" if named else "it is no plain pickle of tensors"
-        raise WeightsError(
-            f"{path} cannot be read as weights: {what}, and a pickle's code is not run",
-            "where you trust it: python -c \"import torch; m = torch.load('FILE', weights_only=False); torch.save("
-            "{k: v for k, v in (m if isinstance(m, dict) else m.state_dict()).items()}, 'weights.pth')\"",
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
-        raise WeightsError(
-            f"{path} cannot be read as weights: {reason}", "give a .safetensors file or a state dict (.pth)"
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise WeightsError(f"{path} is not a state dict but a {type(loaded).__name__}", "save model.state_dict()")
-    return dict(loaded)
-
-
-# Data that training scripts pickle beside their tensors; making one runs nothing.
-_HARMLESS: Final[list[Any]] = [
-    argparse.Namespace,
-    np.dtype,
-    *[type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)],
-    np.float64(0).__reduce__()[0],  # numpy's own function that makes a scalar
-]
 
 
 def fit(
@@ -120,7 +82,10 @@ def fit(
         tensors = {name: tensor for name, tensor in tensors.items() if name not in left}
         found.done.append(f"{len(left)} tensors left out, which the feature does not need")
     absent = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked") and n not in ignore]
-    unexpected = [n for n in tensors if n not in wanted and not n.startswith(_CLASSIFIERS) and n != "mask_token"]
+    strange = [n for n in tensors if n not in wanted]
+    unexpected = [n for n in strange if not n.startswith((*_CLASSIFIERS, *_HEADS))]
+    if len(unexpected) < len(strange):
+        found.done.append(f"{len(strange) - len(unexpected)} tensors of heads left out")
     misshapen = [n for n in wanted if n in tensors and tensors[n].shape != wanted[n].shape]
     if absent or unexpected or misshapen:
         parts = [
@@ -130,54 +95,155 @@ def fit(
         ]
         raise WeightsError(f"{path} does not fit {arch}: {'; '.join(parts)}", "check the name against the file")
     fitting = {name: tensors[name] for name in wanted if name in tensors}
+    whole = [n for n, t in fitting.items() if wanted[n].is_floating_point() and not t.is_floating_point()]
+    if whole:
+        kind = str(fitting[whole[0]].dtype).removeprefix("torch.")
+        said = f"{path} holds {kind} numbers in {whole[0]}: quantised weights"
+        raise WeightsError(said, "give the weights that were quantised")
     plain = {n: (t.float() if t.is_floating_point() else t).contiguous() for n, t in fitting.items()}
     trunk.load_state_dict(plain, strict=False, assign=True)
     return found.done
 
 
-def unwrap(loaded: Mapping[str, Any], wanted: Collection[str], path: Path) -> Unwrapped:
-    """Take dictionaries, a prefix and chunks of blocks off, as the names that the network wants tell.
+def unwrap(loaded: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], path: Path) -> Unwrapped:
+    """Take dictionaries, a prefix and chunks of blocks off, as the tensors that the network wants tell.
 
     Raises:
-        WeightsError: there are no tensors.
+        WeightsError: there are no tensors, or two networks fit and nothing says which one is meant.
     """
-    done: list[str] = []
-    while not any(isinstance(value, torch.Tensor) for value in loaded.values()) or _wraps(loaded):
-        key = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if key is None:
-            raise WeightsError(f"{path} is not a plain state dict: no tensors are in it", "save model.state_dict()")
-        loaded = loaded[key]
-        done.append(f"taken out of {{{key}: ...}}")
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-    prefix = _prefix(tensors, wanted)
+    places = list(_places(loaded))
+    if not places:
+        kinds = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(loaded.items())[:4]) or "nothing"
+        raise WeightsError(f"{path} is not a plain state dict: no tensors are in it, but {kinds}", _SAVE)
+    if any(_SHARD.search(name) for _, tensors in places for name in tensors):
+        raise WeightsError(
+            f"{path} is a part of a sharded training state (flat_param): names and shapes of its tensors are lost",
+            "save it in the training program with StateDictType.FULL_STATE_DICT",
+        )
+    # By name and shape: beside a distilled network its teacher may lie, of the same names. By name where no shape fits.
+    known: dict[str, torch.Size | None] = {_joined(name): tensor.shape for name, tensor in wanted.items()}
+    candidates = [c for place, tensors in places for c in _candidates(place, tensors, known)]
+    if not any(c.fits for c in candidates):
+        known = dict.fromkeys(known)
+        candidates = [c for place, tensors in places for c in _candidates(place, tensors, known)]
+    chosen, others = _chosen(candidates, len(known), path)
+    tensors, prefix = chosen.tensors, chosen.prefix
+    done = [f"taken out of {{{key}: ...}}" for key in chosen.place]
+    if len(tensors) != len({_BETWEEN.sub("", name) for name in tensors}):
+        raise WeightsError(f"{path}: two of its tensors have one name once wrappers are taken off", _SAVE)
+    if any(_BETWEEN.search(name) for name in tensors):
+        tensors = {_BETWEEN.sub("", name): tensor for name, tensor in tensors.items()}
+        done.append("torch's wrappers taken off")
     if prefix:
         rest = [name for name in tensors if not name.startswith(prefix)]
         tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         done.append(f"prefix {prefix} taken off" + (f", {len(rest)} other tensors left out" if rest else ""))
-    if tensors and any(_CHUNK.search(n) for n in tensors) and not any(_CHUNK.search(n) for n in wanted):
-        tensors = {_CHUNK.sub(r"\1blocks.\2.", name): tensor for name, tensor in tensors.items()}
+    if others:
+        done.append(f"{chosen.name} taken, and not {' or '.join(others)}, which would fit as well")
+    if any(_CHUNK.search(n) for n in tensors) and not any(_CHUNK.search(n) for n in wanted):
+        tensors = {_joined(name): tensor for name, tensor in tensors.items()}
         done.append("chunks of blocks joined")
     return Unwrapped(tensors, done)
 
 
-def _wraps(loaded: Mapping[str, Any]) -> bool:
-    return any(isinstance(loaded.get(key), Mapping) for key in _WRAPPERS)
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Tensors that may be those of the network: where they lie, and under which prefix."""
+
+    place: tuple[str, ...]  # the keys of the dictionaries around them
+    tensors: Tensors
+    prefix: str
+    fits: int  # how many of them the network knows
+
+    @property
+    def name(self) -> str:
+        return "".join(f"{key}: " for key in self.place) + (f"{self.prefix}*" if self.prefix else "...")
+
+    @property
+    def parts(self) -> set[str]:
+        return {*self.place, *self.prefix.split(".")}
+
+    def equals(self, other: _Candidate) -> bool:
+        mine, theirs = self.own(), other.own()
+        return mine.keys() == theirs.keys() and all(_same(tensor, theirs[name]) for name, tensor in mine.items())
+
+    def own(self) -> Tensors:
+        named = {_BETWEEN.sub("", name): tensor for name, tensor in self.tensors.items()}
+        return {n.removeprefix(self.prefix): t for n, t in named.items() if n.startswith(self.prefix)}
 
 
-def _prefix(tensors: Mapping[str, Any], wanted: Collection[str]) -> str:
-    """The prefix under which most names are that the network knows, none where it knows as many without."""
-    known = set(wanted) | {_CHUNK.sub(r"\1blocks.\2.", name) for name in wanted}
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def largest(loaded: Mapping[str, Any]) -> Tensors:
+    """Return the tensors of the largest network in a file, by their names there; none where there are none."""
+    return max((tensors for _, tensors in _places(loaded)), key=len, default={})
+
+
+def _places(loaded: Mapping[str, Any], around: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Tensors]]:
+    """Every dictionary that holds tensors by name, and the keys that lead to it."""
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if tensors and all(isinstance(name, str) for name in loaded):
+        yield around, tensors
+    for key, value in loaded.items():
+        if isinstance(value, Mapping) and len(around) < _DEEPEST and not str(key).startswith("optim"):
+            yield from _places(value, (*around, str(key)))
+
+
+def _candidates(
+    place: tuple[str, ...], tensors: Tensors, known: Mapping[str, torch.Size | None]
+) -> Iterator[_Candidate]:
+    """The prefixes under which tensors are that the network knows; what all share where it knows none of them."""
     counts: dict[str, int] = {"": 0}
-    for name in tensors:
-        for prefix in _prefixes(name):
-            rest = _CHUNK.sub(r"\1blocks.\2.", name[len(prefix) :])
-            counts[prefix] = counts.get(prefix, 0) + (rest in known)
-    best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
-    if counts[best]:
-        return best
-    # Names that only its library knows: what all share.
-    shared = {name.split(".", 1)[0] for name in tensors}
-    return f"{shared.pop()}." if len(shared) == 1 and all("." in name for name in tensors) else ""
+    for name, tensor in tensors.items():
+        plain = _BETWEEN.sub("", name)
+        for prefix in _prefixes(plain):
+            shape = known.get(_joined(plain[len(prefix) :]), _UNKNOWN)
+            counts[prefix] = counts.get(prefix, 0) + (shape is None or shape == tensor.shape)
+    most = max(counts.values())
+    if not most:  # names that only its library knows
+        shared = {name.split(".", 1)[0] for name in tensors}
+        alike = len(shared) == 1 and all("." in name for name in tensors)
+        yield _Candidate(place, tensors, f"{shared.pop()}." if alike else "", 0)
+        return
+    for prefix, count in counts.items():
+        if count == most:
+            yield _Candidate(place, tensors, prefix, count)
+
+
+def _chosen(candidates: list[_Candidate], wanted: int, path: Path) -> tuple[_Candidate, list[str]]:
+    """Return the network that is meant, and the names of others that would fit; of `wanted` tensors.
+
+    Raises:
+        WeightsError: nothing tells which.
+    """
+    most = max(c.fits for c in candidates)
+    largest = max(len(c.tensors) for c in candidates)
+    fitting = [c for c in candidates if (c.fits == most if most else len(c.tensors) >= _NEARLY * largest)]
+    left = _preferred(fitting)
+    left = [c for i, c in enumerate(left) if not any(c.equals(before) for before in left[:i])]
+    if len(left) > 1 and max(most, 0 if most else largest) >= _HARDLY * wanted:
+        names = " and ".join(c.name for c in left[:3])
+        raise WeightsError(
+            f"{path} holds {len(left)} networks that fit, with other values, and nothing says which is meant: {names}",
+            "write the one that you mean to a file of its own: torch.save({name: tensor, ...}, 'weights.pth')",
+        )
+    best = left[0]
+    return best, [c.name for c in fitting if c is not best and not c.equals(best)]
+
+
+def _preferred(fitting: list[_Candidate]) -> list[_Candidate]:
+    averages = [c for c in fitting if c.parts & set(_AVERAGES)]
+    fitting = averages or fitting
+    for better, worse in _BETTER:
+        if any(better in c.parts for c in fitting):
+            fitting = [c for c in fitting if worse not in c.parts]
+    return fitting
+
+
+def _joined(name: str) -> str:
+    return _CHUNK.sub(r"\1blocks.\2.", name)
 
 
 def _prefixes(name: str) -> Iterator[str]:
@@ -246,8 +312,3 @@ def _by_transformers(trunk: Any, tensors: Tensors) -> Tensors:
     misshapen = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     fitting = {name: t for name, t in loaded.state_dict().items() if name not in missing | misshapen}
     return {**fitting, **{name: torch.empty(0) for name in misshapen | set(info["unexpected_keys"])}}
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04"

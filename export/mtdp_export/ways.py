@@ -73,7 +73,7 @@ def export_network(options: Options) -> int:
     if source.encoder:
         note(source.licence)
     if source.published:
-        note(f"these are {source.published}")
+        note(f"the digest of their file says: {source.published}")
     work_begins()
     return _say_what_was_written(_write(source, out, settings, options), options)
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mtdp_export import model_store, write
 from mtdp_export.fold import constant_nodes, fold_constants
 from mtdp_export.model_store import array_of, is_apart, load_light, save_model
+from mtdp_export.rounding import in_fp32, run
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
@@ -64,6 +65,23 @@ def test_a_bundle_without_fp32_runs(tmp_path: Path) -> None:
         with backend_class(engine).load(bundle, "auto", 8, 1) as loaded:
             assert loaded.precision == "fp16"
             assert replay(loaded, bundle).cosine >= 0.9999
+
+
+def test_weights_behind_a_link_are_read_as_well(apart: Path, tmp_path: Path) -> None:
+    """The hub's cache is made of links, and engines refuse weights that a link leads out of the graph's folder to."""
+    snapshot, blobs = tmp_path / "snapshots" / "c", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("model.bf16.onnx", "model.bf16.onnx.data"):
+        shutil.copy(apart / name, blobs / file_ref(apart, name).sha256)
+        (snapshot / name).symlink_to(Path("../../blobs") / file_ref(apart, name).sha256)
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    got, wanted = (
+        run(in_fp32(load_light(folder / "model.bf16.onnx")), tiles, folder=folder)["features"]
+        for folder in (snapshot, apart)
+    )
+    np.testing.assert_array_equal(got, wanted)
+    assert len(list(blobs.iterdir())) == len(list(snapshot.iterdir())) == 2
 
 
 @pytest.fixture

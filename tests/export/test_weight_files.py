@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import torch
 from safetensors.torch import save_file
 
 from mtdp.errors import WeightsError
+from mtdp_export.catalogue import catalogue
 from mtdp_export.cli import main
 from mtdp_export.encoder_source import Asked, open_folder, open_timm
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.pixels import Stated
 from mtdp_export.source import open_source
-from mtdp_export.state_dicts import read_state, unwrap
+from mtdp_export.state_dicts import unwrap
+from mtdp_export.weights_file import read_state
 from mtdp_runtime.bundle import load_bundle
 
 STATED = Stated((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -29,8 +32,8 @@ ARCH = "timm:test_vit"
 Wrap = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def network() -> Any:
-    torch.manual_seed(3)
+def network(seed: int = 3) -> Any:
+    torch.manual_seed(seed)
     model = timm.create_model("test_vit", num_classes=0).eval()
     with torch.no_grad():
         for value in model.state_dict().values():
@@ -73,6 +76,35 @@ WRAPPINGS: dict[str, tuple[Wrap, str]] = {
         },
         "taken out of {teacher: ...}; prefix module.backbone. taken off",
     ),
+    "in doubles": (lambda state: {name: value.double() for name, value in state.items()}, ""),
+    "heads of DINOv2": (
+        lambda state: {**state, "dino_head.mlp.0.weight": torch.ones(2), "mask_token": torch.ones(1, 64)},
+        "1 tensors of heads left out",
+    ),
+    "a decoder of MAE": (
+        lambda state: {"model": {**state, "mask_token": torch.ones(1), "decoder_blocks.0.norm.bias": torch.ones(1)}},
+        "tensors of heads left out",
+    ),
+    "a run of Lightning": (
+        lambda state: {
+            "state_dict": under("model.")(state),
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+            "pytorch-lightning_version": "2.4",
+        },
+        "taken out of {state_dict: ...}; prefix model. taken off",
+    ),
+    "compiled": (under("module._orig_mod."), "torch's wrappers taken off; prefix module. taken off"),
+    "wrapped by FSDP within": (
+        lambda state: under("backbone._fsdp_wrapped_module.")(
+            {name.replace(".attn.", "._checkpoint_wrapped_module.attn."): value for name, value in state.items()}
+        ),
+        "torch's wrappers taken off; prefix backbone. taken off",
+    ),
+    "under any key": (lambda state: {"net": state, "scheduler": {"last": 3}}, "taken out of {net: ...}"),
+    "one network under two names": (
+        lambda state: {**under("model.")(state), **under("net.")(state)},
+        "prefix model. taken off",
+    ),
     "chunks of blocks": (
         lambda state: {
             name.replace("blocks.", "blocks.0.", 1) if name.startswith("blocks.") else name: value
@@ -95,6 +127,97 @@ def test_a_wrapping_that_is_known_comes_off_and_is_named(wrapping: str, tmp_path
         got, wanted = opened.network.backbone(x), model.forward_features(x)[:, 0]
     torch.testing.assert_close(got, wanted, atol=0.02 if wrapping == "in halves" else 1e-5, rtol=0.01)
     assert {value.dtype for value in opened.network.state_dict().values()} == {torch.float32}
+
+
+OF_TWO: dict[str, tuple[Callable[[Any, Any], dict[str, Any]], str]] = {
+    "a student before its teacher": (
+        lambda meant, other: {**under("student.backbone.")(other), **under("teacher.backbone.")(meant)},
+        "teacher.backbone.* taken, and not student.backbone.*",
+    ),
+    "a whole run of DINOv2": (
+        lambda meant, other: {
+            "model": {
+                **under("student.backbone.", **{"student.dino_head.mlp.0.weight": torch.ones(2)})(other),
+                **under("teacher.backbone.", **{"dino_loss.center": torch.ones(2)})(meant),
+            },
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
+        },
+        "model: teacher.backbone.* taken, and not model: student.backbone.*",
+    ),
+    "student and teacher": (
+        lambda meant, other: {"student": under("module.")(other), "teacher": meant},
+        "teacher: ... taken, and not student: module.*",
+    ),
+    "an average of timm": (
+        lambda meant, other: {"state_dict": other, "state_dict_ema": meant},
+        "state_dict_ema: ... taken, and not state_dict: ...",
+    ),
+    "an average of Lightning": (
+        lambda meant, other: {"state_dict": {**under("model.")(other), **under("ema_model.module.")(meant)}},
+        "ema_model.module.* taken",
+    ),
+    "a distilled network beside its teacher": (
+        lambda meant, other: {
+            "teacher": timm.create_model("test_vit2", num_classes=0).state_dict(),
+            "student": under("backbone.")(meant),
+        },
+        "taken out of {student: ...}; prefix backbone. taken off",
+    ),
+    "MoCo v3": (
+        lambda meant, other: {
+            "state_dict": {**under("module.momentum_encoder.")(other), **under("module.base_encoder.")(meant)}
+        },
+        "module.base_encoder.* taken, and not state_dict: module.momentum_encoder.*",
+    ),
+    "MoCo v2": (
+        lambda meant, other: under("encoder_k.", queue=torch.ones(3))(other) | under("encoder_q.")(meant),
+        "encoder_q.* taken, and not encoder_k.*",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapping", OF_TWO)
+def test_of_two_networks_the_one_is_taken_that_its_authors_evaluate(wrapping: str, tmp_path: Path) -> None:
+    meant, other = network(3), network(4)
+    wrap, said = OF_TWO[wrapping]
+    torch.save(wrap(meant.state_dict(), other.state_dict()), tmp_path / "w.pth")
+    opened = open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked("cls"))
+    assert said in opened.origin
+    x = torch.rand(1, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(opened.network.backbone(x), meant.forward_features(x)[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("online_encoder.", "target_encoder."), r"2 networks that fit.*: online_encoder\.\* and target_encoder\.\*"),
+        (("encoder", "target_encoder"), r"2 networks that fit.*: encoder: \.\.\. and target_encoder: \.\.\."),
+        (("", "model."), r"2 networks that fit.*: \.\.\. and model\.\*"),
+    ],
+)
+def test_of_two_networks_that_nothing_tells_apart_none_is_taken(
+    tmp_path: Path, names: tuple[str, str], said: str
+) -> None:
+    states = [network(seed).state_dict() for seed in (3, 4)]
+    both: dict[str, Any] = dict(zip(names, states, strict=True))
+    if any("." in name for name in names):
+        both = {**under(names[0])(states[0]), **under(names[1])(states[1])}
+    torch.save(both, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=said) as caught:
+        open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked())
+    assert "torch.save({name: tensor" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "old pth"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_file_is_read_by_what_it_is_whatever_its_name_ends_in(tmp_path: Path, kind: str, name: str) -> None:
+    state = network().state_dict()
+    if kind == "safetensors":
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=kind == "pth")
+    assert read_state(tmp_path / name).keys() == state.keys()
 
 
 def test_positions_of_another_size_are_resampled_as_timm_does_and_patches_are_not(tmp_path: Path) -> None:
@@ -122,8 +245,11 @@ class TestRefused:
         ("content", "said"),
         [
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a pointer of Git LFS"),
-            (b"<!DOCTYPE html><html><title>Log in</title>", "is a web page, not weights"),
+            (b"\xef\xbb\xbf\n<!DOCTYPE html><html><title>Log in</title>", "is a web page, not weights"),
+            (b'{"error": "Access to model lab/x is restricted."}', r"is a text, not weights: .*Access to model lab/x"),
+            (b"", "is empty"),
             (b"\0" * 100, "cannot be read as weights"),
+            (b"PK\x03\x04" + b"\0" * 99, "cannot be read as weights, or is cut"),
         ],
     )
     @pytest.mark.parametrize("name", ["w.safetensors", "pytorch_model.bin"])
@@ -132,6 +258,62 @@ class TestRefused:
         with pytest.raises(WeightsError, match=said) as caught:
             read_state(tmp_path / name)
         assert caught.value.hint
+
+    @pytest.mark.parametrize("kind", ["safetensors", "pth", "old pth"])
+    @pytest.mark.parametrize("part", [0.5, 0.01])
+    def test_a_file_that_is_cut(self, tmp_path: Path, kind: str, part: float) -> None:
+        path = tmp_path / "w.bin"
+        if kind == "safetensors":
+            save_file(network().state_dict(), path)
+        else:
+            torch.save(network().state_dict(), path, _use_new_zipfile_serialization=kind == "pth")
+        content = path.read_bytes()
+        path.write_bytes(content[: int(part * len(content))])
+        with pytest.raises(WeightsError, match="cannot be read as weights, or is cut") as caught:
+            read_state(path)
+        assert "download it again" in caught.value.hint
+
+    def test_a_program_of_torchscript_is_not_run(self, tmp_path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch has something newer
+            torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "w.pt")
+        with pytest.raises(WeightsError, match="is a TorchScript archive") as caught:
+            read_state(tmp_path / "w.pt")
+        assert "torch.jit.load('FILE').state_dict()" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ([torch.ones(2)], "is not a state dict but a list"),
+            (
+                {"epoch": 3, "args": argparse.Namespace()},
+                r"no tensors are in it, but epoch \(int\), args \(Namespace\)",
+            ),
+            ({"_fsdp_wrapped_module._flat_param": torch.ones(9)}, "part of a sharded training state"),
+            ({"blocks": {"0": {"norm1": {"weight": torch.ones(64)}}}}, "does not fit test_vit: .* missing"),
+        ],
+    )
+    def test_what_is_no_state_dict(self, tmp_path: Path, content: Any, said: str) -> None:
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=said):
+            open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked())
+
+    def test_quantised_weights(self, tmp_path: Path) -> None:
+        state = {
+            name: value.to(torch.int8) if value.dim() == 2 else value for name, value in network().state_dict().items()
+        }
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=r"holds int8 numbers in blocks\.0\..*: quantised weights"):
+            open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked())
+
+    def test_the_published_weights_of_another_entry(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """mSTAR's have the names and shapes of UNI's: nothing else would tell."""
+        torch.save({}, tmp_path / "pytorch_model.bin")
+        published = catalogue()["mstar"].weights.sha256
+        monkeypatch.setattr("mtdp_export.encoder_source.file_sha256", lambda path: published)
+        with pytest.raises(WeightsError, match=r"holds the published weights of mSTAR, not of UNI$") as caught:
+            open_source("uni", str(tmp_path / "pytorch_model.bin"), None, True)
+        assert caught.value.hint == f"mtdp-export mstar --weights {tmp_path}/pytorch_model.bin --out B"
 
     def test_code_in_a_pickle_is_not_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         torch.save({"model": network().state_dict(), "hook": RunsCode()}, tmp_path / "w.pth")
@@ -157,7 +339,7 @@ class TestRefused:
 
     def test_a_file_without_tensors(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="no tensors are in it"):
-            unwrap({"epoch": 3, "teacher": {"student": {}}}, (), tmp_path)
+            unwrap({"epoch": 3, "teacher": {"student": {}}}, {}, tmp_path)
 
 
 class TestAFolderOfHuggingFace:
@@ -194,6 +376,21 @@ class TestAFolderOfHuggingFace:
         x = torch.rand(1, 3, 128, 128)
         with torch.no_grad():
             torch.testing.assert_close(source.network.backbone(x), by_timm(x))
+
+    def test_its_numbers_are_those_of_the_catalogue_where_that_knows_its_weights(
+        self, of_timm: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The mirror of Lunit's weights and mSTAR's page state what timm filled in."""
+        published = catalogue()["mstar"].weights.sha256
+        monkeypatch.setattr("mtdp_export.encoder_source.file_sha256", lambda path: published)
+        with pytest.raises(
+            ExportUsageError, match=r"mSTAR's .* std 0\.7 0\.6 0\.5 .*, the catalogue 0\.485 "
+        ) as caught:
+            open_folder(of_timm, Stated(), Asked())
+        assert f"mtdp-export mstar --weights {of_timm} --out B" in caught.value.hint
+        opened = open_folder(of_timm, STATED, Asked())
+        assert opened.published == "the published weights of mSTAR"
+        assert opened.pixels.preprocessing.mean == (0.5, 0.5, 0.5)
 
     def test_its_licence_goes_into_the_bundle(
         self, of_timm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
