@@ -13,7 +13,6 @@ from mtdp_runtime.bundle.manifest import Manifest, Parity, Variant
 _HUB_LICENCES = {
     "Apache License 2.0": "apache-2.0",
     "MIT License": "mit",
-    "GNU General Public License 3.0 (copyleft)": "gpl-3.0",
     "CC BY-NC-ND 4.0: non-commercial, no derivatives, with attribution": "cc-by-nc-nd-4.0",
     "CC BY-NC-SA 4.0: non-commercial, share alike, with attribution": "cc-by-nc-sa-4.0",
 }

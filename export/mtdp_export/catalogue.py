@@ -15,6 +15,8 @@ from mtdp.preprocess import INTERPOLATIONS, Preprocessing
 from mtdp_export.errors import ExportUsageError
 
 Library = Literal["timm", "transformers", "mtdp", "onnx"]
+Commercial = Literal["yes", "no", "unsure"]
+COMMERCIAL: Final[Mapping[str, str]] = {"yes": "yes", "no": "no", "unsure": "unsure, read it yourself"}
 CLASS_NAMES: Final = ("swiglu_packed", "silu", "conv_stem")  # what an argument may name; `encoder` knows them
 _FEATURE: Final = re.compile(r"cls|mean|cls\+mean|pooled|projection|stage[1-9]")
 _KEY: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -28,11 +30,11 @@ class Licence:
     """Of weights: in words, and where the text stands."""
 
     words: str
-    commercial: bool  # whether it allows commercial use
+    commercial: Commercial  # whether it allows commercial use; unsure: sources contradict each other, or are silent
     text: str  # its address
 
     def __str__(self) -> str:
-        return f"{self.words} (commercial use: {'yes' if self.commercial else 'no'}; {self.text})"
+        return f"{self.words} (commercial use: {COMMERCIAL[self.commercial]}; {self.text})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,12 @@ class Recipe:
     def line(self) -> str:
         """What to run."""
         if self.library == "onnx":
-            mean, std = (
-                " ".join(f"{v:g}" for v in values) for values in (self.preprocessing.mean, self.preprocessing.std)
-            )
-            return f"mtdp-export --onnx FILE.onnx --mean {mean} --std {std} --mpp {self.mpp[0]:g} --out B"
+            mean, std = (" ".join(map(str, values)) for values in (self.preprocessing.mean, self.preprocessing.std))
+            resize = ""
+            if self.tile_px != self.resize_px:
+                how = self.preprocessing.interpolation
+                resize = f" --tile-px {self.tile_px} --resize {self.resize_px} --interpolation {how}"
+            return f"mtdp-export --onnx FILE.onnx --mean {mean} --std {std} --mpp {self.mpp[0]:g}{resize} --out B"
         return f"mtdp-export {self.key} --weights {self.weights.file} --out B"
 
 
@@ -185,6 +189,7 @@ def _check(recipe: Recipe) -> None:
         (recipe.preprocessing.interpolation not in INTERPOLATIONS, "interpolation"),
         (recipe.preprocessing.image_px > recipe.resize_px, "its centre is larger than the resized tile"),
         (not recipe.mpp or min(recipe.mpp) <= 0 or max(recipe.mpp) > 20, f"mpp {recipe.mpp}"),
+        (recipe.licence.commercial not in COMMERCIAL, f"commercial {recipe.licence.commercial}"),
         (bool(recipe.weights.sha256) and not _SHA256.fullmatch(recipe.weights.sha256), "sha256"),
         (not recipe.title or not recipe.paper or not recipe.weights.repository, "an empty text"),
     ):

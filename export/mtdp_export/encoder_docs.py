@@ -13,23 +13,64 @@ _HEAD = """# Encoders
 
 <!-- Made from export/mtdp_export/encoders.toml by `python -m mtdp_export.encoder_docs`; do not edit. -->
 
-What labs run, and the line that makes a bundle of each. `mtdp-export --list-encoders` prints the same.
+What labs run, and the line that makes a bundle of each. `mtdp-export --list-encoders` prints the table.
+
+## What to do
+
+1. Find the encoder in the table. Its section says where its weights lie, which file it is, and under which licence.
+   Nothing is downloaded: get the file there, after accepting the terms. **"unsure" means that the sources contradict
+   each other, or are silent: read them yourself.** The licence is that of the weights, and holds for the bundle as
+   well.
+2. Run the line of its section, with the path of your file after `--weights`, and add a slide of yours:
+
+   ```sh
+   mtdp-export uni --weights pytorch_model.bin --calibration slide.svs --out uni
+   mtdp-extract slide.svs --model uni
+   ```
+
+   The export prints the licence, whether the file is "the published weights" (by its digest) or "other weights", and
+   a table that compares each engine here with PyTorch in fp32, on tiles of your slide. `mtdp-export --verify uni`
+   repeats it on another machine.
+3. Precision. For a CPU leave `--precision` out: fp32 is written, and `mtdp-extract` uses bf16 by itself where the CPU
+   is fast in it and the model proves itself in it. For a GPU: `--precision fp32 --precision fp16`. For encoders of a
+   billion parameters (H-optimus, GigaPath, Midnight): `--precision fp16` alone, half the size. int8 is for CPUs
+   without fast bf16; it needs `--calibration` and a labelled task ([bundle.md](bundle.md) says what it must keep).
 
 An entry holds what a file of weights does not say: the architecture with its arguments, mean and std, how images are
-resized, which of the network's values is the feature, and the scale. Where sources disagree, the choice is stated. The
-digest of the file is compared with the published one, and the bundle says whether it holds "the published weights" or
-"other weights". Weights are not downloaded: get them where they are published, after accepting their terms.
+resized, which of the network's values is the feature, and the scale. Where sources disagree, the choice is stated.
+Weights in the wrappings of training programs (`{teacher: ...}`, `module.`, chunks of blocks, ...) load as well; of
+several networks in one file a teacher is taken before its student, and an average before what it is of; what was
+taken is stated. A file that holds the published weights of another entry is refused.
 
 **What was proven.** Each entry that is built here is tested with random weights in the published layout, at a reduced
 depth and width: the exported graph repeats, from the pixels of real tiles on, a network that was written with timm or
 transformers and torchvision's transforms (cosine at least 0.999999), the number of its parameters at full size is the
-published one, and no node of the graph is computed from constants. Published weights are not part of the tests: most
-are gated. What an export prints is the proof of the weights that it was given.
+published one, and no node of the graph is computed from constants. **Published weights were not available here**:
+most are gated. So no entry was compared with features that its authors computed; what an export prints is the proof
+that the bundle computes what PyTorch does with the file that it was given.
+
+**Encoders with code of their own** (the last column of `--list-encoders`: CONCH, MUSK, Hibou, ...): their authors'
+code is not run here. Load the model with it, make an ONNX file, and bring that by the line of its section, with
+`--licence`. `model` gives one vector for each image; the section says which of its values:
+
+```python
+import torch
+
+images = torch.zeros(2, 3, 448, 448)  # the section's size of the input
+sizes = ({0: torch.export.Dim("batch")},)
+torch.onnx.export(model.eval(), (images,), "FILE.onnx", dynamo=True, opset_version=20, dynamic_shapes=sizes)
+```
 
 **Tiles of another size.** `--tile-px 256` reads tiles of 256 px, and the graph resizes them to the encoder's own input
 as its card's transform does: features that somebody computed from such tiles through such a transform are repeated. A
 tile of the size of the input is taken as it is. `--resize 256` gives the network 256 px, where it takes them.
 """
+
+_BELOW = (
+    "To make a bundle: mtdp-export NAME --weights FILE --out B",
+    "Commercial: whether the weights' licence allows it; unsure: the sources contradict each other, read it yourself.",
+    "Built by its authors' own code: bring it as an ONNX file. docs/encoders.md has each line, and what was proven.",
+)
 
 
 def as_json(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
@@ -47,16 +88,15 @@ def as_lines(recipes: Sequence[Recipe]) -> str:
             f"{r.preprocessing.image_px} px",
             " ".join(f"{mpp:g}" for mpp in r.mpp),
             r.feature,
-            "yes" if r.licence.commercial else "no",
+            r.licence.commercial,
             "yes" if r.gated else "no",
             _HOW[r.library],
         )
         for r in recipes
     ]
     widths = [max(len(row[column]) for row in rows) + 2 for column in range(len(rows[0]))]
-    return "\n".join(
-        "".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    lines = ["".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", *_BELOW])
 
 
 def as_markdown(recipes: Sequence[Recipe]) -> str:
@@ -68,7 +108,7 @@ def as_markdown(recipes: Sequence[Recipe]) -> str:
     ]
     for r in recipes:
         mpp = ", ".join(f"{value:g}" for value in r.mpp)
-        commercial, gated = ("yes" if flag else "no" for flag in (r.licence.commercial, r.gated))
+        commercial, gated = r.licence.commercial, "yes" if r.gated else "no"
         lines.append(
             f"| [`{r.key}`](#{_anchor(r.title)}) | {r.title} | {r.features_dim} | {r.preprocessing.image_px} px | "
             f"{mpp} | {r.feature} | {commercial} | {gated} |"

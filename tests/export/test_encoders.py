@@ -28,6 +28,7 @@ from mtdp_export.encoder_source import Asked, open_recipe
 from mtdp_export.fold import constant_nodes
 from mtdp_export.golden import calibration_tiles
 from mtdp_export.graph import Deployed, export_graph
+from mtdp_export.onnx_source import Declared, open_onnx, original_outputs
 from mtdp_export.pixels import Stated
 from mtdp_runtime.bundle.tolerance import cosines
 from support import Run
@@ -262,6 +263,17 @@ class TestTheCatalogue:
         text = (ROOT / "docs" / "encoders.md").read_text(encoding="utf-8")
         assert text == as_markdown(list(catalogue().values()))
 
+    def test_the_lines_that_make_an_onnx_file_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (code,) = re.findall(r"```python\n(.*?)```", as_markdown([]), re.DOTALL)
+        monkeypatch.chdir(tmp_path)
+        model = nn.Sequential(nn.Conv2d(3, 5, 32, 32), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+        exec(code, {"model": model})
+        line = catalogue()["conch-v1.5"].line
+        assert line.endswith("--mpp 0.5 --tile-px 512 --resize 448 --interpolation bilinear --out B")
+        source = open_onnx(Path("FILE.onnx"), Declared((0.5,) * 3, (0.5,) * 3, tile_px=512, resize_px=448))
+        assert (source.pixels.tile_px, source.pixels.preprocessing.image_px) == (512, 448)
+        assert original_outputs(source, np.zeros((3, 512, 512, 3), np.uint8))["features"].shape == (3, 5)
+
     def test_every_digest_is_one_encoders(self) -> None:
         digests = [recipe.weights.sha256 for recipe in catalogue().values() if recipe.weights.sha256]
         assert len(set(digests)) == len(digests) > 25
@@ -280,7 +292,7 @@ class TestByName:
         code, out, _ = run("--list-encoders", "--json")
         listed = {entry["key"]: entry for entry in json.loads(out)}
         assert listed["uni"]["line"] == "mtdp-export uni --weights pytorch_model.bin --out B"
-        assert listed["uni"]["licence"]["commercial"] is False
+        assert listed["uni"]["licence"]["commercial"] == "no"
         assert run("--list-encoders", "--out", "b")[0] == 2
 
     @pytest.mark.parametrize(
