@@ -136,9 +136,13 @@ def open_timm(name: str, weights: str, stated: Stated, asked: Asked) -> Opened:
     native = timm_preprocessing(network.trunk)
     pixels = arranged(stated, native, f"timm's default for {arch}")
     encoder = _checked(network, pixels, native.image_px)
-    origin, licence = f"random initialisation, seed {_SEED}", "none"
+    origin, licence, published = f"random initialisation, seed {_SEED}", "none", ""
     if path is not None:
-        origin, licence = f"weights file {path.name}, sha256 {file_sha256(path)}", "not stated in the file"
+        digest = file_sha256(path)
+        known = by_digest(digest)
+        origin, licence = f"weights file {path.name}, sha256 {digest}", "not stated in the file"
+        if known is not None:
+            licence, published = str(known.licence), f"the published weights of {known.title}"
     return Opened(
         MultiTaskNet(encoder, {}).eval(),
         name + "".join(f", {key} {value}" for key, value in (asked.arguments or {}).items()),
@@ -146,6 +150,7 @@ def open_timm(name: str, weights: str, stated: Stated, asked: Asked) -> Opened:
         "; ".join([origin, *done]),
         licence,
         feature,
+        published=published,
     )
 
 

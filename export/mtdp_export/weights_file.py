@@ -44,9 +44,11 @@ def read_state(path: Path) -> dict[str, Any]:
         if not pickled and (start[8:9] == b"{" or path.suffix == ".safetensors"):
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings(), path.open("rb") as stream:
             warnings.simplefilter("ignore")  # of programs, which are refused below
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
+            named_so = path.suffix == ".safetensors"  # by that name torch would take it for such a file
+            mapped = start.startswith(b"PK\x03\x04") and not named_so
+            loaded = torch.load(stream if named_so else path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) ['`]?([\w.]+)", str(error))
         what = f"it holds code ({named[1]})" if named else "it is no plain pickle of tensors"

@@ -220,6 +220,17 @@ def test_a_file_is_read_by_what_it_is_whatever_its_name_ends_in(tmp_path: Path, 
     assert read_state(tmp_path / name).keys() == state.keys()
 
 
+def test_published_weights_bring_their_licence_whatever_they_are_built_as(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(network().state_dict(), tmp_path / "w.pth")
+    digest = catalogue()["uni"].weights.sha256
+    monkeypatch.setattr("mtdp_export.encoder_source.file_sha256", lambda path: digest)
+    opened = open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked("cls"))
+    assert opened.published == "the published weights of UNI"
+    assert opened.licence.startswith("CC BY-NC-ND 4.0")
+
+
 def test_positions_of_another_size_are_resampled_as_timm_does_and_patches_are_not(tmp_path: Path) -> None:
     model = timm.create_model("test_vit", num_classes=0, img_size=256, dynamic_img_size=True).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
