@@ -10,20 +10,20 @@ from typing import Any, Final
 import torch
 
 from mtdp.backbones import Backbone, build_backbone
-from mtdp.errors import MtdpError, WeightsError
+from mtdp.errors import WeightsError
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import INTERPOLATIONS, Preprocessing
 from mtdp.weights import file_sha256, find_weights_file, load_backbone_weights
-from mtdp_export.catalogue import Library, Recipe, buildable, by_digest, catalogue
+from mtdp_export.catalogue import Library, Recipe, buildable, by_digest
 from mtdp_export.encoder import Built, Encoder, build, resized_table
 from mtdp_export.errors import ExportUsageError
+from mtdp_export.lookalikes import looks_like
 from mtdp_export.pixels import Pixels, Stated, arranged
 from mtdp_export.snapshot import Snapshot, licence_text, read_snapshot, weights_in
-from mtdp_export.state_dicts import fit, largest
+from mtdp_export.state_dicts import Misfit, fit, largest
 from mtdp_export.weights_file import read_state
 
 _SEED: Final = 0
-_LIKE: Final = 0.98  # of an entry's tensors, by name and shape, that a file must have to look like it
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +237,8 @@ def _filled(
     try:
         with torch.no_grad():
             done = fit(built.trunk, loaded, path, arch, ignore=ignore, unused=_unused(built, feature))
-    except WeightsError as error:
-        like = _looks_like(shapes)
+    except Misfit as error:
+        like = looks_like(shapes)
         if like:
             hint = f"it looks like {' or '.join(like)}: mtdp-export {like[0]} --weights {path} --out BUNDLE"
             raise WeightsError(str(error), hint) from error
@@ -328,28 +328,6 @@ def _file(weights: str, preferred: str = "") -> Path:
     if folder.is_dir():
         return weights_in(folder, preferred)
     return find_weights_file(weights)
-
-
-def _looks_like(shapes: Mapping[str, torch.Size]) -> list[str]:
-    """The entries of the catalogue whose tensors these are, by name and shape, under any prefix."""
-    have = {(_end(name), tuple(shape)) for name, shape in shapes.items()}
-    found = []
-    for recipe in catalogue().values():
-        if recipe.library not in ("timm", "transformers"):
-            continue
-        try:
-            built = build(recipe.library, recipe.arch, recipe.arguments, recipe.feature)
-        except (ExportUsageError, MtdpError):
-            continue
-        wanted = {n: tuple(t.shape) for n, t in built.trunk.state_dict().items() if "position" not in n}
-        ends = {(_end(name), shape) for name, shape in wanted.items() if name != "pos_embed"}
-        if len(ends & have) >= _LIKE * len(ends) and abs(len(wanted) - len(shapes)) <= 0.1 * len(wanted):
-            found.append(recipe.key)
-    return found[:3]
-
-
-def _end(name: str) -> str:
-    return ".".join(name.split(".")[-2:])
 
 
 def _front_matter_licence(folder: Path) -> str:

@@ -43,6 +43,10 @@ _SAVE: Final = "save model.state_dict()"
 Tensors = dict[str, torch.Tensor]
 
 
+class Misfit(WeightsError):
+    """Tensors of another network."""
+
+
 @dataclass(slots=True)
 class Unwrapped:
     """The tensors of a network, and what was done to get at them, in words."""
@@ -71,7 +75,8 @@ def fit(
         unused: beginnings of names that a file may hold and the feature does not need: later stages, a text tower.
 
     Raises:
-        WeightsError: with the first missing, unexpected and misshapen names.
+        Misfit: with the first missing, unexpected and misshapen names.
+        WeightsError: there are no weights in it, or nothing says which.
     """
     wanted = trunk.state_dict()
     found = unwrap(loaded, wanted, path)
@@ -93,7 +98,7 @@ def fit(
             for what, names in (("missing", absent), ("unexpected", unexpected), ("of another shape", misshapen))
             if names
         ]
-        raise WeightsError(f"{path} does not fit {arch}: {'; '.join(parts)}", "check the name against the file")
+        raise Misfit(f"{path} does not fit {arch}: {'; '.join(parts)}", "check the name against the file")
     fitting = {name: tensors[name] for name in wanted if name in tensors}
     whole = [n for n, t in fitting.items() if wanted[n].is_floating_point() and not t.is_floating_point()]
     if whole:
@@ -259,7 +264,7 @@ def _check_patches(
     """Refuse a patch embedding of another size: timm's filter would resample it, and that would be another encoder."""
     name = "patch_embed.proj.weight"
     if name in tensors and name in wanted and tensors[name].dim() == 4 and tensors[name].shape != wanted[name].shape:
-        raise WeightsError(
+        raise Misfit(
             f"{path} does not fit {arch}: 1 of another shape ({name}: {list(tensors[name].shape)}, not "
             f"{list(wanted[name].shape)})",
             "check the name against the file",
