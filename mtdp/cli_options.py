@@ -253,6 +253,28 @@ Finetuned = Annotated[
     typer.Option(metavar="TASK", help="Evaluated task to fine-tune on as well; repeat it, or say all."),
 ]
 Scratch = Annotated[bool, typer.Option("--scratch", help="Also train the fine-tuned tasks from random weights.")]
+Scheduler = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="What runs the workers: processes here, or tasks of a Ray cluster (pip install 'mtdp[ray]')."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Join this Ray cluster (HOST:PORT, or auto). All its machines must see the pool, its images and --out "
+        "under the same paths.",
+        show_default="one is started here",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Compute so many cells at once, each with its part of the cores or its own GPU.",
+        min=1,
+        show_default="1; of --ray-address, one for each GPU or machine",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the cells and the time they take; train nothing.")]
 Release = Annotated[
     bool,

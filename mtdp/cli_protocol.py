@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mtdp import cli_options as o
-from mtdp.errors import Interrupted
+from mtdp.errors import CellsFailed, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from mtdp.protocol.run import Protocol
@@ -52,6 +53,9 @@ def loto(
     scratch: o.Scratch = False,
     joint: Annotated[bool, typer.Option("--joint", help="Also do the joint training on the whole pool.")] = False,
     release: o.Release = False,
+    scheduler: o.Scheduler = "local",
+    ray_address: o.RayAddress = None,
+    workers: o.Workers = None,
     dry_run: o.DryRun = False,
     huge_images: o.HugeImages = False,
     quiet: o.Quiet = False,
@@ -59,9 +63,10 @@ def loto(
 ) -> None:
     """Run the paper's protocol: leave tasks out, pre-train on the rest, transfer, and put the results in a table.
 
-    A run that was stopped goes on with the next missing cell; several processes may share one --out. Where an option
-    of the grid is given once, only this value is tried. By this protocol the paper chose 1e-3 and multiplier 1 for
-    ResNet-50, 1e-4 and 5 for DenseNet-121, with warm-up for both.
+    A run that was stopped goes on with the next missing cell; several processes may share one --out, and --workers
+    starts several, here or on a Ray cluster. Where an option of the grid is given once, only this value is tried. By
+    this protocol the paper chose 1e-3 and multiplier 1 for ResNet-50, 1e-4 and 5 for DenseNet-121, with warm-up for
+    both.
     """
     from mtdp.finetune import LEARNING_RATES
     from mtdp.protocol.config import ProtocolConfig
@@ -71,6 +76,7 @@ def loto(
     from mtdp.tasks import load_pool
 
     o.begin(verbose, huge_images)
+    many = check_workers(scheduler, ray_address, workers)
     config = ProtocolConfig(
         arch=arch,
         init=init,
@@ -92,19 +98,61 @@ def loto(
         joint=joint,
         release=release,
     )
-    protocol = Protocol(load_pool(pool), config, out, quiet_steps(quiet))
+    protocol = Protocol(load_pool(pool), config, out, quiet_steps(quiet or many))
     if dry_run:
         say_plan(protocol, typer.echo)
         return
+    say = to_stderr if not quiet else lambda text: None
     try:
-        run_protocol(protocol, to_stderr if not quiet else lambda text: None)
-    except Interrupted:
+        if many:
+            _run_by_many(protocol, scheduler, ray_address, workers, say)
+        else:
+            run_protocol(protocol, say)
+    except (Interrupted, CellsFailed):
         write_tables(protocol)  # of what is there
         raise
     for path in write_tables(protocol):
         typer.echo(path)
     _show_protocol(protocol, quiet)
     typer.echo((out / "table.md").read_text("utf-8"))
+
+
+def check_workers(scheduler: str, ray_address: str | None, workers: int | None) -> bool:
+    """Whether cells are computed by workers, and not in this process.
+
+    Raises:
+        UsageError: the options do not go together, or there are fewer cores than workers.
+    """
+    from mtdp.devices import usable_cores
+
+    if ray_address is not None and scheduler != "ray":
+        raise UsageError("--ray-address: the scheduler is not ray", "add --scheduler ray")
+    if workers is not None and ray_address is None and workers > usable_cores():
+        raise UsageError(
+            f"--workers {workers}: more than the {usable_cores()} cores that this process may use",
+            "each worker needs one",
+        )
+    return scheduler == "ray" or (workers or 1) > 1
+
+
+def _run_by_many(
+    protocol: Protocol, scheduler: str, ray_address: str | None, workers: int | None, say: Callable[[str], None]
+) -> None:
+    from mtdp.devices import usable_cores
+    from mtdp.protocol.crew import Crew, Given, threads_each
+    from mtdp.protocol.many import run_by_many
+
+    def start_crew(mark: Path) -> Crew:
+        if scheduler == "ray":
+            from mtdp.protocol.ray import RayCrew
+
+            return RayCrew(lambda threads: Given(protocol, mark, threads, Path.cwd()), workers, ray_address)
+        from mtdp.protocol.processes import Processes
+
+        count = workers or 1
+        return Processes(Given(protocol, mark, threads_each(usable_cores(), count), Path.cwd()), count)
+
+    run_by_many(protocol, start_crew, say)
 
 
 def _show_protocol(protocol: Protocol, quiet: bool) -> None:
@@ -212,7 +260,6 @@ def breakhis(
 ) -> None:
     """Test a network on BreakHis as the paper does: accuracy within each patient, over the five original folds."""
     from mtdp.breakhis import finetune_folds, probe_folds, table
-    from mtdp.errors import UsageError
     from mtdp.finetune import LEARNING_RATES, FinetuneConfig
     from mtdp.transfer import load_extractor
     from mtdp.weights import named_input

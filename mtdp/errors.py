@@ -9,6 +9,7 @@ MtdpError               anything below: one line of what happened, and a hint
 |- CheckpointError      a checkpoint cannot be read, or is of another run      (exit 2)
 |- TrainingDiverged     the loss, or what the network gives, is not finite     (exit 1)
 |- OutOfMemory          the memory of the GPU or of the machine is too small    (exit 1)
+|- CellsFailed          cells of a protocol failed; the others are done         (exit 1)
 `- Interrupted          a signal stopped the run; its state is on disk         (exit 128 + signal)
 """
 
@@ -75,6 +76,10 @@ class TrainingDiverged(MtdpError):
 
 class OutOfMemory(MtdpError):
     """The memory of the GPU or of the machine does not suffice."""
+
+
+class CellsFailed(MtdpError):
+    """Cells of a protocol could not be computed; the others are done."""
 
 
 class Interrupted(MtdpError):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 import torch
 
@@ -79,13 +79,26 @@ def locked_run(out: Path, leads: bool = True) -> Iterator[None]:
         yield
         return
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process is working in {out}", "wait until it ends, or give another --out"
-            ) from None
+        if not takes_lock(file):
+            raise UsageError(f"another process is working in {out}", "wait until it ends, or give another --out")
         yield
+
+
+def takes_lock(file: IO[str]) -> bool:
+    """Whether this process now holds a file's lock; it ends with the process, however that ends.
+
+    Raises:
+        UsageError: the disk has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # Lustre, and some shares, have them only where they are mounted so
+        raise UsageError(
+            f"{file.name} cannot be locked: {error.strerror}", "give an --out on a disk that has locks (flock)"
+        ) from error
+    return True
 
 
 def open_run(out: Path, resume: bool, kind: Kind) -> RunState | None:

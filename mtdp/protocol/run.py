@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import signal
 import sys
@@ -29,7 +28,7 @@ from mtdp.protocol.cells import JOINT, Cell, judgement_cells, phases, selection_
 from mtdp.protocol.config import Combination, ProtocolConfig, evaluated_tasks, finetuned_tasks, left_out_sets
 from mtdp.protocol.ranking import choose
 from mtdp.protocol.settings import check_runnable, hold_to_settings
-from mtdp.run_state import RunState, write_json
+from mtdp.run_state import RunState, takes_lock, write_json
 from mtdp.scores import head_scores, labels_of, outputs_of, score
 from mtdp.tasks import SPLITS, Task
 from mtdp.transfer import ProbeResult, load_extractor, probe_task
@@ -191,17 +190,15 @@ def _run_cells(protocol: Protocol, cells: Sequence[Cell], say: Callable[[str], N
     while missing:
         progress = False
         for cell in missing:
-            if not _ready(protocol, cell):
-                continue
-            with _lock(protocol.out / "locks" / f"{cell.name.replace('/', ' ')}.lock") as mine:
-                if not mine or protocol.result(cell) is not None:
-                    continue
+            needed = training_needed(protocol, cell)
+            if needed is not None and protocol.result(needed) is None:
+                continue  # its own process may still be at it
+
+            def begins(name: str = cell.name, missing: Sequence[Cell] = tuple(missing)) -> None:
                 left = sum(protocol.result(other) is None for other in missing)
-                say(f"[{len(cells) - left + 1}/{len(cells)}] {cell.name}")
-                start_s = time.monotonic()
-                found = _computed(protocol, cell)
-                write_json(protocol.result_path(cell), {**found, "seconds": round(time.monotonic() - start_s, 1)})
-                progress = True
+                say(f"[{len(cells) - left + 1}/{len(cells)}] {name}")
+
+            progress |= compute_cell(protocol, cell, begins)
         missing = [cell for cell in missing if protocol.result(cell) is None]
         if missing and not progress:
             if not waited:
@@ -210,14 +207,29 @@ def _run_cells(protocol: Protocol, cells: Sequence[Cell], say: Callable[[str], N
             time.sleep(WAIT_S)
 
 
-def _ready(protocol: Protocol, cell: Cell) -> bool:
-    """Whether the network that a cell needs is trained; its own process may still be at it."""
+def compute_cell(protocol: Protocol, cell: Cell, begins: Callable[[], None] = lambda: None) -> bool:
+    """Compute a cell and write its result, unless that is there; `begins` is called before the work.
+
+    Returns:
+        Whether the result is there; else another process computes it.
+    """
+    with _lock(protocol.out / "locks" / f"{cell.name.replace('/', ' ')}.lock") as mine:
+        if mine and protocol.result(cell) is None:
+            begins()
+            start_s = time.monotonic()
+            found = _computed(protocol, cell)
+            write_json(protocol.result_path(cell), {**found, "seconds": round(time.monotonic() - start_s, 1)})
+        return mine
+
+
+def training_needed(protocol: Protocol, cell: Cell) -> Cell | None:
+    """The cell of the same phase that must be done before this one: the training of its network."""
     if cell.kind in ("pretrain", "release") or cell.weights != "mtl":
-        return True
+        return None
     combinations = protocol.config.combinations()
     if cell.combination is None and len(combinations) > 1:
-        return True  # judged after the choice, for which all are trained
-    return protocol.result(_training_of(protocol, cell, cell.combination or combinations[0])) is not None
+        return None  # judged after the choice, for which all are trained
+    return _training_of(protocol, cell, cell.combination or combinations[0])
 
 
 def _training_of(protocol: Protocol, cell: Cell, combination: Combination) -> Cell:
@@ -340,12 +352,7 @@ def _lock(path: Path) -> Iterator[bool]:
     """Whether this process now holds the lock; it ends with the process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield takes_lock(file)
 
 
 def to_stderr(text: str) -> None:
