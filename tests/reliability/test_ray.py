@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from crew import OPTIONS, content, run_and_disturb, survives
+from mtdp_runtime.cohort.ray import share, why_unfit
+from mtdp_runtime.version import __version__
 from support import extract, one_error, slide_lines
 
 pytestmark = [
@@ -73,6 +75,12 @@ def test_a_cluster_that_runs_already_is_joined_with_its_token_and_left_running(
     assert content(out) == whole
     assert len({line["pid"] for line in slide_lines(out)}) == 2
     socket.create_connection((host, int(port)), 5).close()
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    token.write_text(secrets.token_hex(32))
+    begun_s = time.monotonic()
+    refused = one_error(extract(*arguments, "--out", tmp_path / "other"))
+    assert refused == f"error: Ray cannot be had at {head}: it refuses the token"
+    assert time.monotonic() - begun_s < 15, "Ray alone would try for 20 s, and take its start for them"
 
 
 def test_an_actor_that_dies_or_hangs_costs_its_slide_one_more_try(
@@ -92,6 +100,33 @@ def test_an_actor_that_dies_or_hangs_costs_its_slide_one_more_try(
     assert list(ray_folder.rglob("gcs_server.out")), "Ray was there"
     assert not list(ray_folder.rglob("usage_stats.json"))
     assert "http address" not in "".join(path.read_text() for path in ray_folder.rglob("dashboard.log")).lower()
+
+
+def test_where_nobody_listens_there_is_no_cluster(slides: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    with socket.socket() as one:  # bound, and it does not listen
+        one.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+        options = (slides, "--model", tiny_bundle, "--out", tmp_path / "o", *OPTIONS, *RAY)
+        refused = extract(*options, "--ray-address", address)
+        assert refused.returncode == 2
+        assert one_error(refused) == f"error: Ray cannot be had at {address}: Connection refused"
+        assert "there is no port " in one_error(extract(*options, "--ray-address", f"127.0.0.1:{'9' * 20}"))
+
+
+def test_a_machine_that_has_another_mtdp_or_does_not_see_the_folder_does_no_slide(tmp_path: Path) -> None:
+    (tmp_path / "seen").touch()
+    assert why_unfit(__version__, tmp_path / "seen") is None
+    other, blind = why_unfit("0.0.0", None), why_unfit(__version__, tmp_path / "elsewhere/run")
+    assert other is not None
+    assert str(other).endswith(f"has mtdp {__version__}, and the run was started with 0.0.0")
+    assert blind is not None
+    assert str(blind).endswith(f"does not see {tmp_path / 'elsewhere'}, the run's --out")
+
+
+def test_a_worker_asks_for_no_more_cores_than_a_machine_has() -> None:
+    assert share([8, 8, 8], 2) == 8
+    assert share([16, 4, 4], 3) == 5
+    assert share([2, 2], 8) == 1
 
 
 def test_what_cannot_be_is_said_in_a_line(slides: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -9,36 +9,47 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import secrets
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.member import Given, work
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.store.run_log import RunMark
+from mtdp_runtime.version import __version__
 
 _STORE_BYTES: Final = 100 << 20  # Ray would take a third of the memory; nothing large passes through it
 _KILL_S: Final = 10.0
 _LEAVE_S: Final = 30.0
+_REACH_S: Final = 5.0
 _HEAR_S: Final = 0.5  # an actor that has nothing to tell answers after this
 
 
 class _Desk:
     """The actor: a worker in a thread, and what it told since somebody last heard."""
 
-    def __init__(self, job: Job, mark: RunMark) -> None:
+    def __init__(self, version: str, folder: Path, sight: Path | None, job: Job, mark: RunMark) -> None:
+        with contextlib.suppress(OSError):  # only relative paths need it, and these are then missed
+            os.chdir(folder)
         self._given: queue.SimpleQueue[Given | None] = queue.SimpleQueue()
         from ray import get_runtime_context
 
         self._told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._told.put(("place", (get_runtime_context().get_node_id(), os.getpid())))
         self._thread = threading.Thread(
             target=work, args=(job, mark, iter(self._given.get, None), lambda *told: self._told.put(told)), daemon=True
         )
-        self._thread.start()
-        self._told.put(("place", (get_runtime_context().get_node_id(), os.getpid())))
+        unfit = why_unfit(version, sight)
+        if unfit is None:
+            self._thread.start()
+        else:
+            self._told.put(("broken", unfit))
 
     def give(self, given: Given) -> None:
         self._given.put(given)
@@ -55,7 +66,24 @@ class _Desk:
     def leave(self) -> None:
         """Let the worker close its engine, once its slide is done."""
         self._given.put(None)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+
+def why_unfit(version: str, sight: Path | None) -> UsageError | None:
+    """Return why no slide can be done on this machine: it has another mtdp, or does not see the run's folder."""
+    here = socket.gethostname()
+    if version != __version__:
+        return UsageError(
+            f"{here} has mtdp {__version__}, and the run was started with {version}",
+            hint="Install the same version on all machines.",
+        )
+    if sight is not None and not sight.is_file():
+        return UsageError(
+            f"{here} does not see {sight.parent}, the run's --out",
+            hint="Slides, models and --out must be on a folder that all machines share, at the same path.",
+        )
+    return None
 
 
 class RayCrew:
@@ -71,9 +99,10 @@ class RayCrew:
         Raises:
             UsageError: Ray is not installed, or there is no such cluster.
         """
-        self._ray = ray = _import_ray()
+        self._ray = ray = _import_ray(joins=address is not None)
         handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
         try:
+            look_for(address)
             ray.init(
                 address=address or "local",
                 include_dashboard=False if address is None else None,
@@ -83,22 +112,24 @@ class RayCrew:
                 logging_level="error",
             )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(
-                f"Ray cannot be had{f' at {address}' if address else ''}: {first}",
+                f"Ray cannot be had{f' at {address}' if address else ''}: {_in_a_line(error)}",
                 hint="--ray-address auto joins the cluster of this machine; left out, one is started here. "
                 "A token comes from RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.",
             ) from error
         finally:
             for signum, handler in handlers:  # Ray sets its own
                 signal.signal(signum, handler)
-        has, nodes = ray.cluster_resources(), sum(1 for node in ray.nodes() if node["Alive"])
-        gpus = int(has.get("GPU", 0)) if address is not None else 0
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes) if address is not None else 0
         if address is None:
             self.size, each = job.workers, job.threads_each
         else:
-            self.size = job.workers if job.workers > 1 else gpus or nodes
-            each = max(1, int(has.get("CPU", 1)) // self.size)
+            self.size = job.workers if job.workers > 1 else gpus or len(nodes)
+            each = share([int(node.get("CPU", 0)) for node in nodes], self.size)
+        self._sight = None if address is None else job.out.absolute() / f".mtdp-{secrets.token_hex(8)}.run"
+        if self._sight is not None:
+            self._sight.touch()
         self._job, self._mark, self._alone = replace(job, share=each), mark, address is None
         self._options = {"num_cpus": each, "num_gpus": 1 if gpus else 0, "max_restarts": 0, "max_task_retries": 0}
         self._actor_class = ray.remote(_Desk)
@@ -108,7 +139,9 @@ class RayCrew:
 
     def start(self, worker: int) -> bool:
         # Two calls at a time: what it is given must not wait until it has told what it did.
-        actor = self._actor_class.options(**self._options, max_concurrency=2).remote(self._job, self._mark)
+        actor = self._actor_class.options(**self._options, max_concurrency=2).remote(
+            __version__, Path.cwd(), self._sight, self._job, self._mark
+        )
         self._actors[worker], self._asked[worker] = actor, actor.heard.remote()
         return self._alone
 
@@ -152,11 +185,15 @@ class RayCrew:
         """End all actors; a killed one leaves its claim, which the next run sees to be dead."""
         if not stopped:
             self._ray.wait(
-                [actor.leave.remote() for actor in self._actors.values()], num_returns=len(self._actors), timeout=30
+                [actor.leave.remote() for actor in self._actors.values()],
+                num_returns=len(self._actors),
+                timeout=_LEAVE_S,
             )
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._ray.shutdown()
+        if self._sight is not None:
+            self._sight.unlink(missing_ok=True)
 
 
 def _kill(pid: int) -> None:
@@ -165,14 +202,50 @@ def _kill(pid: int) -> None:
 
 
 def _why(error: Exception) -> str:
-    """Return the kind of an error of Ray: its text runs over many lines."""
+    """Return the kind of an error of Ray: its text runs over many lines, of which the last says why none began."""
+    if "creation task" in str(error):
+        return str(error).strip().splitlines()[-1].strip()
     return "out of memory" if "OutOfMemory" in type(error).__name__ else type(error).__name__
 
 
-def _import_ray() -> Any:
+def _in_a_line(error: BaseException) -> str:
+    if "Unauthenticated" in f"{error} {error.__cause__}":
+        return "it refuses the token"
+    said = getattr(error, "strerror", None) or str(error)
+    return (said.strip().splitlines() or [type(error).__name__])[0]
+
+
+def share(cores: Sequence[int], workers: int) -> int:
+    """Return the most cores for each of so many workers, of which each is on one of machines that have so many.
+
+    >>> share([8, 8, 8], 2), share([16, 4, 4], 3), share([2], 4)
+    (8, 5, 1)
+    """
+    return max((each for each in range(1, max(cores) + 1) if sum(n // each for n in cores) >= workers), default=1)
+
+
+def look_for(address: str | None) -> None:
+    """Make sure that somebody listens at HOST:PORT: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if "/" in host or not (host and port.isdecimal()):
+        return  # auto, and what else Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+    except (OverflowError, ValueError):
+        raise OSError(f"there is no port {port}") from None
+
+
+def _import_ray(joins: bool) -> Any:
     # Before the import: Ray reads them then. Neither it nor a cluster that it starts reports its use to anybody.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # what it warns of is said once, as an error of ours
+    if joins:  # a cluster that is there answers at once, or refuses the token: Ray would try that twenty times
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     try:
         import ray
         import ray.util.scheduling_strategies
