@@ -19,6 +19,7 @@ from mtdp_runtime.store.verify import verify_folder
 from support import extract as command
 from support import one_error, slide_lines, write_tiny_bundle
 
+ENGINE = ("--backend", "onnxruntime")
 SAME = {"backend": "onnxruntime", "batch": 8, "threads": 2}
 
 
@@ -152,6 +153,26 @@ def test_a_dry_run_says_what_each_scale_costs(
     extract(options[0], tmp_path / "o", model=tiny_bundle, mpp=[1.0, 2.0], backend="onnxruntime")
     shown = command(*options, "--backend", "onnxruntime")
     assert ["-> 0.5, level 0" in shown.stdout, "-> 1, " in shown.stdout] == [True, False], "what is done costs nothing"
+
+
+def test_a_dry_run_says_what_a_run_does_of_a_slide_that_lacks_a_scale(
+    tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slides = [make_slide(f"{name}.tiff") for name in "ab"]
+    options = [*slides, "--model", tiny_bundle, "--mpp", 0.25, "--mpp", 1, "--out", tmp_path / "o", *ENGINE]
+    dry = [json.loads(line) for line in command(*options, "--dry-run", "--json").stdout.splitlines()]
+    result = command(*options, "--json", "--no-report")
+    run = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["status"] for line in dry] == [line["status"] for line in run] == ["failed"] * 2
+    assert [line["message"] for line in dry] == [line["message"] for line in run]
+    assert [(one["mpp"], one["tiles"]) for one in dry[0]["scales"]] == [(1.0, 36)]
+    assert (tmp_path / "o/mpp1/a.h5").is_file()
+    (tmp_path / "o/mpp1/b.h5").unlink()
+    shown = command(*options, "--dry-run")
+    assert shown.returncode == 1
+    assert "-> 1, level 0" in shown.stdout
+    assert shown.stderr.count("failed: ") == 2
+    assert "2 slides: 0 to do with 36 tiles, " in shown.stdout
 
 
 def test_a_run_file_may_name_several(tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path) -> None:

@@ -190,6 +190,52 @@ def test_what_lies_in_a_bucket_is_judged_as_in_a_folder(
     assert again(stride_px=40).status == "skipped"
 
 
+def test_every_scale_goes_up_and_a_second_run_fetches_and_puts_nothing(
+    gate: Gate, machine: Callable[[str], Machine], tiny_bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    slide, asked = make_slide("a.tiff", levels=2), {"mpp": [0.5, 1.0], "formats": ["csv"], "report": True}
+    gate.client.put_object(Bucket=NAME, Key="scales/a.tiff", Body=slide.read_bytes())
+    mtdp_runtime.extract(slide, tmp_path / "o", model=tiny_bundle, backend="onnxruntime", **asked)  # type: ignore[arg-type]
+    here, url = machine("here"), f"s3://{NAME}/scales/a.tiff"
+    (outcome,) = here.run(url, **asked)
+    assert [str(path) for path in outcome.outputs] == [f"{here.out}/mpp{mpp}/a.h5" for mpp in ("0.5", "1")]
+    prefix = here.out.removeprefix(f"s3://{NAME}/")
+    there = {name.removeprefix(f"{prefix}/"): content for name, content in gate.objects(NAME, prefix).items()}
+    made = {str(path.relative_to(tmp_path / "o")) for path in tmp_path.glob("o/mpp*/**/*") if path.is_file()}
+    made = {name for name in made if "/report/colours" not in name}
+    assert made == {name for name in there if name.startswith("mpp")}
+    assert len(made) == 2 * 4
+    for mpp in ("0.5", "1"):
+        (tmp_path / "there.h5").write_bytes(there[f"mpp{mpp}/a.h5"])
+        assert rows(tmp_path / "there.h5") == rows(tmp_path / f"o/mpp{mpp}/a.h5")
+    mark = json.loads(there[".done/a.json"])
+    assert mark["keys"].keys() == {"mpp0.5/a.h5", "mpp1/a.h5"}
+    assert mark["files"].keys() == made
+    for again, scales in ((here, [0.5, 1.0]), (machine("fresh"), [0.5, 1.0]), (machine("one"), [1.0, 0.5])):
+        gate.seen.clear()
+        assert statuses(again.run(url, **{**asked, "mpp": scales})) == ["skipped"]
+        gets = [said for said in gate.seen if said.startswith("GET") and "list-type" not in said]
+        assert all(".done/" in said for said in gets), gets
+        assert not [said for said in gate.seen if said.startswith(("PUT", "DELETE")) and "/runs/" not in said]
+    gate.client.delete_object(Bucket=NAME, Key=f"{prefix}/mpp1/a.h5")
+    assert statuses(machine("last").run(url, **asked)) == ["done"], "one scale is missing"
+    assert f"{prefix}/mpp1/a.h5" in gate.objects(NAME, prefix)
+
+
+def test_scales_that_a_slide_has_go_up_where_it_lacks_another(
+    gate: Gate, machine: Callable[[str], Machine], make_slide: Callable[..., Path]
+) -> None:
+    here = machine("here")
+    (outcome,) = here.run(make_slide("a.tiff"), mpp=[0.25, 0.5])
+    assert outcome.status == "failed"
+    assert "coarser than the 0.25 µm/px asked for" in outcome.message
+    prefix = here.out.removeprefix(f"s3://{NAME}/")
+    there = {name.removeprefix(f"{prefix}/") for name in gate.objects(NAME, prefix)}
+    assert {name for name in there if not name.startswith("runs/")} == {"mpp0.5/a.h5", ".done/a.json"}
+    assert not [name for name in here.holds() if name.endswith(".h5")]
+    assert statuses(machine("fresh").run(make_slide("a.tiff"), mpp=[0.5, 1.0])) == ["done"]
+
+
 def test_two_workers_of_the_command_put_up_slides_of_a_bucket(
     gate: Gate, machine: Callable[[str], Machine], make_slide: Callable[..., Path]
 ) -> None:

@@ -24,6 +24,7 @@ from mtdp_runtime.errors import (
     OutputUnwritable,
     RuntimeFailure,
     SlideError,
+    SlideTooCoarse,
     StoreError,
     UsageError,
 )
@@ -187,15 +188,21 @@ def _extract_once(request: SlideRequest, run: Run, mine: Claim, following: Slide
             _report(request, run, slide, given, scale, plan)
             this.stored = False  # what comes after is of a scale that the slide does not have
 
-        outcome = extract_at_scales(
-            slide,
-            scales_of(request, run, stated),
-            readers=run.job.threads_each,
-            overwrite=run.job.overwrite,
-            given=given,
-            listeners=_listeners(request, run, mine),
-            finish=finish,
-        )
+        try:
+            outcome = extract_at_scales(
+                slide,
+                scales_of(request, run, stated),
+                readers=run.job.threads_each,
+                overwrite=run.job.overwrite,
+                given=given,
+                listeners=_listeners(request, run, mine),
+                finish=finish,
+            )
+        except SlideTooCoarse:
+            made = [target for target in targets if target.path.exists()]
+            if run.uploads is not None and made:  # the other scales
+                run.uploads.put(made, run.job.kinds)
+            raise
     missing = without_file(run.job.formats) if outcome.status == "no-tissue" else []
     if run.uploads is not None:
         outcome = _put_up(outcome, targets, run, run.uploads)

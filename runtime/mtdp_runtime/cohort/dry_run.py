@@ -18,7 +18,7 @@ from mtdp_runtime.cohort.preflight import begin_look
 from mtdp_runtime.cohort.requests import SlideRequest, open_requested
 from mtdp_runtime.cohort.under_way import targets_in
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
-from mtdp_runtime.errors import BackendError, RuntimeFailure, SlideError, StoreError
+from mtdp_runtime.errors import BackendError, RuntimeFailure, SlideError, SlideTooCoarse, StoreError
 from mtdp_runtime.extraction.extract import standing
 from mtdp_runtime.extraction.models import Model
 from mtdp_runtime.extraction.outcome import Outcome, failed, log_line, unforeseen
@@ -107,15 +107,20 @@ def _plan(
     spent: list[dict[str, Any]] = []
     paths: list[Path] = []
     tissue: TissueMask | None = None
+    refusal: SlideTooCoarse | None = None  # of a scale: it leaves the others to be done, and then fails the slide
     try:
         with open_requested(request, request.path, worker.beat) as slide:
             given = given_of(request, slide.info, tile_px, passes[0].settings.mpp)
             for one in passes:
                 targets = targets_in(one, models, request) if models else []
                 paths += [target.path for target in targets]
-                if targets and standing(slide, targets, one.settings, overwrite=overwrite, given=given):
+                try:
+                    if targets and standing(slide, targets, one.settings, overwrite=overwrite, given=given):
+                        continue
+                    plan = make_plan(slide, tile_px, one.settings, given, tissue)
+                except SlideTooCoarse as error:
+                    refusal = refusal or error
                     continue
-                plan = make_plan(slide, tile_px, one.settings, given, tissue)
                 tissue = plan.tissue
                 plans.append((one.settings.mpp, plan))
                 spent.append(cost(plan, *read_seconds(slide, plan)))
@@ -127,6 +132,8 @@ def _plan(
         raise
     except Exception as error:  # as in `cohort`: it must not end the others
         return as_said(unforeseen(request.path, error), error, request.path), [], {}
+    if refusal is not None and not plans:
+        return failed(request.path, refusal), [], {}
     if not plans:
         return Outcome(request.path, "skipped", paths[0], message="already done", outputs=tuple(paths)), [], {}
     tiles, warnings = sum(len(plan.kept) for _, plan in plans), [plan.remarks for _, plan in plans if plan.remarks]
@@ -137,7 +144,9 @@ def _plan(
         seconds=sum(plan.seconds for _, plan in plans),
         warning="; ".join(warnings),
     )
-    if not tiles:
+    if refusal is not None:
+        outcome = replace(outcome, status="failed", message=str(refusal), hint=refusal.hint)
+    elif not tiles:
         outcome = replace(outcome, message=why_empty(plans[0][1]))
     return outcome, plans, _sum(plans, spent, by_scale=len(passes) > 1)
 

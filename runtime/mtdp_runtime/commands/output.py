@@ -175,8 +175,8 @@ def plans_total(lines: Sequence[Mapping[str, Any]]) -> str:
     """
     tiles, size_bytes, took_s = (sum(line.get(name, 0) for line in lines) for name in ("tiles", "bytes", "estimated_s"))
     planned, done, failed = (sum(line["status"] == one for line in lines) for one in ("planned", "skipped", "failed"))
-    costs = f" with {tiles} tiles, {size(size_bytes)}" if planned else ""
-    if planned and any("estimated_s" in line for line in lines):
+    costs = f" with {tiles} tiles, {size(size_bytes)}" if planned or tiles else ""
+    if costs and any("estimated_s" in line for line in lines):
         costs += f", about {duration(took_s)}"
     already = f"{done} done already, " if done else ""
     return f"{len(lines)} slides: {planned} to do{costs}; {already}{failed} failed"
@@ -196,13 +196,16 @@ def _say_plan(outcome: Outcome, by_scale: Sequence[tuple[float, Plan]], costs: d
             f"mpp {info.mpp:.6g} ({info.mpp_source}) -> {mpp:g}, level {plan.level}, "
             f"x{plan.grid.scale:.4f}; {plan.tissue.area_mm2:.2f} mm² of tissue"
         )
-    if not outcome.tiles:
+    if not outcome.tiles and outcome.status != "failed":
         result(f"  nothing to compute: {outcome.message}")
     elif "estimated_s" in costs:
         result(f"  about {size(costs['bytes'])}, {duration(costs['estimated_s'])}")
         detail(f"  from {costs['estimate_from']}")
     elif "bytes" in costs:
         result(f"  about {size(costs['bytes'])}")
+    if outcome.status == "failed":  # at another scale
+        _say_outcome(outcome, "", as_json)
+        return
     if outcome.hint:
         result(f"  {outcome.hint}")
     if outcome.warning:
