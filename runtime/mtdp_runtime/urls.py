@@ -37,7 +37,14 @@ class SlideUrl(PosixPath):
         return self.given.endswith("/")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return path_or_url, (self.given,)
+        return _as_it_was, (str(self), self.given)
+
+
+def _as_it_was(safe: str, given: str) -> SlideUrl:
+    """Return a URL that was one: an object that was found may have a name that nobody may write."""
+    url = SlideUrl(safe)
+    url._given = given
+    return url
 
 
 def is_url(named: str | Path) -> bool:

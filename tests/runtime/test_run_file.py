@@ -125,6 +125,13 @@ def test_every_option_may_stand_in_a_file(tmp_path: Path) -> None:
         ("mpp = {a = 1}", "mpp = {'a': 1}: must be a number", ""),
         ("mpp 1", "is not TOML: Expected '=' after a key", ""),
         ("mpp = 1\nmpp = 2", "is not TOML: Cannot overwrite a value", ""),
+        ("mpp = 1979-05-27", "mpp = datetime.date(1979, 5, 27): must be a number", ""),
+        ("out = 1979-05-27", "out = datetime.date(1979, 5, 27): must be a path in quotes", ""),
+        ("[[slides]]\na = 1", "slides = {'a': 1}: must be a path in quotes", ""),
+        ("mpp = [[0.5]]", "mpp = [0.5]: must be a number", ""),
+        ('out = "a\\u0000b"', "out = 'a\\x00b': must be a path in quotes", ""),
+        (f"mpp = {'9' * 5000}", "is not TOML: Exceeds the limit", ""),
+        (f"mpp = {'[' * 5000}", "is not TOML: ", ""),
     ],
 )
 def test_what_is_wrong_is_refused_with_the_file_and_the_key(tmp_path: Path, text: str, message: str, hint: str) -> None:
@@ -142,6 +149,12 @@ def test_a_value_out_of_range_and_a_missing_file_are_one_line_too(tmp_path: Path
     (tmp_path / "run.toml").write_bytes(b"\xff\xfe")
     result = extract("--config", tmp_path / "run.toml")
     assert ("is not TOML" in one_error(result), result.returncode) == (True, 2)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_file_that_windows_wrote_is_read(tmp_path: Path, mark: bytes) -> None:
+    (tmp_path / "run.toml").write_bytes(mark + b'mpp = 0.5\r\nslides = [\r\n  "a",\r\n]\r\n')
+    assert options_in(tmp_path / "run.toml", COMMAND) == {"mpp": ["0.5"], "slides": [str(tmp_path / "a")]}
 
 
 def test_paths_start_at_the_files_folder_and_whole_paths_stay(tmp_path: Path) -> None:

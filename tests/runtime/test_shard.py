@@ -31,6 +31,16 @@ def test_outside_an_array_the_variables_are_named(monkeypatch: pytest.MonkeyPatc
     assert "sbatch -a 1-8" in refused.value.hint
 
 
+@pytest.mark.parametrize("count", ["-1", "4 ", "0x4", "٤", "9" * 5000, ""])
+def test_what_is_no_number_is_shown(monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+    array(monkeypatch, 1, count, 1)
+    with pytest.raises(UsageError) as refused:
+        part_of("slurm")
+    assert str(refused.value) == f"--shard slurm: SLURM_ARRAY_TASK_COUNT is {count!r}"
+    with pytest.raises(UsageError, match="must be slurm, or I/N"):
+        part_of(f"1/{count}")
+
+
 def test_an_array_with_gaps_would_leave_slides_out(monkeypatch: pytest.MonkeyPatch) -> None:
     array(monkeypatch, 9, 4, 1)
     with pytest.raises(UsageError, match="the array has gaps"):

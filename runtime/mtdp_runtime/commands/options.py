@@ -340,6 +340,13 @@ OneJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per slide on stdout.")]
 
 
+_MOST_DIGITS: Final = 9  # Python refuses to read thousands of them
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
+
+
 def count_or_auto(option: str, text: str) -> int | None:
     """Return the number that an option says; None for `auto`.
 
@@ -348,7 +355,7 @@ def count_or_auto(option: str, text: str) -> int | None:
     """
     if text == AUTO:
         return None
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+    if not (_is_whole(text) and int(text) > 0):
         raise UsageError(
             f"{option} {text!r}: must be a whole number from 1 on, or {AUTO}",
             hint=f"For example {option} 8; {AUTO} chooses by this machine.",
@@ -387,7 +394,7 @@ def crew_of(workers: int | None, devices: str | None, cores: int | None) -> tupl
     from mtdp_runtime.backends.gpus import gpus
 
     there = [gpu.index for gpu in gpus()]
-    chosen = there if devices == "all" else [int(one) for one in devices.split(",") if one.isdecimal()]
+    chosen = there if devices == "all" else [int(one) for one in devices.split(",") if _is_whole(one)]
     if devices != "all" and (len(chosen) != devices.count(",") + 1 or len(set(chosen)) != len(chosen)):
         raise UsageError(f"--devices {devices!r}: must be all, or numbers such as 0,1", hint="mtdp-doctor lists GPUs.")
     if missing := set(chosen) - set(there):
@@ -406,7 +413,7 @@ def part_of(shard: str | None) -> tuple[int, int]:
     if shard == "slurm":
         return _part_of_an_array(os.environ)
     part, _, parts = shard.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+    if not (_is_whole(part) and _is_whole(parts) and 1 <= int(part) <= int(parts)):
         raise UsageError(
             f"--shard {shard!r}: must be slurm, or I/N: part I of N parts, with I from 1 to N",
             hint="For example --shard 1/4, 2/4, 3/4 and 4/4 on four machines.",
@@ -421,10 +428,11 @@ def _part_of_an_array(environment: Mapping[str, str]) -> tuple[int, int]:
         UsageError: this is no such task, or its array has steps.
     """
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
-    missing = [name for name in names if not environment.get(name, "").isdecimal()]
-    if missing:
+    wrong = [name for name in names if not _is_whole(environment.get(name, ""))]
+    if wrong:
+        said = [f"{name} is {environment[name]!r}" if name in environment else f"{name} not set" for name in wrong]
         raise UsageError(
-            f"--shard slurm: {', '.join(missing)} not set",
+            f"--shard slurm: {', '.join(said)}",
             hint="Slurm sets them in the tasks of a job array (sbatch -a 1-8); elsewhere give --shard I/N.",
         )
     task, tasks, first = (int(environment[name]) for name in names)

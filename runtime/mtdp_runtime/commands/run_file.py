@@ -51,12 +51,12 @@ def options_in(path: Path, command: Any) -> dict[str, Any]:
         UsageError: it cannot be read, names what is no option, or a value has another type.
     """
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows puts a mark before the text
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read: {error.strerror}", hint="A run file is TOML: check the path."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets without end
         raise UsageError(f"{path}: is not TOML: {error}", hint='For example: slides = ["slides"], mpp = 0.5') from error
     known = {long: (name, type_) for name, (long, type_) in _options(command).items() if long not in _NOT_HERE}
     values: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _value(path: Path, key: str, value: Any, hint: Any) -> Any:
             raise _wrong(path, key, value, f"a list, each {_wanted(each)[1]}")
         return [_value(path, key, one, each) for one in value]
     fits, what = _wanted(inner)
-    if not fits(value) or value == "":
+    if not fits(value) or value == "" or (isinstance(value, str) and "\0" in value):
         raise _wrong(path, key, value, what)
     if inner is Path and not (value.startswith(HUB) or is_url(value)):
         return str(path.parent / value)
