@@ -6,9 +6,11 @@ file alone knows Ray.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -40,14 +42,15 @@ class RayCrew:
         handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
         try:
             _look_for(address)
-            ray.init(
-                address=address or "local",
-                include_dashboard=False if address is None else None,
-                num_cpus=usable_cores() if address is None else None,
-                object_store_memory=_STORE_BYTES if address is None else None,
-                log_to_driver=False,
-                logging_level="error",
-            )
+            with _unheard() if address is not None else contextlib.nullcontext():
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=False if address is None else None,
+                    num_cpus=usable_cores() if address is None else None,
+                    object_store_memory=_STORE_BYTES if address is None else None,
+                    log_to_driver=False,
+                    logging_level="error",
+                )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise UsageError(
                 f"Ray cannot be had{f' at {address}' if address else ''}: {_first_line(error)}",
@@ -123,8 +126,22 @@ def _look_for(address: str | None) -> None:
         raise OSError(f"there is no port {port}") from None
 
 
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep off stderr what Ray's library warns of while it joins a cluster: it is said once, as an error of ours."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _first_line(error: BaseException) -> str:
-    if "Unauthenticated" in f"{error} {error.__cause__}":
+    if "uthenticat" in f"{error} {error.__cause__}":  # Unauthenticated, or AuthenticationError
         return "it refuses the token"
     said = getattr(error, "strerror", None) or str(error)
     return (said.strip().splitlines() or [type(error).__name__])[0]
@@ -134,7 +151,6 @@ def _import_ray(joins: bool) -> Any:
     # Before the import: Ray reads them then. Neither it nor a cluster that it starts reports its use to anybody.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # what it warns of is said once, as an error of ours
     if joins:  # a cluster that is there answers at once, or refuses the token: Ray would try that twenty times
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     try:

@@ -37,11 +37,14 @@ class SlideUrl(PosixPath):
         return self.given.endswith("/")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _as_it_was, (str(self), self.given)
+        return found_url, (str(self), self.given)
 
 
-def _as_it_was(safe: str, given: str) -> SlideUrl:
-    """Return a URL that was one: an object that was found may have a name that nobody may write."""
+def found_url(safe: str, given: str) -> SlideUrl:
+    """Return a URL that was one, or what a server lists, which may have a name that nobody may write.
+
+    `given` is kept to the letter; a path has no two slashes in a row.
+    """
     url = SlideUrl(safe)
     url._given = given
     return url
@@ -65,14 +68,12 @@ def path_or_url(named: str | Path) -> Path:
         return Path(named)
     given = f"{found['scheme']}://{found['rest']}"
     safe = _safe(given)
-    url = SlideUrl(safe)
     if found["scheme"] not in _WEB and safe != given:
         raise UsageError(
-            f"{safe}: a bucket's URL takes no user, password, query or fragment",
-            hint="Credentials come from the environment; an object's name may not hold @ before a /, ? or #.",
+            f"{safe}: a bucket's URL takes no user, password or query",
+            hint="Credentials come from the environment; an object's name may not hold @ before a /, or ?.",
         )
-    url._given = given
-    return url
+    return found_url(safe, given)
 
 
 def refuse_url(named: str | Path | None, what: str = "") -> None:
@@ -89,14 +90,14 @@ def refuse_url(named: str | Path | None, what: str = "") -> None:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text whose URLs have neither user, password, query nor fragment."""
+    """Return a text whose URLs have neither user, password, query nor a fragment of the web."""
     return _safe(text) if is_url(text) else _INSIDE.sub(lambda found: _safe(found[0]), text)
 
 
 def _safe(url: str) -> str:
     scheme, _, rest = url.partition(":")
     try:
-        parts = urlsplit(f"{scheme}://{rest.lstrip('/')}")
+        parts = urlsplit(f"{scheme}://{rest.lstrip('/')}", allow_fragments=scheme in _WEB)  # a bucket's have none
     except ValueError:  # brackets that are no address
         return f"{scheme}://"
     return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

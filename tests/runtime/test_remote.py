@@ -36,6 +36,7 @@ from mtdp_runtime.commands.bench import app as bench_app
 from mtdp_runtime.commands.view import app as view_app
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.store import run_log
 from mtdp_runtime.urls import SlideUrl, path_or_url, without_secrets
 from support import extract, one_error
 
@@ -334,6 +335,18 @@ def test_a_bucket_is_read_in_ranges(bucket: str, tmp_path: Path, monkeypatch: py
         fetch(SlideUrl(f"s3://{bucket}/none.svs"), tmp_path / "b", nothing)
 
 
+@pytest.mark.parametrize(
+    "name", ["a b.svs", "ü-日本.svs", "h#1.svs", "p%20q.svs", "%zz.svs", "q?x=1.svs", "at@x.svs", "two//s.svs", "*.svs"]
+)
+def test_an_object_of_any_name_that_a_folder_lists_is_fetched_in_a_worker_too(
+    bucket: str, tmp_path: Path, name: str
+) -> None:
+    put(f"odd/{name}", name.encode())
+    (listed,) = [one for one in remote.list_folder(SlideUrl(f"s3://{bucket}/odd")) if one.given.endswith(f"odd/{name}")]
+    fetch(pickle.loads(pickle.dumps(listed)), tmp_path / "a", nothing)
+    assert (tmp_path / "a").read_bytes() == name.encode()
+
+
 def test_a_mirax_slide_brings_its_folder_and_other_slides_of_many_files_are_refused(
     bucket: str, web: Web, tmp_path: Path
 ) -> None:
@@ -417,3 +430,5 @@ def test_a_url_as_a_path_has_no_secret_wherever_it_goes() -> None:
     with pytest.raises(UsageError, match=r"^s3://b/a\.svs: a bucket's URL takes no user"):
         path_or_url(f"s3://key:{SECRET}@b/a.svs")
     assert not isinstance(path_or_url("./s3:"), SlideUrl)
+    assert str(path_or_url("s3://b/h#1.svs")) == run_log.absolute("s3://b/h#1.svs") == "s3://b/h#1.svs"
+    assert run_log.absolute(url) == "https://h:8/x/a.svs"

@@ -204,7 +204,7 @@ def test_every_scale_goes_up_and_a_second_run_fetches_and_puts_nothing(
     made = {str(path.relative_to(tmp_path / "o")) for path in tmp_path.glob("o/mpp*/**/*") if path.is_file()}
     made = {name for name in made if "/report/colours" not in name}
     assert made == {name for name in there if name.startswith("mpp")}
-    assert len(made) == 2 * 4
+    assert len(made) == 2 * 5
     for mpp in ("0.5", "1"):
         (tmp_path / "there.h5").write_bytes(there[f"mpp{mpp}/a.h5"])
         assert rows(tmp_path / "there.h5") == rows(tmp_path / f"o/mpp{mpp}/a.h5")

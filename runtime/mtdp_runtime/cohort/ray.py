@@ -12,6 +12,7 @@ import queue
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -103,14 +104,15 @@ class RayCrew:
         handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
         try:
             look_for(address)
-            ray.init(
-                address=address or "local",
-                include_dashboard=False if address is None else None,
-                num_cpus=job.threads if address is None else None,
-                object_store_memory=_STORE_BYTES if address is None else None,
-                log_to_driver=False,
-                logging_level="error",
-            )
+            with _unheard() if address is not None else contextlib.nullcontext():
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=False if address is None else None,
+                    num_cpus=job.threads if address is None else None,
+                    object_store_memory=_STORE_BYTES if address is None else None,
+                    log_to_driver=False,
+                    logging_level="error",
+                )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise UsageError(
                 f"Ray cannot be had{f' at {address}' if address else ''}: {_in_a_line(error)}",
@@ -208,8 +210,22 @@ def _why(error: Exception) -> str:
     return "out of memory" if "OutOfMemory" in type(error).__name__ else type(error).__name__
 
 
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep off stderr what Ray's library warns of while it joins a cluster: it is said once, as an error of ours."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _in_a_line(error: BaseException) -> str:
-    if "Unauthenticated" in f"{error} {error.__cause__}":
+    if "uthenticat" in f"{error} {error.__cause__}":  # Unauthenticated, or AuthenticationError
         return "it refuses the token"
     said = getattr(error, "strerror", None) or str(error)
     return (said.strip().splitlines() or [type(error).__name__])[0]
@@ -243,7 +259,6 @@ def _import_ray(joins: bool) -> Any:
     # Before the import: Ray reads them then. Neither it nor a cluster that it starts reports its use to anybody.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # what it warns of is said once, as an error of ours
     if joins:  # a cluster that is there answers at once, or refuses the token: Ray would try that twenty times
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     try:

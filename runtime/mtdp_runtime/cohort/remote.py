@@ -25,7 +25,7 @@ from mtdp_runtime.cohort.servers import (
 )
 from mtdp_runtime.errors import UsageError
 from mtdp_runtime.slide import mirax
-from mtdp_runtime.urls import SlideUrl
+from mtdp_runtime.urls import SlideUrl, found_url
 
 _PIECE_BYTES: Final = 8 << 20
 _OF_MANY_FILES: Final = frozenset({".dcm", ".vms", ".vmu", ".zarr"})
@@ -44,7 +44,7 @@ def list_folder(url: SlideUrl) -> list[SlideUrl]:
             names: list[str] = system_of(url).find(f"{url}/")
     except Broken as broken:
         raise UsageError(f"{url}: cannot be listed: {broken}", hint="Check the name and the rights.") from None
-    return [SlideUrl(f"{url.scheme}://{name}") for name in sorted(names)]
+    return [found_url(there, there) for there in (f"{url.scheme}://{name}" for name in sorted(names))]
 
 
 def files_of(url: SlideUrl) -> list[tuple[SlideUrl, Path]]:

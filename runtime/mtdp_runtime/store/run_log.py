@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mtdp_runtime.errors import OutputUnwritable
 from mtdp_runtime.faults import capitalised, remedy
-from mtdp_runtime.urls import is_url, without_secrets
+from mtdp_runtime.urls import SlideUrl, is_url, without_secrets
 from mtdp_runtime.version import __version__
 
 NAME: Final = "run.jsonl"
@@ -141,6 +141,8 @@ def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
 
 def absolute(path: str | Path) -> str:
     """Return what names a slide whatever folder a run is started in; links are left alone, nothing is looked up."""
+    if isinstance(path, SlideUrl):
+        return str(path)  # of an object that was listed, ? is a part of its name
     if is_url(path):
         return without_secrets(str(path))
     return os.path.normpath(Path(path).absolute())
