@@ -71,8 +71,7 @@ def loto(
     from mtdp.finetune import LEARNING_RATES
     from mtdp.protocol.config import ProtocolConfig
     from mtdp.protocol.estimate import say_plan
-    from mtdp.protocol.run import Protocol, quiet_steps, run_protocol, to_stderr
-    from mtdp.protocol.tables import write_tables
+    from mtdp.protocol.run import Protocol, quiet_steps
     from mtdp.tasks import load_pool
 
     o.begin(verbose, huge_images)
@@ -102,10 +101,18 @@ def loto(
     if dry_run:
         say_plan(protocol, typer.echo)
         return
+    _compute(protocol, (scheduler, ray_address, workers) if many else None, quiet)
+
+
+def _compute(protocol: Protocol, crew: tuple[str, str | None, int | None] | None, quiet: bool) -> None:
+    """Compute all cells, by a crew or in this process, and write the tables, also of a part of them."""
+    from mtdp.protocol.run import run_protocol, to_stderr
+    from mtdp.protocol.tables import write_tables
+
     say = to_stderr if not quiet else lambda text: None
     try:
-        if many:
-            _run_by_many(protocol, scheduler, ray_address, workers, say)
+        if crew is not None:
+            _run_by_many(protocol, *crew, say)
         else:
             run_protocol(protocol, say)
     except (Interrupted, CellsFailed):
@@ -114,7 +121,7 @@ def loto(
     for path in write_tables(protocol):
         typer.echo(path)
     _show_protocol(protocol, quiet)
-    typer.echo((out / "table.md").read_text("utf-8"))
+    typer.echo((protocol.out / "table.md").read_text("utf-8"))
 
 
 def check_workers(scheduler: str, ray_address: str | None, workers: int | None) -> bool:
