@@ -24,6 +24,12 @@ R = TypeVar("R")
 
 _TICK_S: Final = 1.0
 _BEAT: Final = "beat"
+_OWN_FAULT: Final = (
+    "An inference engine failed inside its own code: update or remove it, or run it alone to see its message."
+)
+_OUT_OF_MEMORY: Final = (
+    "Most often the system ends a process so when memory runs out: give it more, and close what else takes it."
+)
 _parents: list[Connection] = []  # of a process that was started here: where it says that it goes on
 
 
@@ -64,7 +70,7 @@ def limited(what: str, limit_s: float, function: Callable[P, R], *args: P.args, 
         process.join()
         raise ExportError(
             f"{what} crashed: {_death(process.exitcode)}",
-            "An inference engine failed inside its own code: update or remove it, or run it alone to see its message.",
+            _OUT_OF_MEMORY if process.exitcode == -signal.SIGKILL else _OWN_FAULT,
         ) from None
     except BaseException:
         process.kill()  # nobody waits for its answer any more

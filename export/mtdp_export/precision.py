@@ -134,17 +134,28 @@ def near_the_end_of_fp16(model: onnx.ModelProto, tiles: NDArray[np.uint8], folde
 
 
 def _with_largest(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Add nodes that reduce values inside the graph: all of them are seen in one run, and no map is kept for it.
+    """Reduce values inside the graph, each where it is made: one run sees them all, and no map is kept for it.
 
     A maximum passes over what is no number; a sum does not.
     """
+    wanted = set(names)
+    made = {value for node in model.graph.node for value in node.output}
+    nodes = [reduction for name in names if name not in made for reduction in _reductions(name)]
+    for node in model.graph.node:
+        nodes.append(node)
+        nodes += [reduction for name in node.output if name in wanted for reduction in _reductions(name)]
     seen = onnx.ModelProto()
     seen.CopyFrom(model)
-    for name in names:
-        for of, operator in _LARGEST.items():
-            made = f"{name}.{of}"
-            seen.graph.node.append(helper.make_node(operator, [name], [made], made, keepdims=1))
+    del seen.graph.node[:]
+    seen.graph.node.extend(nodes)
     return seen
+
+
+def _reductions(name: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node(operator, [name], [f"{name}.{of}"], f"{name}.{of}", keepdims=1)
+        for of, operator in _LARGEST.items()
+    ]
 
 
 def _fits(most: NDArray[np.float32], least: NDArray[np.float32], total: NDArray[np.float32]) -> bool:

@@ -82,6 +82,8 @@ def run(
     extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # As the nodes stand: otherwise what is only looked at waits until the end, and keeps its values in memory.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 3
     session = session_of(extended, folder, options)
     parts = [session.run(names, {TILES: tiles[i : i + batch]}) for i in range(0, len(tiles), batch)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -425,6 +426,11 @@ class TestACrash:
             isolated("the work", os.abort)
         with pytest.raises(ExportError, match="exit code 3 and no answer"):
             isolated("the work", os._exit, 3)
+
+    def test_by_the_systems_hand_speaks_of_memory(self) -> None:
+        with pytest.raises(ExportError, match="the work crashed: killed by SIGKILL") as caught:
+            isolated("the work", signal.raise_signal, signal.SIGKILL)
+        assert "memory runs out" in (caught.value.hint or "")
 
     def test_results_and_errors_come_through(self) -> None:
         assert isolated("the work", divmod, 7, 2) == (3, 1)
