@@ -164,7 +164,7 @@ def _run_by_many(
 
 def _show_protocol(protocol: Protocol, quiet: bool) -> None:
     from mtdp.confusions import write_confusions
-    from mtdp.protocol.tables import confusions_of
+    from mtdp.protocol.rows import confusions_of
 
     write_confusions(protocol.out, confusions_of(protocol))
     o.show(protocol.out, quiet)

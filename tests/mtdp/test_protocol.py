@@ -27,9 +27,10 @@ from mtdp.protocol.config import ProtocolConfig, evaluated_tasks, finetuned_task
 from mtdp.protocol.estimate import say_plan
 from mtdp.protocol.rank_table import rank_table
 from mtdp.protocol.ranking import choose, mean_and_std, ranks, significant
+from mtdp.protocol.rows import Judgement, Row, collect, confusions_of
 from mtdp.protocol.run import Protocol, chosen, run_protocol, scores_on_val, training_folder
 from mtdp.protocol.settings import hold_to_settings
-from mtdp.protocol.tables import Judgement, Row, as_csv, collect, confusions_of, markdown, write_tables
+from mtdp.protocol.tables import as_csv, markdown, write_tables
 from mtdp.run_state import write_json
 from mtdp.tasks import Task, load_pool
 from mtdp.transfer import Extractor, ProbeResult

@@ -25,8 +25,8 @@ from mtdp.pretrain_config import PretrainConfig
 from mtdp.protocol.cells import Cell
 from mtdp.protocol.config import Combination, ProtocolConfig
 from mtdp.protocol.ranking import choose
+from mtdp.protocol.rows import collect
 from mtdp.protocol.run import Protocol, Steps, run_protocol, scores_on_val
-from mtdp.protocol.tables import collect
 from mtdp.run_state import write_json
 from mtdp.sampling import ADAPTATION, TRAINING, batches, draw_epoch, epoch_batches
 from mtdp.scores import head_scores
