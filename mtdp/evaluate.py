@@ -129,10 +129,8 @@ def _judged(name: str, features: NDArray[np.float32], task: Task, seed: int) -> 
     votes = nearest_neighbours(features[:n], labels[:n], features[n:], classes, NEIGHBOURS)
     measures["k-NN"] = _of_outputs([votes], truth)
     found = retrieval_precision(features, labels, groups, np.arange(n, len(labels)), FIRST)
-    sound = np.isfinite(found)
-    if sound.any():
-        kept = [group for group, good in zip(truth.groups, sound, strict=True) if good]
-        measures[RETRIEVAL] = Measure(float(found[sound].mean()), 0.0, resampled_means(found[sound], kept))
+    if np.isfinite(found).all():  # with one group in all there is nothing to find
+        measures[RETRIEVAL] = Measure(float(found.mean()), 0.0, resampled_means(found, truth.groups))
     return Evaluated(
         name,
         measures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from typer.testing import CliRunner
 from mtdp.bundle_features import features_of_bundle, open_bundle
 from mtdp.cli import app
 from mtdp.errors import UsageError
-from mtdp.evaluate import RETRIEVAL, evaluate_task
+from mtdp.evaluate import RETRIEVAL, Measure, evaluate_task
 from mtdp.evaluation_report import as_csv, markdown
 from mtdp.evaluation_sources import COLOUR_ROW, RANDOM_ROW, named_sources
 from mtdp.few_labels import drawn_groups, nearest_mean, nearest_neighbours, retrieval_precision
+from mtdp.metrics import resampled_means
 from mtdp.tasks import Sample, load_task
 from mtdp.transfer import Colours, ProbeResult, colour_numbers, judge_features
 
@@ -170,6 +172,7 @@ def test_each_measure_is_of_its_own_rows_seed_and_count(tmp_path: Path, make_tas
     found = evaluate_task(task, {"x": Colours()}, seed=4, extract=lambda source, task: features).encoders[0]
     for name, score in wanted.items():
         assert found.measures[name].score == pytest.approx(float(score)), name
+    np.testing.assert_allclose(found.measures[RETRIEVAL].replicates, resampled_means(finds, groups[n:]))
     assert found.measures["1 group"].spread == pytest.approx(float(np.std(few[1], ddof=1)))
     other = evaluate_task(task, {"x": Colours()}, seed=5, extract=lambda source, task: features).encoders[0]
     assert other.measures["1 group"].score != found.measures["1 group"].score
@@ -189,3 +192,26 @@ def test_colours_and_bundles_are_judged_on_the_central_square(tmp_path: Path) ->
     sample = Sample(tmp_path / "tall.png", 0, "g")
     np.testing.assert_allclose(colour_numbers([sample]), [[0, 1, 0, 0, 0, 0]], atol=0.05)
     np.testing.assert_allclose(features_of_bundle(open_bundle(bundle(tmp_path / "b")), [sample]), [[0, 255, 0]])
+
+
+def test_a_difference_is_that_of_pairs() -> None:
+    """Two encoders that do well on the same resamples differ by nothing; on opposite ones, by everything."""
+    up = np.arange(1001) / 1000
+    first, same, opposite = (Measure(0.5, 0.0, values) for values in (up, up.copy(), up[::-1]))
+    assert first.minus(same) == (0.0, (0.0, 0.0))
+    assert first.minus(opposite) == (0.0, pytest.approx((-0.95, 0.95)))
+
+
+def test_the_balanced_accuracy_counts_a_rare_class_as_much_as_a_frequent_one(tmp_path: Path, make_task: Make) -> None:
+    """Three classes, and the probe takes the rare one for another: two thirds, and not nearly all images."""
+    task = load_task(make_task(tmp_path / "t", ("blue", "green", "red"), per_class=6))
+    test = tuple(sample for sample in task.samples["test"] if sample.label < 2) + task.samples["test"][-2:]
+    task = replace(task, samples={**task.samples, "test": test})
+    labels = np.array([sample.label for sample in task.of(("train", "val", "test"))])
+    seen = labels.copy()
+    seen[-2:] = 0
+    features = np.eye(3, dtype=np.float32)[seen]
+    found = evaluate_task(task, {"x": Colours()}, extract=lambda source, task: features).encoders[0]
+    assert found.measures["probe"].score == pytest.approx(12 / 14)
+    assert found.of_classes == (1.0, 1.0, 0.0)
+    assert found.balanced == pytest.approx(2 / 3)

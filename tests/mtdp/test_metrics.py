@@ -93,6 +93,20 @@ def test_of_one_group_nothing_can_be_said() -> None:
     assert interval([(1.0, 0.0)], Truth(np.array([1, 0]), ("g", "g"), "accuracy", 3)) is None
 
 
+def test_a_resample_without_a_score_is_left_out_of_the_interval() -> None:
+    """Three groups, one of which alone has the positives: a resample without it has no ROC AUC."""
+    truth = Truth(np.array([0, 1, 0, 0]), ("a", "a", "b", "c"), "roc_auc", 2)
+    replicates = resampled_scores([(0.0, 1.0, 0.2, 2.0)], truth)
+    assert 0.2 < np.isnan(replicates).mean() < 0.4  # (2/3)^3
+    sound = replicates[~np.isnan(replicates)]
+    assert percentiles(replicates) == pytest.approx(tuple(np.quantile(sound, [0.025, 0.975])))
+    assert percentiles(np.full(3, np.nan)) is None
+
+
+def test_a_class_without_an_image_has_no_say_in_the_balanced_accuracy() -> None:
+    assert balanced_accuracy(np.array([0.0, 0.0, 1.0]), np.array([0, 1, 1]), 3) == pytest.approx(0.75)
+
+
 # --- few labels -------------------------------------------------------------------------------------------------------
 
 
@@ -152,3 +166,18 @@ def test_a_neighbour_votes_with_its_similarity() -> None:
     fit = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
     outputs = nearest_neighbours(fit, np.array([1, 0, 0, 1]), np.array([[3, 4]], np.float32), 2, 2)
     assert outputs[0] == pytest.approx(1.6 - 1.8)
+
+
+def test_retrieval_looks_from_the_middle_of_all_images() -> None:
+    """From the origin, (3, 3) lies in the direction of (1, 1); from the middle, in the opposite one."""
+    features = np.array([[1, 1], [3, 3], [1.2, 0.8], [2.8, 3.2]], np.float32)
+    assert retrieval_precision(features, np.array([0, 1, 0, 1]), [*"abcd"], np.array([0]), 1)[0] == 1.0
+
+
+def test_an_image_counts_by_its_direction_and_a_class_by_that_of_its_mean() -> None:
+    """One image ten times as far out as the others, and one class that is less of one kind than another."""
+    far = np.array([[1, 0], [1, 0], [0, 10], [-1, 0], [-1, 0], [0, -10]], np.float32)
+    assert nearest_mean(far, np.array([0, 0, 0, 1, 1, 1]), np.array([[1, -0.5]], np.float32), 2)[0] < 0
+    loose = np.array([[1, 0], [1, 0], [0.866, 0.5], [-0.866, 0.5], [-2, -1]], np.float32)
+    asked = np.array([[0.643, 0.766]], np.float32)  # 50 degrees from class 0, 40 from the mean of class 1
+    assert nearest_mean(loose, np.array([0, 0, 1, 1, 2]), asked, 3)[0] == 1
