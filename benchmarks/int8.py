@@ -1,10 +1,11 @@
 """Two quantisers on the same network and the same tissue: NNCF, as mtdp-export uses it, and ONNX Runtime's own.
 
-    python benchmarks/int8.py --calibration SLIDE.svs (--arch resnet50 densenet121 | --model BUNDLE) [--json]
+    python benchmarks/int8.py --calibration SLIDE.svs (--arch resnet50 densenet121 | --model BUNDLE) [--judge DIR]
 
-Every other tile of the slide's tissue calibrates; those between them judge. Each int8 graph runs on each CPU engine
-that takes it; its features are compared with those of fp32 on ONNX Runtime. Times are medians of batches of 8, all ways
-in turns. `--arch` has random weights: it says what the graphs cost, and little of what real features lose.
+Every other tile of the slide's tissue calibrates; those between them judge, or with `--judge` the images of a folder.
+Each int8 graph runs on each CPU engine that takes it; its features are compared with those of fp32 on ONNX Runtime.
+Times are medians of batches of 8, all ways in turns. `--arch` has random weights: it says what the graphs cost, and
+little of what real features lose.
 Each graph is made, and tried on each engine, in a process of its own first; one that crashes there is a row of its own.
 """
 
@@ -132,6 +133,8 @@ def measure(bundle: Bundle, options: argparse.Namespace, scratch: Path) -> list[
     manifest = bundle.manifest
     tiles = calibration_tiles(options.calibration, manifest.tile_px, manifest.mpp, 2 * options.tiles)
     calibrating, judging = tiles[::2], tiles[1::2]
+    if options.judge is not None:
+        judging = calibration_tiles(options.judge, manifest.tile_px, manifest.mpp, options.tiles)
     print(f"{manifest.name}: {len(calibrating)} tiles calibrate, {len(judging)} judge", file=sys.stderr)
     base = scratch / "base.onnx"
     onnx.save(with_fp32_weights(onnx.load(bundle.checked(bundle.variant("fp32").file))), base)
@@ -184,6 +187,7 @@ def main() -> None:
     what.add_argument("--arch", nargs="+")
     what.add_argument("--model", type=Path)
     parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--judge", type=Path, help="a slide, or a folder of images")
     parser.add_argument("--quantisers", nargs="+", default=["nncf", *METHODS], choices=["nncf", *METHODS])
     parser.add_argument("--tiles", type=int, default=CALIBRATION_TILES)
     parser.add_argument("--rounds", type=int, default=7)

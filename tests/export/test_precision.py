@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -346,6 +347,9 @@ class TestInt8:
         assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 10
         assert [n.op_type for n in model.graph.node if "tiles" in n.input] == ["Cast"]
         assert str(tmp_path).encode() not in model.SerializeToString()
+        base = onnx.load(resnet18_bundle / "model.fp32.onnx")
+        kinds = [Counter(n.op_type for n in m.graph.node if "Linear" not in n.op_type) for m in (model, base)]
+        assert kinds[0] == kinds[1], "what smooths a transformer's channels has no place in a convolutional network"
         assert cosines(run(model, tiles)[FEATURES], expected[FEATURES]).min() >= 0.99
 
     @pytest.mark.parametrize(

@@ -74,14 +74,18 @@ def test_real_weights_in_bf16_are_as_near_as_autocast(dino: Dino) -> None:
     assert written >= least_cosine_of("bf16", [Autocast("bf16", autocast, 1.0, None)])
 
 
-def test_real_weights_in_int8_keep_their_neighbours(dino: Dino) -> None:
-    """Most tiles are near; a single one may be so far off that the gate refuses the variant."""
+def test_real_weights_in_int8_are_near_on_tissue_that_did_not_calibrate(dino: Dino, data_dir: Path) -> None:
+    """And on that of another organ and scanner: calibrating on one slide alone must not bind a model to it."""
     write_int8(dino.folder / "base.onnx", dino.folder / "int8.onnx", dino.tiles[::2])
     quantised = onnx.load(dino.folder / "int8.onnx")
     assert sum(node.op_type == "QuantizeLinear" for node in quantised.graph.node) > 50
-    got = run(quantised, dino.tiles)[FEATURES]
-    assert np.median(cosines(got, dino.expected[FEATURES])) >= 0.99
-    assert (knn_agreement(got, dino.expected[FEATURES]) or 0) > 0.7
+    others = calibration_tiles(data_dir / "tasks" / "lung" / "val", PX, 0.5, 12)
+    for tiles, least, mean in ((dino.tiles[1::2], 0.99, 0.997), (others, 0.98, 0.994)):
+        got, expected = run(quantised, tiles)[FEATURES], reference_outputs(dino.model, tiles)[FEATURES]
+        similar = cosines(got, expected)
+        assert similar.min() >= least
+        assert similar.mean() >= mean
+        assert (knn_agreement(got, expected) or 0) >= 0.8
 
 
 def products(scale: float = 1.0) -> onnx.ModelProto:
