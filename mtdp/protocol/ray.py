@@ -51,7 +51,7 @@ class RayCrew:
                     log_to_driver=False,
                     logging_level="error",
                 )
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except (ray.exceptions.RayError, ValueError, RuntimeError, OSError) as error:
             raise UsageError(
                 f"Ray cannot be had{f' at {address}' if address else ''}: {_first_line(error)}",
                 "--ray-address auto joins the cluster of this machine; left out, one is started here. "
@@ -141,8 +141,8 @@ def _unheard() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    if "uthenticat" in f"{error} {error.__cause__}":  # Unauthenticated, or AuthenticationError
-        return "it refuses the token"
+    if "uthenticat" in str(error.__cause__):  # Unauthenticated, or AuthenticationError
+        return "it wants a token, and not this one"
     said = getattr(error, "strerror", None) or str(error)
     return (said.strip().splitlines() or [type(error).__name__])[0]
 

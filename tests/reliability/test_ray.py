@@ -79,7 +79,7 @@ def test_a_cluster_that_runs_already_is_joined_with_its_token_and_left_running(
     token.write_text(secrets.token_hex(32))
     begun_s = time.monotonic()
     refused = one_error(extract(*arguments, "--out", tmp_path / "other"))
-    assert refused == f"error: Ray cannot be had at {head}: it refuses the token"
+    assert refused == f"error: Ray cannot be had at {head}: it wants a token, and not this one"
     assert time.monotonic() - begun_s < 15, "Ray alone would try for 20 s, and take its start for them"
 
 
@@ -102,7 +102,9 @@ def test_an_actor_that_dies_or_hangs_costs_its_slide_one_more_try(
     assert "http address" not in "".join(path.read_text() for path in ray_folder.rglob("dashboard.log")).lower()
 
 
-def test_where_nobody_listens_there_is_no_cluster(slides: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_where_nobody_listens_there_is_no_cluster(
+    slides: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as one:  # bound, and it does not listen
         one.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{one.getsockname()[1]}"
@@ -111,16 +113,22 @@ def test_where_nobody_listens_there_is_no_cluster(slides: Path, tiny_bundle: Pat
         assert refused.returncode == 2
         assert one_error(refused) == f"error: Ray cannot be had at {address}: Connection refused"
         assert "there is no port " in one_error(extract(*options, "--ray-address", f"127.0.0.1:{'9' * 20}"))
+        one.listen()
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert "no authentication token" in one_error(extract(*options, "--ray-address", address)).lower()
 
 
 def test_a_machine_that_has_another_mtdp_or_does_not_see_the_folder_does_no_slide(tmp_path: Path) -> None:
     (tmp_path / "seen").touch()
-    assert why_unfit(__version__, tmp_path / "seen") is None
-    other, blind = why_unfit("0.0.0", None), why_unfit(__version__, tmp_path / "elsewhere/run")
+    assert why_unfit(__version__, tmp_path / "seen", [tmp_path]) is None
+    other, blind = why_unfit("0.0.0", None, []), why_unfit(__version__, tmp_path / "elsewhere/run", [])
+    poor = why_unfit(__version__, tmp_path / "seen", [tmp_path, tmp_path / "model"])
     assert other is not None
     assert str(other).endswith(f"has mtdp {__version__}, and the run was started with 0.0.0")
     assert blind is not None
-    assert str(blind).endswith(f"does not see {tmp_path / 'elsewhere'}, the run's --out")
+    assert str(blind).endswith(f"does not see {tmp_path / 'elsewhere'} of this run")
+    assert str(poor).endswith(f"does not see {tmp_path / 'model'} of this run")
 
 
 def test_a_worker_asks_for_no_more_cores_than_a_machine_has() -> None:

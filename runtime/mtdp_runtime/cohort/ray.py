@@ -46,7 +46,7 @@ class _Desk:
         self._thread = threading.Thread(
             target=work, args=(job, mark, iter(self._given.get, None), lambda *told: self._told.put(told)), daemon=True
         )
-        unfit = why_unfit(version, sight)
+        unfit = why_unfit(version, sight, [bundle.path for bundle in job.bundles])
         if unfit is None:
             self._thread.start()
         else:
@@ -71,17 +71,20 @@ class _Desk:
             self._thread.join()
 
 
-def why_unfit(version: str, sight: Path | None) -> UsageError | None:
-    """Return why no slide can be done on this machine: it has another mtdp, or does not see the run's folder."""
+def why_unfit(version: str, sight: Path | None, models: Sequence[Path]) -> UsageError | None:
+    """Return why no slide can be done on this machine: it has another mtdp, or lacks the run's folder or a model."""
     here = socket.gethostname()
     if version != __version__:
         return UsageError(
             f"{here} has mtdp {__version__}, and the run was started with {version}",
             hint="Install the same version on all machines.",
         )
+    missing = [one for one in models if not one.exists()]
     if sight is not None and not sight.is_file():
+        missing = [sight.parent]
+    if missing:
         return UsageError(
-            f"{here} does not see {sight.parent}, the run's --out",
+            f"{here} does not see {missing[0]} of this run",
             hint="Slides, models and --out must be on a folder that all machines share, at the same path.",
         )
     return None
@@ -113,7 +116,7 @@ class RayCrew:
                     log_to_driver=False,
                     logging_level="error",
                 )
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except (ray.exceptions.RayError, ValueError, RuntimeError, OSError) as error:
             raise UsageError(
                 f"Ray cannot be had{f' at {address}' if address else ''}: {_in_a_line(error)}",
                 hint="--ray-address auto joins the cluster of this machine; left out, one is started here. "
@@ -225,8 +228,8 @@ def _unheard() -> Iterator[None]:
 
 
 def _in_a_line(error: BaseException) -> str:
-    if "uthenticat" in f"{error} {error.__cause__}":  # Unauthenticated, or AuthenticationError
-        return "it refuses the token"
+    if "uthenticat" in str(error.__cause__):  # Unauthenticated, or AuthenticationError
+        return "it wants a token, and not this one"
     said = getattr(error, "strerror", None) or str(error)
     return (said.strip().splitlines() or [type(error).__name__])[0]
 
