@@ -42,7 +42,7 @@ def a_bucket(name: str, gated: bool = False) -> Iterator[Gate]:
 class Gate:
     """Passes requests on. `faults`: (method, part of the path, what to do) of the next such request.
 
-    503: answer that; cut: break off before the server has it; lost: break off after it; or a function to call before.
+    A number: answer that; cut: break off before the server has it; lost: after it; or a function to call before.
     """
 
     def __init__(self, moto: int) -> None:
@@ -61,8 +61,8 @@ class Gate:
                 if what == "cut":
                     self.close_connection = True
                     return
-                if what == "503":
-                    self.answer(503, {}, b"")
+                if isinstance(what, str) and what.isdecimal():
+                    self.answer(int(what), {}, b"")
                     return
                 if callable(what):
                     what()

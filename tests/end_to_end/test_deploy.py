@@ -74,3 +74,15 @@ def test_kubernetes_knows_every_field() -> None:
 
     job = yaml.safe_load((DEPLOY / "kubernetes-job.yaml").read_text("utf-8"))
     kubernetes_validate.validate(job, "1.30", strict=True)
+
+
+def test_ray_up_takes_every_field_of_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # it notes the machines of a cluster there
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text("utf-8"))
+    validate_config(prepare_config(dict(cluster)))
+    with pytest.raises(Exception, match="setup_command"):
+        validate_config(prepare_config({**cluster, "setup_command": []}))

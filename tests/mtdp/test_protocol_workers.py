@@ -217,6 +217,9 @@ def run_on_paper(
 def test_trainings_begin_first_and_what_needs_one_waits_for_it(pool: Path, tmp_path: Path) -> None:
     crew, _ = run_on_paper(pool, tmp_path / "run", {})
     assert [name.split("/")[0] for name in crew.begun] == ["pretrain"] * 2 + ["probe"] * 8
+    long = replace(CONFIG, finetune=("c",), finetune_lrs=(1e-3,), finetune_epochs=1000)
+    begun = [name.split("/")[0] for name in run_on_paper(pool, tmp_path / "1", {}, long)[0].begun]
+    assert begun[:4] == ["pretrain"] * 2 + ["finetune"] * 2, "others wait for trainings; then the largest is first"
     crew, _ = run_on_paper(pool, tmp_path / "2", {PRETRAIN: ["died", Done("here", 1.0)]})
     assert crew.begun.index("probe/c/mtl/seed-0") > crew.begun.index(PRETRAIN, 1)
     seeds = [name[-1] for name in run_on_paper(pool, tmp_path / "3", {}, replace(CONFIG, seeds=2))[0].begun]

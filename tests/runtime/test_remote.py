@@ -65,6 +65,12 @@ class Web:
             def answer(self, head: bool) -> None:
                 name = self.path.partition("?")[0].lstrip("/")
                 fault = web.faults.pop(0) if web.faults and not head else ""
+                if name == "loop.bin":
+                    self.send_response(302)
+                    self.send_header("Location", self.path)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 if name not in web.files or fault == "503":
                     self.send_response(503 if fault else 404)
                     self.send_header("Content-Length", "0")
@@ -322,6 +328,15 @@ def test_what_never_holds_still_or_never_comes_is_given_up(web: Web, tmp_path: P
 
     with pytest.raises(TransferFailed, match="changes while it is fetched"):
         fetch(web.url("a.bin"), tmp_path / "b", arrived)
+
+
+def test_redirects_without_end_are_given_up_and_a_file_of_no_bytes_comes(web: Web, tmp_path: Path) -> None:
+    with pytest.raises(TransferFailed, match="its server redirects without end") as caught:
+        fetch(web.url("loop.bin"), tmp_path / "a", nothing)
+    assert SECRET not in str(caught.value)
+    web.files["%20b%23.bin"] = b""
+    fetch(web.url("%20b%23.bin"), tmp_path / "b", nothing)
+    assert (tmp_path / "b").read_bytes() == b""
 
 
 def test_a_bucket_is_read_in_ranges(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,14 +123,21 @@ def test_an_upload_that_breaks_is_tried_again(
     assert statuses(machine("fresh").run(make_slide("a.tiff"))) == ["skipped"]
 
 
+@pytest.mark.parametrize(
+    ("place", "answer", "said"),
+    [
+        ("a.h5", "503", "its server answers 503"),
+        (".done/a.json", "403", "its server refuses it: credentials are taken"),
+    ],
+)
 def test_what_cannot_go_up_fails_its_slide_for_this_run_alone(
-    gate: Gate, machine: Callable[[str], Machine], make_slide: Callable[..., Path]
+    gate: Gate, machine: Callable[[str], Machine], make_slide: Callable[..., Path], place: str, answer: str, said: str
 ) -> None:
     here, slides = machine("here"), [make_slide(f"{name}.tiff", seed=i) for i, name in enumerate("ab")]
-    gate.faults = [("PUT", r"a\.h5", "503")] * 50
+    gate.faults = [("PUT", re.escape(place), answer)] * 50
     first, second = here.run(slides)
     assert (first.status, second.status) == ("failed", "done")
-    assert first.message == f"{here.out}/a.h5: its server answers 503"
+    assert first.message.startswith(f"{here.out}/{place}: {said}")
     assert first.attempt == "", "nothing is remembered against the slide"
     gate.faults = []
     assert statuses(here.run(slides)) == ["skipped", "skipped"], "it was computed already"

@@ -119,6 +119,8 @@ def _why(error: BaseException) -> Broken:
         return Broken("its server refuses it: credentials are taken from the environment", passing=False)
     if status in _GONE or (isinstance(error, FileNotFoundError) and name in _SAY_GONE):
         return Broken("it is not there", passing=False, gone=True)
+    if name == "TooManyRedirects":
+        return Broken("its server redirects without end", passing=False)
     if status:
         return Broken(f"its server answers {status}", status >= 500 or status in (408, 429))
     return Broken(f"the transfer broke off ({name})", passing=not isinstance(error, (ImportError, ValueError)))
