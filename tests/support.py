@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 import warm
 from mtdp_runtime.bundle import file_ref, write_manifest
-from mtdp_runtime.bundle.manifest import FileRef, Head, Manifest, Parity, Variant, Weights
+from mtdp_runtime.bundle.manifest import FileRef, Head, Manifest, Parity, Tokens, Variant, Weights
 from mtdp_runtime.slide import Level, Slide, SlideInfo
 
 TILE_PX = 64
@@ -62,10 +63,11 @@ def make_manifest(file: FileRef, golden: FileRef, heads: tuple[Head, ...] = ()) 
     )
 
 
-def write_tiny_bundle(folder: Path, heads: tuple[Head, ...] = ()) -> Path:
+def write_tiny_bundle(folder: Path, heads: tuple[Head, ...] = (), tokens: float = 0.0) -> Path:
     """Write a bundle with one strided convolution: uint8[N, 64, 64, 3] -> features float32[N, 12].
 
-    Each head is a linear layer of random weights and a softmax.
+    Each head is a linear layer of random weights and a softmax. With `tokens`, the values of the map times that number
+    are tokens float32[N, 64, 12] of 8 x 8 patches; of the golden tiles, two have theirs in golden.npz.
     """
     import onnx
     import onnxruntime
@@ -83,6 +85,13 @@ def write_tiny_bundle(folder: Path, heads: tuple[Head, ...] = ()) -> Path:
         head_nodes.append(helper.make_node("MatMul", ["features", head.name], [f"{head.name}_logits"]))
         head_nodes.append(helper.make_node("Softmax", [f"{head.name}_logits"], [head.output], axis=1))
         head_outputs.append(helper.make_tensor_value_info(head.output, TensorProto.FLOAT, ["batch", size]))
+    if tokens:
+        head_weights.append(numpy_helper.from_array(np.array([0, FEATURES_DIM, 64], np.int64), "flat"))
+        head_weights.append(numpy_helper.from_array(np.array(tokens, np.float32), "times"))
+        head_nodes.append(helper.make_node("Reshape", ["relu", "flat"], ["columns"]))
+        head_nodes.append(helper.make_node("Transpose", ["columns"], ["patches"], perm=[0, 2, 1]))
+        head_nodes.append(helper.make_node("Mul", ["patches", "times"], ["tokens"]))
+        head_outputs.append(helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["batch", 64, FEATURES_DIM]))
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["tiles"], ["float"], to=TensorProto.FLOAT),
@@ -104,8 +113,11 @@ def write_tiny_bundle(folder: Path, heads: tuple[Head, ...] = ()) -> Path:
     session = onnxruntime.InferenceSession(folder / "model.fp32.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(names, {"tiles": tiles}), strict=True))
+    if tokens:
+        outputs["tokens"] = outputs["tokens"][:2]
     np.savez(folder / "golden.npz", tiles=tiles, **outputs)
-    write_manifest(folder, make_manifest(file_ref(folder, "model.fp32.onnx"), file_ref(folder, "golden.npz"), heads))
+    manifest = make_manifest(file_ref(folder, "model.fp32.onnx"), file_ref(folder, "golden.npz"), heads)
+    write_manifest(folder, replace(manifest, tokens=Tokens(64, FEATURES_DIM, (8, 8)) if tokens else None))
     return folder
 
 

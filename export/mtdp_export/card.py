@@ -6,6 +6,7 @@ import json
 
 from mtdp.checkpoint import CheckpointInfo
 from mtdp_export.parity import NEIGHBOURS
+from mtdp_export.tokens import GOLDEN_TILES
 from mtdp_runtime.bundle.manifest import Manifest, Parity, Variant
 
 # By the words of the catalogue, what the hub calls a licence (huggingface.co/docs/hub/repositories-licenses). Any other
@@ -95,17 +96,20 @@ def _proof(manifest: Manifest) -> list[str]:
     ]
     for variant in manifest.variants:
         others = [p for p in variant.engines if p.backend != variant.parity.backend]
-        lines += [_proof_row(variant.precision, parity) for parity in (variant.parity, *others)]
+        for parity in (variant.parity, *others):
+            lines += _proof_rows(variant.precision, parity)
     said = [line for variant in manifest.variants for line in _of_variant(variant)]
     return [*lines, *(["", *said] if said else [])]
 
 
-def _proof_row(precision: str, p: Parity) -> str:
+def _proof_rows(precision: str, p: Parity) -> list[str]:
     agreement = "-" if p.knn_agreement is None else f"{p.knn_agreement:.1%}"
-    return (
-        f"| {precision} | {p.backend} | {p.tiles} | {p.cosine_min:.8f} | {p.cosine_mean:.8f} | "
-        f"{p.max_abs_error:.1e} | {agreement} |"
-    )
+    figures = f"{p.cosine_min:.8f} | {p.cosine_mean:.8f} | {p.max_abs_error:.1e} | {agreement}"
+    rows = [f"| {precision} | {p.backend} | {p.tiles} | {figures} |"]
+    if p.tokens_cosine_min is not None:
+        few = min(p.tiles, GOLDEN_TILES)
+        rows.append(f"| {precision}, tokens | {p.backend} | {few} | {p.tokens_cosine_min:.8f} | - | - | - |")
+    return rows
 
 
 def _of_variant(variant: Variant) -> list[str]:
@@ -169,12 +173,20 @@ def _input(manifest: Manifest) -> list[str]:
         f"| images of another size, in training and in a probe | {manifest.interpolation} |",
         *([f"| feature | {manifest.feature} |"] if manifest.feature else []),
         f"| features | {manifest.features_dim} |",
+        *_tokens(manifest),
         f"| files | {files} |",
         "",
         "```sh",
         "mtdp-extract SLIDE --model BUNDLE",
         "```",
     ]
+
+
+def _tokens(manifest: Manifest) -> list[str]:
+    if manifest.tokens is None:
+        return []
+    rows, columns = manifest.tokens.grid
+    return [f"| patch tokens (`mtdp-extract --tokens`) | {rows} x {columns} of {manifest.tokens.dim} |"]
 
 
 def _resized(manifest: Manifest) -> list[str]:

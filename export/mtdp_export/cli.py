@@ -37,7 +37,9 @@ _EXIT_CODES: Final = (
 )
 _SAID: Final = frozenset({"quiet", "verbose"})
 _PIXELS: Final = frozenset({"tile_px", "resize", "crop", "mean", "std", "interpolation", "mpp"})
-_MADE: Final = frozenset({"out", "name", "licence", "overwrite", "calibration", "precision", "probe_task", "as_json"})
+_MADE: Final = frozenset(
+    {"out", "name", "licence", "overwrite", "calibration", "precision", "probe_task", "tokens", "as_json"}
+)
 _ENGINES: Final = frozenset({"engine", "batch", "compute_capability", "hardware_compatibility", "version_compatible"})
 _FEW: Final = 4  # options are listed in a message where they are no more
 _EXPORT: Final = _SAID | _PIXELS | _MADE | _ENGINES
@@ -86,6 +88,7 @@ def export(
     out: o.Out = None,
     weights: o.Weights = None,
     feature: o.Feature = None,
+    tokens: o.Tokens = False,
     arch_arg: o.ArchArg = None,
     precision: o.Precision = None,
     weights_storage: o.WeightsStorage = "fp32",
@@ -163,6 +166,11 @@ def _check_together(way: Way, given: set[str]) -> None:
         if others:
             only = f"with {', '.join(others[:-1])}{' and ' if len(others) > 1 else ''}{others[-1]} only"
         raise ExportUsageError(f"{way.called} goes {only}", way.example)
+    if {"tokens", "onnx"} <= given and "pool" not in given:
+        raise ExportUsageError(
+            "--tokens with --onnx: a file that gives one vector for each image has no patch tokens",
+            "of a file that gives tokens [batch, T, D], add --pool cls, mean or cls+mean",
+        )
     if "prefix_tokens" in given and "pool" not in given:
         raise ExportUsageError("--prefix-tokens is an option of --pool", "add --pool cls, mean or cls+mean")
     for name in sorted(_ENGINES & given):

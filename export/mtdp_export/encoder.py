@@ -46,7 +46,7 @@ class Encoder(Backbone):
         """The tokens [N, T, D], or a map [N, D, h, w] or [N, h, w, D], as the library gives them."""
         t: Any = self.trunk
         if self.library == "transformers":
-            tokens: torch.Tensor = t(pixel_values=x, **self._options()).last_hidden_state
+            tokens: torch.Tensor = t(pixel_values=x, **self.options()).last_hidden_state
             return tokens
         last: torch.Tensor = t.forward_features(x)
         return last
@@ -56,22 +56,25 @@ class Encoder(Backbone):
         stage = _STAGE.fullmatch(self.feature)
         features: torch.Tensor
         if self.feature == "projection":
-            features = t(pixel_values=x, **self._options()).image_embeds
+            features = t(pixel_values=x, **self.options()).image_embeds
         elif stage is not None:
             features = _at_stage(t, x, int(stage[1])).float().mean((2, 3))
         elif self.feature == "pooled":
-            features = t(pixel_values=x, **self._options()).pooler_output if self.library == "transformers" else t(x)
+            features = t(pixel_values=x, **self.options()).pooler_output if self.library == "transformers" else t(x)
         else:
-            tokens = self.feature_map(x)
-            parts = []
-            if self.feature != "mean":
-                parts.append(tokens[:, 0])
-            if self.feature != "cls":
-                parts.append(tokens[:, self.prefix_tokens :].mean(1))
-            features = torch.cat(parts, dim=-1)
+            features = self.of_tokens(self.feature_map(x))
         return features.float()
 
-    def _options(self) -> dict[str, Any]:
+    def of_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Make the feature of the tokens [N, T, D], where it is one of TOKEN_FEATURES."""
+        parts = []
+        if self.feature != "mean":
+            parts.append(tokens[:, 0])
+        if self.feature != "cls":
+            parts.append(tokens[:, self.prefix_tokens :].mean(1))
+        return torch.cat(parts, dim=-1)
+
+    def options(self) -> dict[str, Any]:
         """Positions for an input of another size than the table's, where the model must be told."""
         takes = inspect.signature(type(self.trunk).forward).parameters
         return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}

@@ -2,6 +2,7 @@
 
 tiles uint8[batch, P, P, 3] -> Cast, Transpose, resize and cut, normalise, backbone, pool -> features float32[batch, D]
                                                       -> linear, softmax  -> probabilities_<task> float32[batch, C]
+                                     without pooling  -> tokens float32[batch, T, D], where they are asked for
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from mtdp_export.fold import fold_constants
 from mtdp_export.model_store import is_apart, load_light
 from mtdp_export.onnx_file import LARGEST_BYTES
 from mtdp_export.pixels import Pixels, Prepared
+from mtdp_export.tokens import GOLDEN_TILES, features_and_tokens
 from mtdp_export.typed import inner_graphs
-from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES, TOKENS
 
 OPSET: Final = 20
 INPUT: Final = "tiles"
@@ -39,22 +41,30 @@ WeightsStorage = Literal["fp32", "fp16"]
 class Deployed(nn.Module):
     """A network as it is deployed: everything from the pixels on."""
 
-    def __init__(self, network: MultiTaskNet, pixels: Pixels) -> None:
+    def __init__(self, network: MultiTaskNet, pixels: Pixels, tokens: bool = False) -> None:
         super().__init__()
         self.pixels = Prepared(pixels)
         self.network = network
+        self.tokens = tokens  # those of the patches are given, too
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features: torch.Tensor = self.network.backbone(self.pixels(tiles))
-        return (features, *(torch.softmax(head(features), dim=1) for head in self.network.heads.values()))
+        features, *tokens = self.encoded(self.pixels(tiles))
+        return (features, *(torch.softmax(head(features), dim=1) for head in self.network.heads.values()), *tokens)
+
+    def encoded(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the features, and the tokens where they are asked for."""
+        if self.tokens:
+            return features_and_tokens(self.network.backbone, pixels)
+        return (self.network.backbone(pixels),)
 
     @property
     def output_names(self) -> list[str]:
-        return [FEATURES, *(f"probabilities_{name}" for name in self.network.task_names)]
+        heads = [f"probabilities_{name}" for name in self.network.task_names]
+        return [FEATURES, *heads, *([TOKENS] if self.tokens else [])]
 
 
 def reference_outputs(model: Deployed, tiles: NDArray[np.uint8], batch: int = 8) -> dict[str, NDArray[np.float32]]:
-    """What torch computes in fp32, by output name: float32[N, ...].
+    """What torch computes in fp32, by output name: float32[N, ...]; tokens of the first `GOLDEN_TILES` alone.
 
     Raises:
         ExportError: it is not finite: nothing can be compared with it.
@@ -62,13 +72,14 @@ def reference_outputs(model: Deployed, tiles: NDArray[np.uint8], batch: int = 8)
     parts: list[tuple[torch.Tensor, ...]] = []
     with torch.no_grad():
         for start in range(0, len(tiles), batch):
-            parts.append(model(torch.from_numpy(tiles[start : start + batch])))
+            given = model(torch.from_numpy(tiles[start : start + batch]))
+            parts.append(_with_few_tokens(given, start) if model.tokens else given)
     columns = zip(*parts, strict=True)
     outputs = {
         name: torch.cat(column).float().numpy() for name, column in zip(model.output_names, columns, strict=True)
     }
     for name, values in outputs.items():
-        bad = int((~np.isfinite(values)).any(axis=1).sum())
+        bad = int((~np.isfinite(values)).any(axis=tuple(range(1, values.ndim))).sum())
         if bad:
             raise ExportError(
                 f"the network's own {name} are not finite on {bad} of {len(values)} golden tiles",
@@ -77,10 +88,14 @@ def reference_outputs(model: Deployed, tiles: NDArray[np.uint8], batch: int = 8)
     return outputs
 
 
+def _with_few_tokens(given: tuple[torch.Tensor, ...], start: int) -> tuple[torch.Tensor, ...]:
+    return (*given[:-1], given[-1][: max(0, GOLDEN_TILES - start)])
+
+
 def autocast_outputs(
     model: Deployed, tiles: NDArray[np.uint8], precision: str, batch: int = 8
-) -> NDArray[np.float32] | None:
-    """What torch's own autocast computes on this machine, float32[N, D]; None where torch cannot.
+) -> dict[str, NDArray[np.float32]] | None:
+    """What torch's own autocast computes on this machine, as `reference_outputs`, no heads; None where torch cannot.
 
     The pixels are prepared in fp32, as everybody does outside of it.
     """
@@ -91,11 +106,13 @@ def autocast_outputs(
             for start in range(0, len(tiles), batch):
                 pixels = model.pixels(torch.from_numpy(tiles[start : start + batch]))
                 with torch.autocast("cpu", dtype=kind):
-                    parts.append(model.network.backbone(pixels).float())
+                    given = model.encoded(pixels)
+                parts.append(_with_few_tokens(given, start) if model.tokens else given)
     except RuntimeError:  # an operation that it does not have in this type on a CPU
         return None
-    features: NDArray[np.float32] = torch.cat(parts).numpy()
-    return features if np.isfinite(features).all() else None
+    names, columns = (FEATURES, TOKENS), zip(*parts, strict=True)
+    outputs = {name: torch.cat(column).float().numpy() for name, column in zip(names, columns, strict=False)}
+    return outputs if all(np.isfinite(values).all() for values in outputs.values()) else None
 
 
 def round_weights_to_fp16(network: nn.Module) -> None:

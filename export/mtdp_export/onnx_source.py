@@ -40,8 +40,10 @@ from mtdp_export.onnx_file import (
     load_onnx,
 )
 from mtdp_export.pixels import Pixels, Stated, Triple, arranged, resize_matrix
+from mtdp_export.tokens import GOLDEN_TILES, grid_of
 from mtdp_export.typed import COLUMNS, ROWS, inner_graphs, name_nodes, nested_nodes
-from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES, TOKENS
+from mtdp_runtime.bundle.manifest import Tokens
 from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
 
 _PREFIX: Final = "net/"
@@ -64,6 +66,7 @@ class Declared:
     crop_px: int | None = None
     pool: str | None = None  # of tokens [N, T, D]: cls, mean, cls+mean
     prefix_tokens: int = 1  # before those of the patches
+    tokens: bool = False  # those of the patches are an output, too; with `pool` alone
 
     @property
     def input_px(self) -> int | None:
@@ -98,6 +101,7 @@ class OnnxSource:
     published: str = ""
     mpp: float | None = None
     licence_text: str = ""
+    tokens: Tokens | None = None  # of the patches: the second output
 
     @property
     def checkpoint(self) -> None:
@@ -127,10 +131,11 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
         )
     layout, side = layout_and_side(tensor, path, declared.layout, declared.input_px)
     takes_uint8 = kind == TensorProto.UINT8
+    outputs = [output]
     if declared.pool is not None:
-        output = _pool(model, output, declared.pool, declared.prefix_tokens)
+        outputs = _pool(model, output, declared.pool, declared.prefix_tokens, declared.tokens)
     del model.graph.output[:]
-    model.graph.output.append(output)
+    model.graph.output.extend(outputs)
     del model.graph.value_info[:]
     onnxscript.optimizer.remove_unused_nodes(model)
     digest = _digest(model)
@@ -147,14 +152,15 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
         digest=digest,
         feature=declared.pool or "",
     )
-    features = original_outputs(source, synthetic_tiles(source.pixels.tile_px)[:4])[FEATURES]
-    return OnnxSource(
-        **{**{name: getattr(source, name) for name in source.__slots__}, "features_dim": features.shape[1]}
-    )
+    given = original_outputs(source, synthetic_tiles(source.pixels.tile_px)[:4])
+    grid = grid_of(given[TOKENS].shape, source.arch) if declared.tokens else None
+    return replace(source, features_dim=given[FEATURES].shape[1], tokens=grid)
 
 
-def _pool(model: onnx.ModelProto, tokens: onnx.ValueInfoProto, pool: str, prefix: int) -> onnx.ValueInfoProto:
-    """Append what makes one vector of the tokens [N, T, D]; return the new output.
+def _pool(
+    model: onnx.ModelProto, tokens: onnx.ValueInfoProto, pool: str, prefix: int, keep: bool
+) -> list[onnx.ValueInfoProto]:
+    """Append what makes one vector of the tokens [N, T, D]; return the new output, and to `keep` them those of patches.
 
     Raises:
         ExportUsageError: there is no such way, or no tokens that it could take.
@@ -181,9 +187,10 @@ def _pool(model: onnx.ModelProto, tokens: onnx.ValueInfoProto, pool: str, prefix
         graph.node.append(helper.make_node("Slice", inputs, [f"{pre}first"]))
         graph.node.append(helper.make_node("Squeeze", [f"{pre}first", f"{pre}axis"], [f"{pre}cls"]))
         parts.append(f"{pre}cls")
-    if pool != "cls":
+    if pool != "cls" or keep:
         inputs = [tokens.name, f"{pre}2", f"{pre}3", f"{pre}axis"]
         graph.node.append(helper.make_node("Slice", inputs, [f"{pre}patches"]))
+    if pool != "cls":
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         new = opset >= _REDUCE_TAKES_AXES
         axes: dict[str, Any] = {} if new else {"axes": [1]}
@@ -194,11 +201,14 @@ def _pool(model: onnx.ModelProto, tokens: onnx.ValueInfoProto, pool: str, prefix
     if len(parts) == 2:
         last = f"{pre}both"
         graph.node.append(helper.make_node("Concat", parts, [last], axis=1))
-    return helper.make_tensor_value_info(last, TensorProto.FLOAT, ["batch", None])
+    outputs = [helper.make_tensor_value_info(last, TensorProto.FLOAT, ["batch", None])]
+    if keep:
+        outputs.append(helper.make_tensor_value_info(f"{pre}patches", TensorProto.FLOAT, ["batch", None, None]))
+    return outputs
 
 
 def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """What the file computes, one tile at a time: {"features": float32[N, D]}.
+    """What the file computes, one tile at a time: {"features": float32[N, D]}, and the first tiles' patch tokens.
 
     Raises:
         ExportError: ONNX Runtime refuses it, it gives no vector for each tile, or a batch gives other rows than tiles
@@ -215,20 +225,22 @@ def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, 
     except Exception as error:  # its errors share no base class of their own
         raise ExportError(f"{source.arch}: ONNX Runtime refuses it: {first_line(error)}") from error
     pixels = _prepared(source, tiles)
-    rows = []
+    rows, tokens = [], []
     for i in range(len(pixels)):
-        rows.append(_run(session, pixels[i : i + 1], source.arch))
+        features, *patches = _run(session, pixels[i : i + 1], source.arch)
+        rows.append(features)
+        tokens += patches if i < GOLDEN_TILES else []
         goes_on()
     single = np.concatenate(rows)
-    together = _run(session, pixels, source.arch)
-    if not np.isfinite(single).all():
+    together, *_ = _run(session, pixels, source.arch)
+    if not all(np.isfinite(values).all() for values in (single, *tokens)):
         raise ExportError(f"{source.arch}: its features are not finite", "check --mean, --std and --input-range")
     if together.shape != single.shape or cosines(together, single).min() < MIN_COSINE["fp32"]:
         raise ExportError(
             f"{source.arch}: a tile's features depend on the other tiles of its batch",
             "it was exported in training mode, or with a fixed batch inside: call model.eval() and export it again",
         )
-    return {FEATURES: single}
+    return {FEATURES: single, **({TOKENS: np.concatenate(tokens)} if tokens else {})}
 
 
 def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -238,10 +250,10 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     side, nchw = source.pixels.tile_px, source.layout == "nchw"
     before = _from_uint8(model.graph, inner, nchw) if source.takes_uint8 else _prepare(source, model.graph, inner)
     last = model.graph.output[0].name
-    after = (
-        helper.make_node("Flatten", [last], [FEATURES]) if rank4 else helper.make_node("Identity", [last], [FEATURES])
-    )
-    nodes = [*before, *model.graph.node, after]
+    after = [helper.make_node("Flatten" if rank4 else "Identity", [last], [FEATURES])]
+    if source.tokens is not None:
+        after.append(helper.make_node("Identity", [model.graph.output[1].name], [TOKENS]))
+    nodes = [*before, *model.graph.node, *after]
     del model.graph.node[:], model.graph.input[:], model.graph.output[:]
     model.graph.node.extend(nodes)
     fold_constants(model)
@@ -251,6 +263,9 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     model.graph.output.append(
         helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", source.features_dim])
     )
+    if source.tokens is not None:
+        shape = ["batch", source.tokens.count, source.tokens.dim]
+        model.graph.output.append(helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, shape))
     finish_graph(model, metadata)
     return model
 
@@ -350,13 +365,14 @@ def _cut(pixels: Pixels, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return tiles[:, first:end, first:end]
 
 
-def _run(session: Any, pixels: NDArray[Any], name: str) -> NDArray[np.float32]:
+def _run(session: Any, pixels: NDArray[Any], name: str) -> list[NDArray[np.float32]]:
+    """Return the features float32[N, D], and the patch tokens where they are an output."""
     try:
-        values: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: pixels})[0]
+        features, *tokens = session.run(None, {session.get_inputs()[0].name: pixels})
     except Exception as error:  # its errors share no base class of their own
         hint = "the batch axis may be fixed inside the graph: export it again with a dynamic one"
         raise ExportError(f"{name}: fails on a batch of {len(pixels)}: {first_line(error)}", hint) from error
-    return values.reshape(len(values), -1)
+    return [features.reshape(len(features), -1), *tokens]
 
 
 def _from_uint8(graph: onnx.GraphProto, inner: str, nchw: bool) -> list[onnx.NodeProto]:

@@ -41,6 +41,13 @@ Feature = Annotated[
         help="Which values are the feature: cls, mean (of the patch tokens), ...; the encoder's own if left out.",
     ),
 ]
+Tokens = Annotated[
+    bool,
+    typer.Option(
+        "--tokens",
+        help="The graph also gives the tokens of a tile's patches, for mtdp-extract --tokens. With --onnx: add --pool.",
+    ),
+]
 ArchArg = Annotated[
     list[str] | None,
     typer.Option(
@@ -199,6 +206,7 @@ class Options:
     out: Path | None
     weights: str | None
     feature: str | None
+    tokens: bool
     arch_arg: list[str] | None
     precision: list[str] | None
     weights_storage: str

@@ -12,20 +12,25 @@ from numpy.typing import NDArray
 from mtdp_export.errors import ParityFailure
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.backends.proof import run_backend
-from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES, TOKENS
 from mtdp_runtime.bundle.manifest import Autocast, Manifest, Parity
 from mtdp_runtime.bundle.tolerance import (
     MAX_PROBABILITY_ERROR,
     MIN_COSINE,
     cosines,
     least_cosine,
+    least_tokens_cosine,
     length_error,
     max_length_error,
+    tokens_cosine,
+    tokens_length_error,
 )
 
 NEIGHBOURS: Final = 5
 _FEWER_NEIGHBOURS: Final = 0.05  # than autocast keeps: one in twenty, a handful on so few tiles
 _AUTOCAST: Final = "torch autocast"
+_OF_TOKENS: Final = "  its tokens"  # a row of its own: of a tile the mean cosine, of the tiles the smallest
+_FAILED: Final = {True: "FAIL", False: "too far from the reference; not the default here"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +47,12 @@ class Comparison:
     least_cosine: float | None = None  # that is required; the precision's own where None
     least_agreement: float = 0.0  # of nearest neighbours, where the cosine is below the precision's own bar
     library: str = ""  # the engine by the name that --backend takes; "" where the graph was computed as typed
+    least_tokens_cosine: float | None = None  # as `least_cosine`, of the patch tokens
+    tokens_length_error: float = 0.0  # of a tile's tokens in the mean, relative; the largest
 
     @property
     def passed(self) -> bool:
-        """Whether cosine, length and probabilities are as near as the precision must be.
+        """Whether cosine, length and probabilities are as near as the precision must be, and the patch tokens.
 
         Between the precision's own bar and what autocast allows, the nearest neighbours must be autocast's, too.
         """
@@ -54,7 +61,18 @@ class Comparison:
         near = self.parity.cosine_min >= MIN_COSINE[self.precision]
         agreement = self.parity.knn_agreement
         alike = near or agreement is None or agreement >= self.least_agreement
-        return heads_pass and length_passes and alike and self.parity.cosine_min >= self.required_cosine
+        near_enough = alike and self.parity.cosine_min >= self.required_cosine
+        return heads_pass and length_passes and near_enough and self.tokens_pass
+
+    @property
+    def tokens_pass(self) -> bool:
+        """Whether the patch tokens are as near as the precision must be; where there are none, they are."""
+        cosine, required = self.parity.tokens_cosine_min, self.required_tokens_cosine
+        return cosine is None or (cosine >= required and self.tokens_length_error <= max_length_error(required))
+
+    @property
+    def required_tokens_cosine(self) -> float:
+        return MIN_COSINE[self.precision] if self.least_tokens_cosine is None else self.least_tokens_cosine
 
     @property
     def required_cosine(self) -> float:
@@ -102,22 +120,24 @@ def compare_outputs(
     outputs: Mapping[str, NDArray[np.float32]],
     expected: Mapping[str, NDArray[np.float32]],
 ) -> Comparison:
-    """Compare outputs by name.
+    """Compare outputs by name; of the tokens those of the first tiles, which the reference gives.
 
     Raises:
         ParityFailure: an output is missing, has another shape, or is not finite.
     """
     for name, wanted in expected.items():
         got = outputs.get(name)
+        if name == TOKENS and got is not None:
+            got = got[: len(wanted)]
         if got is None or got.shape != wanted.shape:
             shown = "missing" if got is None else f"of the shape {got.shape}"
             raise ParityFailure(f"output {name} is {shown}, the reference gives {wanted.shape}")
         if not np.isfinite(got).all():
-            rows = int((~np.isfinite(got)).any(axis=1).sum())
+            rows = int((~np.isfinite(got)).reshape(len(got), -1).any(axis=1).sum())
             raise ParityFailure(f"output {name} is not finite in {rows} of {len(got)} tiles")
     similar = cosines(outputs[FEATURES], expected[FEATURES])
     error = float(np.abs(outputs[FEATURES] - expected[FEATURES]).max())
-    heads = [float(np.abs(outputs[n] - w).max()) for n, w in expected.items() if n != FEATURES]
+    heads = [float(np.abs(outputs[n] - w).max()) for n, w in expected.items() if n not in (FEATURES, TOKENS)]
     parity = Parity(
         engine,
         len(expected[FEATURES]),
@@ -127,7 +147,12 @@ def compare_outputs(
         knn_agreement(outputs[FEATURES], expected[FEATURES]),
     )
     stretched = length_error(outputs[FEATURES], expected[FEATURES])
-    return Comparison(engine, precision, parity, max(heads, default=None), length_max_error=stretched)
+    found = Comparison(engine, precision, parity, max(heads, default=None), length_max_error=stretched)
+    if TOKENS not in expected:
+        return found
+    tokens = outputs[TOKENS][: len(expected[TOKENS])], expected[TOKENS]
+    parity = replace(parity, tokens_cosine_min=tokens_cosine(*tokens))
+    return replace(found, parity=parity, tokens_length_error=tokens_length_error(*tokens))
 
 
 def knn_agreement(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> float | None:
@@ -164,6 +189,16 @@ def require(comparison: Comparison | Refused) -> Comparison:
             if comparison.precision != "fp32"
             else "Nothing was written. The exported graph does not compute what the network does.",
         )
+    if not comparison.tokens_pass:
+        required = comparison.required_tokens_cosine
+        raise ParityFailure(
+            f"{comparison.precision} on {comparison.backend}: mean cosine of a tile's tokens to the reference's "
+            f"{comparison.parity.tokens_cosine_min:.7f}, {required:.6g} is required (their lengths are off by "
+            f"{comparison.tokens_length_error:.3g}, {max_length_error(required):.3g} is allowed)",
+            f"It was not written. Export without --tokens, or without --precision {comparison.precision}."
+            if comparison.precision != "fp32"
+            else "Nothing was written. The exported graph does not compute what the network does.",
+        )
     if not comparison.passed:
         precision, parity = comparison.precision, comparison.parity
         longest = max_length_error(comparison.required_cosine)
@@ -191,6 +226,7 @@ def judged(comparison: Comparison, manifest: Manifest) -> Comparison:
         comparison,
         least_cosine=least_cosine(manifest, comparison.precision),
         least_agreement=0.0 if agreement is None else agreement - _FEWER_NEIGHBOURS,
+        least_tokens_cosine=least_tokens_cosine(comparison.precision, manifest.autocast),
     )
 
 
@@ -215,10 +251,17 @@ def table(rows: Sequence[Row], yardsticks: Sequence[Autocast] = ()) -> str:
             f"{start}{p.cosine_min:<12.8f}{p.cosine_mean:<12.8f}{p.max_abs_error:<11.1e}"
             f"{row.length_max_error:<9.1e}{agreement:<7}{heads:<9}{_verdict(row)}"
         )
+        if p.tokens_cosine_min is not None:
+            verdict = "pass" if row.tokens_pass else _FAILED[row.required]
+            figures = f"{p.tokens_cosine_min:<12.8f}{'-':<12}{'-':<11}{row.tokens_length_error:<9.1e}{'-':<7}{'-':<9}"
+            lines.append(f"{_OF_TOKENS:<{width}}{row.precision:<11}{figures}{verdict}")
     for one in yardsticks:
         agreement = "-" if one.knn_agreement is None else f"{one.knn_agreement:.1%}"
         figures = f"{one.cosine_min:<12.8f}{one.cosine_mean:<12.8f}{'-':<11}{'-':<9}{agreement:<7}{'-':<9}"
         lines.append(f"{_AUTOCAST:<{width}}{one.precision:<11}{figures}what it is judged by")
+        if one.tokens_cosine_min is not None:
+            figures = f"{one.tokens_cosine_min:<12.8f}{'-':<12}{'-':<11}{'-':<9}{'-':<7}{'-':<9}"
+            lines.append(f"{_OF_TOKENS:<{width}}{one.precision:<11}{figures}what they are judged by")
     for row in rows:
         if not isinstance(row, CannotRun) and row.note:
             lines.append(f"{row.backend} {row.precision}: {row.note}")
@@ -234,4 +277,4 @@ def golden_note(source: str) -> str:
 def _verdict(comparison: Comparison) -> str:
     if comparison.passed:
         return "pass"
-    return "FAIL" if comparison.required else "too far from the reference; not the default here"
+    return _FAILED[comparison.required]

@@ -17,8 +17,8 @@ from mtdp_export.errors import ExportError, ParityFailure
 from mtdp_export.model_store import load_light, save_model
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.typed import KERNELS, LowType, float_values, kernel_names, low_types, to_low_type
-from mtdp_runtime.bundle.golden import FEATURES
-from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines
+from mtdp_runtime.bundle.golden import FEATURES, TOKENS
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines, tokens_cosine
 
 # Of the distance to torch that a precision is allowed, the part that rounding may take; engines sum in other orders.
 _SHARE: Final = 0.5
@@ -46,6 +46,7 @@ def write_typed(
     tiles: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float32]],
     least_cosine: float | None = None,
+    least_tokens: float | None = None,
 ) -> TypedVariant:
     """Write the typed variant with as little in fp32 as the tiles allow.
 
@@ -62,6 +63,7 @@ def write_typed(
         tiles: uint8[N, P, P, 3], real tissue where possible.
         expected: what torch gives for them.
         least_cosine: that the variant must have on any engine; the precision's own where None.
+        least_tokens: the same of its patch tokens, where `expected` has them.
 
     Raises:
         ParityFailure: whatever stays in fp32, it is too far from torch, or a weight does not fit into the type.
@@ -74,26 +76,40 @@ def write_typed(
             f"--precision {low}: no convolution and no matrix product of this graph can compute in {low}",
             f"Export without --precision {low}.",
         )
-    allowed = _SHARE * (1 - (MIN_COSINE[low] if least_cosine is None else least_cosine))
+    bars = (MIN_COSINE[low] if one is None else one for one in (least_cosine, least_tokens))
+    allowed, of_tokens = (_SHARE * (1 - bar) for bar in bars)
     overflowing = near_the_end_of_fp16(model, tiles, folder) if low == "fp16" else frozenset[str]()
     tried: list[str] = []
     for said, nodes in plans(model, kernels):
         wide = nodes | overflowing
         typed = to_low_type(model, low, wide, folder)
-        got = run(in_fp32(typed), tiles, folder=folder)[FEATURES]
-        cosine = float(cosines(got, expected[FEATURES]).min()) if np.isfinite(got).all() else float("nan")
-        if 1 - cosine <= allowed:
+        outputs = run(in_fp32(typed), tiles, folder=folder)
+        cosine, tokens = _nearness(outputs, expected)
+        if 1 - cosine <= allowed and 1 - tokens <= of_tokens:
             save_model(typed, folder, out)
             kept = [said] if said else []
             kept += [f"{len(overflowing)} nodes that come near the end of fp16"] if overflowing else []
             return TypedVariant(low, len(wide & set(kernels)), len(kernels), cosine, " and ".join(kept))
-        tried.append(f"{cosine:.6f} with {said or 'none'}")
+        shown = f"{cosine:.6f} (tokens {tokens:.6f})" if TOKENS in expected else f"{cosine:.6f}"
+        tried.append(f"{shown} with {said or 'none'}")
     where = first_divergence(model, in_fp32(to_low_type(model, low, (), folder)), tiles, low, folder)
     raise ParityFailure(
         f"{low}: too far from torch: smallest cosine {', '.join(tried)} of {len(kernels)} kernels in fp32, "
         f"{1 - allowed:.6f} is wanted; {where}",
         f"Export without --precision {low}.",
     )
+
+
+def _nearness(
+    outputs: Mapping[str, NDArray[np.float32]], expected: Mapping[str, NDArray[np.float32]]
+) -> tuple[float, float]:
+    """Return the smallest cosine of the features, and of the tokens, 1 where there are none; NaN where not finite."""
+    got = outputs[FEATURES]
+    cosine = float(cosines(got, expected[FEATURES]).min()) if np.isfinite(got).all() else float("nan")
+    if TOKENS not in expected:
+        return cosine, 1.0
+    tokens = outputs[TOKENS][: len(expected[TOKENS])]
+    return cosine, tokens_cosine(tokens, expected[TOKENS]) if np.isfinite(tokens).all() else float("nan")
 
 
 def plans(model: onnx.ModelProto, kernels: Sequence[str]) -> Iterator[tuple[str, frozenset[str]]]:

@@ -56,6 +56,7 @@ def make_variant(
     tiles: NDArray[np.uint8],
     expected: Mapping[str, NDArray[np.float32]],
     least_cosine: float | None = None,
+    least_tokens: float | None = None,
 ) -> Made:
     """Write a variant of the fp32 graph `base` into the folder.
 
@@ -66,6 +67,7 @@ def make_variant(
         tiles: uint8[N, P, P, 3]: the golden ones, or for int8 those to calibrate on.
         expected: what torch gives for the golden ones.
         least_cosine: that fp16 and bf16 must have; the precision's own where None.
+        least_tokens: the same of their patch tokens.
 
     Raises:
         ParityFailure: no choice of fp32 layers brings it near enough.
@@ -75,7 +77,8 @@ def make_variant(
     if precision == "int8":
         write_int8(base, out, tiles)
         return Made(precision, note=f"int8: calibrated on {len(tiles)} tiles")
-    typed = write_typed(base, "fp16" if precision == "fp16" else "bf16", out, tiles, expected, least_cosine)
+    low = "fp16" if precision == "fp16" else "bf16"
+    typed = write_typed(base, low, out, tiles, expected, least_cosine, least_tokens)
     note = f"{precision}: {typed.kernels - typed.fp32_kernels} of {typed.kernels} kernels in {precision}"
     return Made(precision, typed.fp32_kernels, note + (f"; in fp32: {typed.kept}" if typed.kept else ""))
 

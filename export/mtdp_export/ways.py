@@ -113,6 +113,7 @@ def _onnx_written(options: Options, scratch: Path) -> Written:
         options.crop,
         options.pool,
         options.prefix_tokens,
+        options.tokens,
     )
     check_settings(out, settings)
     assert options.onnx is not None
@@ -192,6 +193,7 @@ def _settings(options: Options, out: Path) -> ExportSettings:
         ),
         precisions=_precisions(options.precision or []),
         probe_task=options.probe_task,
+        tokens=options.tokens,
         release=True,
     )
 

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -40,10 +40,11 @@ from mtdp_export.schema import check_schema
 from mtdp_export.scratch import scratch_of
 from mtdp_export.source import Source, weights_digest
 from mtdp_export.stages import Stages
+from mtdp_export.tokens import tokens_of
 from mtdp_export.variants import Made, Proof, make_variant, model_file, prove
 from mtdp_export.verify import require_engine
 from mtdp_runtime.bundle import Bundle, file_ref, load_bundle, write_manifest
-from mtdp_runtime.bundle.golden import FEATURES
+from mtdp_runtime.bundle.golden import FEATURES, TOKENS
 from mtdp_runtime.bundle.manifest import (
     DATA_SUFFIX,
     MANIFEST_NAME,
@@ -53,10 +54,11 @@ from mtdp_runtime.bundle.manifest import (
     Head,
     Manifest,
     Parity,
+    Tokens,
     Variant,
     Weights,
 )
-from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines, least_cosine_of
+from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines, least_cosine_of, least_tokens_cosine, tokens_cosine
 from mtdp_runtime.faults import remedy
 from mtdp_runtime.files import writable_folder
 from mtdp_runtime.printable import printable
@@ -85,6 +87,7 @@ class ExportSettings:
     precisions: tuple[str, ...] = ("fp32",)  # those that are written, fp32 first where it is one of them
     probe_task: Path | None = None  # for int8: a labelled task whose probe must score as with fp32
     scratch: Path | None = None  # where it is made, on the disk of its place; `scratch_of` where None
+    tokens: bool = False  # the graph gives those of the patches, too
     release: bool = False  # the network's memory is given back once it is written; the caller has no use for it then
 
 
@@ -154,6 +157,7 @@ def check_settings(out: Path, settings: ExportSettings) -> None:
 
 def _write_files(source: Source | OnnxSource, scratch: Path, settings: ExportSettings, stages: Stages) -> ExportReport:
     """Write all of a bundle into a folder, proven."""
+    tokens = _tokens(source) if settings.tokens else None
     with stages.stage("taking the golden tiles"):
         tiles = golden_tiles(settings, source.pixels.tile_px)
         calibrating = _calibration(settings, tiles) if "int8" in settings.precisions else tiles
@@ -169,7 +173,7 @@ def _write_files(source: Source | OnnxSource, scratch: Path, settings: ExportSet
     shutil.rmtree(work)
     if not made:
         raise refused[0]
-    manifest = _manifest(reference, settings, expected[FEATURES].shape, scratch, made)
+    manifest = replace(_manifest(reference, settings, expected[FEATURES].shape, scratch, made), tokens=tokens)
     write_manifest(scratch, manifest)
     with stages.stage("replaying the golden tiles on every engine here"):
         proof = isolated("the parity check", prove, scratch, settings.probe_task)
@@ -227,6 +231,7 @@ def _make_variants(
                     shown,
                     reference.expected,
                     least_cosine_of(precision, reference.autocast),
+                    least_tokens_cosine(precision, reference.autocast),
                 )
             except ParityFailure as error:
                 refused.append(error)
@@ -272,7 +277,7 @@ def _graph_and_reference(
     if settings.weights_storage == "fp16":
         network = copy.deepcopy(network)  # the caller's stays as it is
         round_weights_to_fp16(network)
-    model = Deployed(network, source.pixels).eval()
+    model = Deployed(network, source.pixels, settings.tokens).eval()
     metadata["weights_sha256"] = weights_digest(network)
     expected = reference_outputs(model, tiles)
     if settings.weights_storage == "fp16":
@@ -282,21 +287,25 @@ def _graph_and_reference(
     if settings.weights_storage == "fp32" or len(settings.precisions) > 1:
         base = export_light(model, metadata, work)
         (work / BASE).write_bytes(base.SerializeToString(deterministic=True))
-    autocast = _autocast(model, tiles, expected[FEATURES], settings.precisions)
+    autocast = _autocast(model, tiles, expected, settings.precisions)
     return _Reference(source, expected, metadata["weights_sha256"], autocast)
 
 
 def _autocast(
-    model: Deployed, tiles: NDArray[np.uint8], expected: NDArray[np.float32], precisions: Sequence[str]
+    model: Deployed,
+    tiles: NDArray[np.uint8],
+    expected: Mapping[str, NDArray[np.float32]],
+    precisions: Sequence[str],
 ) -> tuple[Autocast, ...]:
     """Measure what the low precisions are judged by."""
     measured = []
     for precision in precisions:
-        features = autocast_outputs(model, tiles, precision) if precision in ("fp16", "bf16") else None
-        if features is not None:
-            similar = cosines(features, expected)
-            agreement = knn_agreement(features, expected)
-            measured.append(Autocast(precision, float(similar.min()), float(similar.mean()), agreement))
+        outputs = autocast_outputs(model, tiles, precision) if precision in ("fp16", "bf16") else None
+        if outputs is not None:
+            similar = cosines(outputs[FEATURES], expected[FEATURES])
+            agreement = knn_agreement(outputs[FEATURES], expected[FEATURES])
+            tokens = tokens_cosine(outputs[TOKENS], expected[TOKENS]) if model.tokens else None
+            measured.append(Autocast(precision, float(similar.min()), float(similar.mean()), agreement, tokens))
     return tuple(measured)
 
 
@@ -316,6 +325,17 @@ def _with_rounding(source: Source, tiles: NDArray[np.uint8], rounded: dict[str, 
         )
     said = f"kernels rounded to fp16, smallest cosine to the network before that {cosine:.7f}"
     return replace(source, origin=f"{source.origin}; {said}")
+
+
+def _tokens(source: Source | OnnxSource) -> Tokens | None:
+    """Return the grid of a source's patch tokens; of an ONNX file it was found when that was opened.
+
+    Raises:
+        ExportUsageError: it has none.
+    """
+    if isinstance(source, OnnxSource):
+        return source.tokens
+    return tokens_of(source.network.backbone, source.preprocessing.image_px)
 
 
 def _data_ref(folder: Path, name: str) -> FileRef | None:

@@ -39,6 +39,7 @@ def extract(
     classes: Path | str | None = None,
     heads: bool = False,
     pool: str = "none",
+    tokens: bool = False,
     formats: Sequence[str] = (),
     backend: str = "auto",
     precision: str = "auto",
@@ -78,6 +79,8 @@ def extract(
             most of a tile is stored as `class`.
         heads: also store the model's task probabilities, `probabilities_<task>` float32[N, C].
         pool: none, or mean: also store a vector of the slide, `slide_features` float32[D].
+        tokens: also store the tokens of each tile's patches, `tokens` float16[N, T, D]: large, and only of a model that
+            was exported with `mtdp-export --tokens`. No `formats` go with it.
         formats: what to derive from each file: pt, npy, csv, geojson, zarr, h5ad, parquet.
         backend: auto, or the name of an engine.
         precision: auto, or one that the engine runs.
@@ -98,7 +101,7 @@ def extract(
         UsageError: the arguments are wrong, or a mask is another slide's; said before any work.
         BundleError, BackendError: the model cannot be trusted, or not be run here.
     """
-    bundles, passed, scales = load_bundles(_listed(model)), list[PassedOver](), scales_of(mpp)
+    bundles, passed, scales = load_bundles(_listed(model), tokens=tokens), list[PassedOver](), scales_of(mpp)
     named = [_path_of(path) for path in _listed(slides)]
     folder, upload = working_folder(_path_of(out), _path(stage))
     job = Job(
@@ -121,6 +124,7 @@ def extract(
             heads=heads,
             pool=pool,
             features_dtype=features_dtype,
+            tokens=tokens,
         ),
         scales=scales if len(scales) > 1 else (),
         threads=threads or usable_cores(),

@@ -65,3 +65,4 @@ class ExtractSettings:
     tissue: TissueSettings = field(default_factory=TissueSettings)
     pool: Pool = "none"  # a vector of the slide beside its tiles: their mean
     features_dtype: FeaturesDtype = "float32"  # as stored; a number beyond float16 is an error
+    tokens: bool = False  # also store the tokens of each tile's patches, as float16

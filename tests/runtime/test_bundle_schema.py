@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtdp_runtime.bundle import default_bundle_path, load_bundle, schema
-from mtdp_runtime.bundle.manifest import FileRef, Head, Manifest
+from mtdp_runtime.bundle.manifest import FileRef, Head, Manifest, Tokens
 from mtdp_runtime.errors import BundleInvalid
 from support import make_manifest
 
@@ -25,6 +26,8 @@ HEADS = (Head("lung", ("aca", "n")), Head("blood", ("rbc",)))
 WITH_HEADS = json.loads(json.dumps(make_manifest(REF, GOLDEN, HEADS).to_json()))
 WITH_HEADS["mtdp"]["golden_source"] = "slide a.svs"
 PLAIN = json.loads(json.dumps(make_manifest(REF, GOLDEN).to_json()))
+WITH_TOKENS = json.loads(json.dumps(replace(make_manifest(REF, GOLDEN), tokens=Tokens(2, 3, (2, 1))).to_json()))
+WITH_TOKENS["mtdp"]["variants"][0]["parity"]["tokens_cosine_min"] = 1.0
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -45,8 +48,11 @@ def put(document: Any, path: tuple[Any, ...], change: Any) -> Any:
 
 
 def halves_agree(document: Any) -> bool:
-    """The two rules that the schema states in words."""
+    """The three rules that the schema states in words."""
     own = document["mtdp"]
+    tokens = own.get("tokens")
+    if tokens is not None and tokens["grid"][0] * tokens["grid"][1] != tokens["count"]:
+        return False
     names = [f"{head['name']}/{label}" for head in own["heads"] for label in head["class_names"]]
     names = names or [f"feature_{i}" for i in range(int(own["features_dim"]))]
     resize, _, normalise = (step.get("arguments") for step in document["transform"])
@@ -89,7 +95,7 @@ VALUES = st.one_of(
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_the_loader_takes_what_the_schema_takes(folder: Path, data: st.DataObject) -> None:
-    document = data.draw(st.sampled_from([WITH_HEADS, PLAIN]))
+    document = data.draw(st.sampled_from([WITH_HEADS, PLAIN, WITH_TOKENS]))
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(places(document)))
         kind = data.draw(st.sampled_from(["set", "set", "set", "delete", "add", "repeat"]))
@@ -114,7 +120,7 @@ def test_the_loader_takes_what_the_schema_takes(folder: Path, data: st.DataObjec
     assert load(document, folder) == (is_json and valid and halves_agree(document))
 
 
-@pytest.mark.parametrize("document", [WITH_HEADS, PLAIN], ids=["heads", "plain"])
+@pytest.mark.parametrize("document", [WITH_HEADS, PLAIN, WITH_TOKENS], ids=["heads", "plain", "tokens"])
 def test_what_is_written_is_valid_and_later_keys_are_let_be(document: Any, folder: Path) -> None:
     VALIDATOR.validate(document)
     for path in places(document):

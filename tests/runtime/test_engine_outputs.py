@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtdp_runtime.backends.checked import CheckedEngine
 from mtdp_runtime.backends.onnxruntime import OnnxRuntime
-from mtdp_runtime.bundle import load_bundle
+from mtdp_runtime.bundle import Bundle, load_bundle
 from mtdp_runtime.bundle.manifest import FileRef, Head
 from mtdp_runtime.errors import BackendError
 from mtdp_runtime.extraction.check import Check, check_rows
@@ -50,7 +50,7 @@ def outputs() -> dict[str, NDArray[np.float32]]:
 
 def result(given: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
     file = FileRef("model.onnx", "0" * 64, 1)
-    return CheckedEngine(Engine(given), make_manifest(file, file, (HEAD,))).result(0)
+    return CheckedEngine(Engine(given), Bundle(Path(), make_manifest(file, file, (HEAD,)), "")).result(0)
 
 
 def test_what_is_stated_passes() -> None:

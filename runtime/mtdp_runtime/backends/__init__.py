@@ -95,6 +95,8 @@ class Backend(Protocol):
     def result(self, ticket: int) -> Mapping[str, NDArray[np.float32]]:
         """Wait for a batch and return its outputs by name: features float32[batch, D], probabilities_* [batch, C].
 
+        And tokens [batch, T, D], where the bundle is asked for them: `Bundle.outputs`.
+
         The arrays are the caller's to keep.
         """
         ...
@@ -271,7 +273,7 @@ def check_outputs(bundle: Bundle, names: Collection[str]) -> None:
     Raises:
         BundleInvalid: naming the output.
     """
-    for wanted in ("features", *(head.output for head in bundle.manifest.heads)):
+    for wanted in bundle.outputs:
         if wanted not in names:
             raise BundleInvalid(
                 f"{bundle.path}: the model has no output {wanted} (it has {', '.join(names)})", "Export it again."

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_runtime.bundle.manifest import Manifest
+from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BackendError
 
 
@@ -23,15 +23,14 @@ class _Engine(Protocol):
 
 
 class CheckedEngine:
-    """An engine whose outputs are those that the model's manifest states, or an error."""
+    """An engine whose outputs are those that are asked of the model, as its manifest states them, or an error."""
 
-    def __init__(self, engine: _Engine, manifest: Manifest) -> None:
+    def __init__(self, engine: _Engine, bundle: Bundle) -> None:
         self.batch = engine.batch
         self.depth = engine.depth
         self._engine = engine
-        self._model = manifest.name
-        self._columns = {"features": manifest.features_dim}
-        self._columns |= {head.output: len(head.class_names) for head in manifest.heads}
+        self._model = bundle.manifest.name
+        self._shapes = bundle.outputs
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
         return self._engine.submit(tiles)
@@ -43,8 +42,8 @@ class CheckedEngine:
             BackendError: one is missing, or has another shape or type than the manifest states.
         """
         outputs = self._engine.result(ticket)
-        for name, columns in self._columns.items():
-            expected = f"float32{[self.batch, columns]}"
+        for name, shape in self._shapes.items():
+            expected = f"float32{[self.batch, *shape]}"
             values = outputs.get(name)
             got = "nothing" if values is None else f"{values.dtype}{list(values.shape)}"
             if got != expected:

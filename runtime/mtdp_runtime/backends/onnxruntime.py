@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from importlib import metadata
@@ -38,14 +38,17 @@ class OnnxRuntime:
 
     on_cores: ClassVar[bool] = True
 
-    def __init__(self, session: Any, name: str, batch: int, precision: str = "fp32") -> None:
+    def __init__(
+        self, session: Any, name: str, batch: int, precision: str = "fp32", left_out: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.precision = precision
         self.note = ""
         self.batch = batch
         self.depth = 2
         self._session = session
-        self._outputs = [output.name for output in session.get_outputs()]
+        self._outputs = [output.name for output in session.get_outputs() if output.name not in left_out]
+        self._options = (_only_what_is_asked(),) if left_out else ()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
         self._running: dict[int, Future[list[NDArray[np.float32]]]] = {}
         self._submitted = 0
@@ -83,13 +86,13 @@ class OnnxRuntime:
         except Exception as error:  # its errors share no base class of their own
             raise BackendError(f"ONNX Runtime refuses {file}: {error}", "Try --backend openvino.") from error
         check_outputs(bundle, [output.name for output in session.get_outputs()])
-        engine = cls(session, f"onnxruntime {onnxruntime.__version__}", batch, chosen)
+        engine = cls(session, f"onnxruntime {onnxruntime.__version__}", batch, chosen, bundle.left_out)
         engine.note = "ONNX Runtime's CPU provider computes an fp16 file in fp32" if chosen == "fp16" else ""
         return engine
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
         ticket = self._submitted
-        self._running[ticket] = self._worker.submit(self._session.run, None, {_INPUT: tiles})
+        self._running[ticket] = self._worker.submit(self._session.run, self._outputs, {_INPUT: tiles}, *self._options)
         self._submitted += 1
         return ticket
 
@@ -183,15 +186,15 @@ class OnnxRuntimeCuda(OnnxRuntime):
         """Load at one precision and prove it."""
         import onnxruntime
 
-        from mtdp_runtime.backends.proof import replay
+        from mtdp_runtime.backends.proof import lacks, replay
 
         file = bundle.checked(bundle.variant(chosen).file)
         with redirect_stdout(sys.stderr):  # it prints what it does not find, and stdout may be JSON
             onnxruntime.preload_dlls()  # CUDA and cuDNN of the Python packages
         session = strict_session(file, cls.providers)
-        engine = cls(session, f"{cls.rung} {onnxruntime.__version__}", batch, chosen)
+        engine = cls(session, f"{cls.rung} {onnxruntime.__version__}", batch, chosen, bundle.left_out)
         try:
-            shortfall = replay(engine, bundle).shortfall(chosen)
+            shortfall = lacks(replay(engine, bundle), bundle, chosen)
             if shortfall:
                 raise BackendError(
                     f"{engine.name} does not compute this model: it {shortfall} ({chosen})",
@@ -217,6 +220,15 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
         # This provider has no option for it, and TensorRT's own default rounds fp32 products to TF32 from Ampere on.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
         return super()._load_at(bundle, chosen, batch)
+
+
+def _only_what_is_asked() -> Any:
+    """Return what keeps ONNX Runtime from computing outputs that are not asked for."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return options
 
 
 def _installed(package: str) -> bool:

@@ -18,7 +18,7 @@ from mtdp_runtime.backends import Probe, auto_batch, check_outputs
 from mtdp_runtime.backends.judged import judged_int8
 from mtdp_runtime.backends.openvino_cache import compiled, place_of, read_early
 from mtdp_runtime.backends.telemetry import import_openvino
-from mtdp_runtime.bundle import Bundle, load_bundle
+from mtdp_runtime.bundle import FEATURES, TOKENS, Bundle, load_bundle
 from mtdp_runtime.bundle.manifest import FileRef
 from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.machine import cpuinfo, fast_bf16_units, this_cpu
@@ -114,7 +114,8 @@ class OpenVINO:
 
     @classmethod
     def _facts_of_a_proof(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> tuple[str | int, ...]:
-        return (bundle.digest, precision, batch, threads, cls.probe().reason)
+        facts = (bundle.digest, precision, batch, threads, cls.probe().reason)
+        return (*facts, TOKENS) if TOKENS in bundle.outputs else facts
 
     @classmethod
     def read_early(cls, folder: Path, precision: str, batch: int | None, threads: int) -> None:
@@ -129,19 +130,20 @@ class OpenVINO:
             stored, converts = cls._stored(bundle, chosen)
             shape = [size, bundle.manifest.tile_px, bundle.manifest.tile_px, 3]
             config = _properties(converts, threads)
-            return import_openvino().Core(), place_of(stored.sha256, shape, config, this_cpu(cpuinfo())), config
+            place = place_of(stored.sha256, shape, config, this_cpu(cpuinfo()), bundle.left_out)
+            return import_openvino().Core(), place, config
 
         read_early(find)
 
     @classmethod
     def _chosen_before(cls, bundle: Bundle, batch: int, threads: int) -> str:
         """Return the precision that `auto` takes, by the proofs that are kept."""
+        from mtdp_runtime.backends.proof import lacks
         from mtdp_runtime.backends.proof_cache import recall
-        from mtdp_runtime.bundle.tolerance import least_cosine
 
         for precision in cls._below_fp32(bundle, cls.probe().precisions):
             found = recall(cls._facts_of_a_proof(bundle, precision, batch, threads))
-            if found is not None and not found.shortfall(precision, least_cosine(bundle.manifest, precision)):
+            if found is not None and not lacks(found, bundle, precision):
                 return precision
         return "fp32"
 
@@ -155,22 +157,20 @@ class OpenVINO:
     @classmethod
     def _proven(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> tuple[Self | None, str]:
         """Return the model loaded in a precision; None, and what it lacks, where it does not prove itself in it."""
-        from mtdp_runtime.backends.proof import replay
+        from mtdp_runtime.backends.proof import lacks, replay
         from mtdp_runtime.backends.proof_cache import recall, remember
-        from mtdp_runtime.bundle.tolerance import least_cosine
 
-        least = least_cosine(bundle.manifest, precision)
         facts = cls._facts_of_a_proof(bundle, precision, batch, threads)
         found = recall(facts)
-        if found is None or not found.shortfall(precision, least):
+        if found is None or not lacks(found, bundle, precision):
             engine = cls._compile(bundle, precision, batch, threads)
             if found is None:
                 found = replay(engine, bundle)
                 remember(facts, found)
-            if not found.shortfall(precision, least):
+            if not lacks(found, bundle, precision):
                 return engine, ""
             engine.close()
-        return None, found.shortfall(precision, least)
+        return None, lacks(found, bundle, precision)
 
     @classmethod
     def _compile(cls, bundle: Bundle, precision: str, batch: int, threads: int) -> Self:
@@ -185,6 +185,7 @@ class OpenVINO:
                 [batch, tile_px, tile_px, 3],
                 _properties(converts, threads),
                 this_cpu(cpuinfo()),
+                bundle.left_out,
             )
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {file}: {_last_line(error)}", "Try --backend onnxruntime.") from error
@@ -232,7 +233,8 @@ def _properties(bf16: bool, threads: int) -> dict[str, str | int]:
 
 def _output_name(names: Collection[str]) -> str:
     """Of the names that OpenVINO merged into one, the one that a bundle knows."""
-    return min(names, key=lambda name: (name != "features" and not name.startswith("probabilities_"), name))
+    ours = {name for name in names if name in (FEATURES, TOKENS) or name.startswith("probabilities_")}
+    return min(ours or names)
 
 
 def _version() -> str:

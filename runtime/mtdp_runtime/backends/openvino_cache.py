@@ -50,7 +50,13 @@ def read_early(find: Callable[[], tuple[Any, Path, Mapping[str, str | int]]]) ->
 
 
 def compiled(
-    core: Any, file: Path, sha256: str, shape: Sequence[int], config: Mapping[str, str | int], cpu: str
+    core: Any,
+    file: Path,
+    sha256: str,
+    shape: Sequence[int],
+    config: Mapping[str, str | int],
+    cpu: str,
+    left_out: Sequence[str] = (),
 ) -> Any:
     """Return an ONNX file's model compiled for the CPU: the one that was kept, or a new one, which is kept.
 
@@ -61,13 +67,14 @@ def compiled(
         shape: of its input.
         config: OpenVINO's properties.
         cpu: the machine in words: another CPU, another compiled model.
+        left_out: outputs that are not computed.
 
     Raises:
         RuntimeError: OpenVINO refuses the model.
     """
     apart = file.with_name(file.name + DATA_SUFFIX)
     small = file.stat().st_size <= _MOST_BYTES and not apart.exists()
-    path = place_of(sha256, shape, config, cpu)
+    path = place_of(sha256, shape, config, cpu, left_out)
     while _early:
         _early.pop().join()
     early = _read_early.pop(path, None)
@@ -78,6 +85,8 @@ def compiled(
             return kept
     with without_links(file) as found:
         model = core.read_model(found)
+        for output in [one for one in model.outputs if one.get_names() & set(left_out)]:
+            model.remove_result(output.get_node())
         model.reshape(list(shape))
         made = core.compile_model(model, "CPU", dict(config))
     if small:
@@ -90,10 +99,13 @@ def compiled(
     return made
 
 
-def place_of(sha256: str, shape: Sequence[int], config: Mapping[str, str | int], cpu: str) -> Path:
+def place_of(
+    sha256: str, shape: Sequence[int], config: Mapping[str, str | int], cpu: str, left_out: Sequence[str] = ()
+) -> Path:
     """Return where a model is kept; see `compiled`."""
     options = [f"{name}={value}" for name, value in config.items()]
     facts: list[str | int] = [version("openvino"), sha256, *shape, *options, cpu]
+    facts += [f"without {name}" for name in left_out]
     return place("compiled", facts, "blob")
 
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdp_runtime.backends import Backend
 from mtdp_runtime.bundle import Bundle
-from mtdp_runtime.bundle.golden import FEATURES, golden_of, shown
-from mtdp_runtime.bundle.tolerance import MAX_PROBABILITY_ERROR, MIN_COSINE, cosines, length_error, max_length_error
+from mtdp_runtime.bundle.golden import FEATURES, TOKENS, golden_of, shown
+from mtdp_runtime.bundle.tolerance import (
+    MAX_PROBABILITY_ERROR,
+    MIN_COSINE,
+    cosines,
+    least_cosine,
+    least_tokens_cosine,
+    length_error,
+    max_length_error,
+    tokens_cosine,
+    tokens_length_error,
+)
 from mtdp_runtime.errors import BundleInvalid
 
 
@@ -33,13 +43,16 @@ class Replayed:
     cosine: float  # the smallest of the features, over all tiles; NaN where one is not finite
     probability_error: float = 0.0  # the largest; 0 without heads
     length_error: float = 0.0  # the largest of a feature vector's, relative
+    tokens_cosine: float = 1.0  # as `tolerance.tokens_cosine`; 1 where no tokens are asked for
+    tokens_length_error: float = 0.0
 
-    def shortfall(self, precision: str, least: float | None = None) -> str:
+    def shortfall(self, precision: str, least: float | None = None, least_of_tokens: float | None = None) -> str:
         """Say what this precision lacks, to follow the engine's name; empty where it passes.
 
-        `least` is the smallest cosine that the bundle may have at it (`least_cosine`); the precision's own where None.
+        `least` is the smallest cosine that the bundle may have at it (`least_cosine`), `least_of_tokens` that of its
+        tokens; the precision's own where None. `lacks` takes both from the bundle.
         """
-        least = MIN_COSINE[precision] if least is None else least
+        least, of_tokens = (MIN_COSINE[precision] if one is None else one for one in (least, least_of_tokens))
         longest = max_length_error(least)
         if not self.cosine >= least:
             return f"has a cosine of {self.cosine:.6f} to its golden features here, {least:.6g} is required"
@@ -50,7 +63,18 @@ class Replayed:
                 f"is off by {self.probability_error:.3g} in a probability of its golden tiles here, "
                 f"{MAX_PROBABILITY_ERROR[precision]:g} is allowed"
             )
+        if not self.tokens_cosine >= of_tokens:
+            return f"has a cosine of {self.tokens_cosine:.6f} to its golden tokens here, {of_tokens:.6g} is required"
+        if not self.tokens_length_error <= max_length_error(of_tokens):
+            longest = max_length_error(of_tokens)
+            return f"has tokens that are {self.tokens_length_error:.3g} too long or too short, {longest:.3g} is allowed"
         return ""
+
+
+def lacks(found: Replayed, bundle: Bundle, precision: str) -> str:
+    """Return the shortfall by the bundle's own bars: its measure of torch's autocast is among them."""
+    stated = bundle.manifest
+    return found.shortfall(precision, least_cosine(stated, precision), least_tokens_cosine(precision, stated.autocast))
 
 
 def replay(backend: Backend, bundle: Bundle) -> Replayed:
@@ -61,15 +85,22 @@ def replay(backend: Backend, bundle: Bundle) -> Replayed:
     """
     tiles, expected = golden_of(bundle)
     outputs = run_backend(backend, tiles)
+    if TOKENS in expected and TOKENS in outputs:
+        outputs[TOKENS] = outputs[TOKENS][: len(expected[TOKENS])]
     for name, wanted in expected.items():
         if name not in outputs or outputs[name].shape != wanted.shape:
             got = shown(outputs[name]) if name in outputs else "nothing"
             raise BundleInvalid(
                 f"{bundle.path}: the model gives {got} as {name}, {shown(wanted)} is stated", "Export it again."
             )
-    errors = [float(np.abs(outputs[name] - wanted).max()) for name, wanted in expected.items() if name != FEATURES]
+    heads = [name for name in expected if name not in (FEATURES, TOKENS)]
+    errors = [float(np.abs(outputs[name] - expected[name]).max()) for name in heads]
     # NumPy's max keeps a NaN, Python's may lose it.
     features, reference = outputs[FEATURES], expected[FEATURES]
-    return Replayed(
+    found = Replayed(
         float(cosines(features, reference).min()), float(np.max([0.0, *errors])), length_error(features, reference)
     )
+    if TOKENS not in expected:
+        return found
+    tokens = outputs[TOKENS], expected[TOKENS]
+    return replace(found, tokens_cosine=tokens_cosine(*tokens), tokens_length_error=tokens_length_error(*tokens))

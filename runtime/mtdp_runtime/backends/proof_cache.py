@@ -22,7 +22,8 @@ def recall(facts: Sequence[str | int]) -> Replayed | None:
         private_folder(path.parent)  # what others may write decides nothing
         content, _ = read_with_digest(path)
         document = json.loads(content)
-        numbers = document["cosine"], document["probability_error"], document["length_error"]
+        numbers = [document["cosine"], document["probability_error"], document["length_error"]]
+        numbers += [document.get("tokens_cosine", 1.0), document.get("tokens_length_error", 0.0)]  # not in the first
     except (BackendError, ValueError, KeyError, TypeError):
         return None
     fine = all(isinstance(number, float) and math.isfinite(number) for number in numbers)

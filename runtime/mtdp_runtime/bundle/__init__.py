@@ -4,6 +4,7 @@
            model.<precision>.onnx one file a variant; uint8[N, tile_px, tile_px, 3] in, float32 outputs
            model.<precision>.onnx.data  its weights, where they are more than one ONNX file holds
            golden.npz             `tiles` uint8[N, tile_px, tile_px, 3]; the outputs that the reference gave, by name
+                                  (patch tokens of the first tiles alone: they are large)
            card.md                the model card, for people; README.md is the same for the Hugging Face hub
            engines/               engines built ahead of time, each with its key (`engine_key`) and its build log
 
@@ -24,6 +25,8 @@ from mtdp_runtime.bundle.onnx_check import check_model_file
 from mtdp_runtime.errors import BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
 from mtdp_runtime.files import write_atomically
 
+FEATURES: Final = "features"
+TOKENS: Final = "tokens"
 _MOST_MANIFEST_BYTES: Final = 16 << 20  # far above what any has
 
 
@@ -36,6 +39,22 @@ class Bundle:
     digest: str  # sha256 of bundle.json, which names the digest of every other file
     trust_engines: bool = False  # whether the engines that it brings, which are code, may be loaded
     source: str = ""  # where it was fetched from, with the commit: `hub`
+    tokens: bool = False  # whether engines are to give the patch tokens, too; only where the manifest has them
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """What an engine is to give for each tile: names and shapes, the features first."""
+        stated = self.manifest
+        shapes: dict[str, tuple[int, ...]] = {FEATURES: (stated.features_dim,)}
+        shapes |= {head.output: (len(head.class_names),) for head in stated.heads}
+        if self.tokens and stated.tokens is not None:
+            shapes[TOKENS] = (stated.tokens.count, stated.tokens.dim)
+        return shapes
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Outputs of the graph that nobody asked for: an engine neither computes nor copies them."""
+        return (TOKENS,) if self.manifest.tokens is not None and not self.tokens else ()
 
     def holds(self, precision: str) -> bool:
         """Whether there is a variant of that precision."""

@@ -5,22 +5,24 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtdp_runtime.bundle import FEATURES as FEATURES
+from mtdp_runtime.bundle import TOKENS as TOKENS
 from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.errors import BundleInvalid
 
 _MOST_GOLDEN_BYTES: Final = 1 << 30
 TILES: Final = "tiles"
-FEATURES: Final = "features"
 
 
 def load_golden(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
-    """Read golden.npz: the tiles, and by name the outputs that torch gave for them.
+    """Read golden.npz: the tiles, and by name the outputs that torch gave for them; tokens for the first tiles alone.
 
     Raises:
         BundleInvalid: it is no such file.
@@ -49,7 +51,10 @@ def _wrong_arrays(tiles: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> s
     if FEATURES not in outputs:
         return f"it holds no {FEATURES}"
     for name, values in outputs.items():
-        if values.dtype != np.float32 or values.ndim != 2 or len(values) != len(tiles) or not values.size:
+        if name == TOKENS:
+            if values.dtype != np.float32 or values.ndim != 3 or len(values) > len(tiles) or not values.size:
+                return f"{name} is {shown(values)}, not float32[up to {len(tiles)}, T, D]"
+        elif values.dtype != np.float32 or values.ndim != 2 or len(values) != len(tiles) or not values.size:
             return f"{name} is {shown(values)}, not float32[{len(tiles)}, ...]"
         if not np.isfinite(values).all():  # it would compare with nothing, and pass unseen
             return f"{name} is not finite"
@@ -64,6 +69,8 @@ def shown(array: NDArray[Any]) -> str:
 def golden_of(bundle: Bundle) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
     """Read a bundle's golden tiles and what the reference gave for them, of the sizes that bundle.json states.
 
+    The tokens are among it where the bundle is asked for them.
+
     Raises:
         BundleError: golden.npz is not what was exported, or not of this model.
     """
@@ -71,13 +78,18 @@ def golden_of(bundle: Bundle) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.f
     path = bundle.checked(manifest.golden)
     tiles, outputs = load_golden(path)
     side = (manifest.tile_px, manifest.tile_px, 3)
-    wanted = {FEATURES: manifest.features_dim, **{head.output: len(head.class_names) for head in manifest.heads}}
-    stored = {name: values.shape[1] for name, values in outputs.items()}
+    wanted = replace(bundle, tokens=True).outputs
+    stored = {name: values.shape[1:] for name, values in outputs.items()}
     if tiles.shape[1:] != side or stored != wanted:
-        what = ", ".join(f"{name} of {width}" for name, width in stored.items())
+        what, states = (
+            ", ".join(f"{name} of {' x '.join(map(str, shape))}" for name, shape in one.items())
+            for one in (stored, wanted)
+        )
         raise BundleInvalid(
             f"{path}: tiles of {' x '.join(map(str, tiles.shape[1:]))}, {what}; bundle.json states "
-            f"{' x '.join(map(str, side))}, {', '.join(f'{name} of {width}' for name, width in wanted.items())}",
+            f"{' x '.join(map(str, side))}, {states}",
             "Copy or export the bundle again.",
         )
+    for name in bundle.left_out:
+        del outputs[name]
     return tiles, outputs

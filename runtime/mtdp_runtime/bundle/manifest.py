@@ -23,11 +23,17 @@ PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8")
 # Far above what any model has; a number beyond them is a mistake or meant to exhaust the memory.
 _MOST_TILE_PX: Final = 16_384
 REFERENCES: Final = ("torch", "onnxruntime")
-_LATER_PARITY: Final = ("knn_agreement", "probe_score", "probe_score_fp32")  # null, or absent in bundles of mtdp 0.1
+_LATER_PARITY: Final = (  # null, or absent in bundles of mtdp 0.1
+    "knn_agreement",
+    "probe_score",
+    "probe_score_fp32",
+    "tokens_cosine_min",
+)
 _LEFT_OUT_IF_EMPTY: Final = (
     "engines",
     "golden_source",
     "autocast",
+    "tokens",
     "preprocessing_source",
     "encoder",
     "feature",
@@ -36,6 +42,8 @@ _LEFT_OUT_IF_EMPTY: Final = (
 )
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
 _MOST_FEATURES: Final = 1_000_000
+_MOST_TOKENS: Final = 65_536  # of a tile, and
+_MOST_TOKEN_DIM: Final = 16_384  # their width: they fit into one chunk of a feature file
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,7 @@ class Parity:
     knn_agreement: float | None = None  # part of each tile's nearest tiles that are also its nearest by torch
     probe_score: float | None = None  # of a linear probe on a real task; for int8
     probe_score_fp32: float | None = None  # of the same probe on the fp32 graph's features
+    tokens_cosine_min: float | None = None  # of a tile's tokens the mean cosine, of the tiles the smallest
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,17 @@ class Autocast:
     cosine_min: float
     cosine_mean: float
     knn_agreement: float | None
+    tokens_cosine_min: float | None = None  # as that of `Parity`
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The output `tokens` float32[N, count, dim]: a tile's patches, row by row from its top left."""
+
+    count: int
+    dim: int
+    grid: tuple[int, int]  # rows, columns; their product is `count`
+    dtype: str = "float32"  # as the graph gives them
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +159,7 @@ class Manifest:
     feature: str = ""  # which of the network's values, such as cls+mean; empty: its own pooling
     resize_px: int | None = None  # the graph resizes a tile to this side first; None: it does not
     input_px: int | None = None  # then cuts out the centre of this side, which the network takes; None: all of it
+    tokens: Tokens | None = None  # of the patches, which the graph gives, too; None: it does not
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, WSInfer's seven model keys included.
@@ -157,6 +178,10 @@ class Manifest:
         for variant in own["variants"]:
             if variant["data"] is None:
                 del variant["data"]
+        proofs = [proof for variant in own["variants"] for proof in (variant["parity"], *variant["engines"])]
+        for proof in (*proofs, *own.get("autocast", ())):
+            if proof["tokens_cosine_min"] is None:
+                del proof["tokens_cosine_min"]
         return {
             "schema_version": SCHEMA_VERSION,
             "spec_version": "1.0",
@@ -217,6 +242,7 @@ class Manifest:
             feature=root.text("feature", ""),
             resize_px=_side(root, "resize_px"),
             input_px=_side(root, "input_px"),
+            tokens=_tokens(root.child("tokens")) if root.has("tokens") else None,
         )
         if manifest.reference not in REFERENCES:
             raise root.wrong("reference", f"one of {', '.join(REFERENCES)}", manifest.reference)
@@ -229,6 +255,21 @@ class Manifest:
 
 def _side(root: Reader, key: str) -> int | None:
     return root.integer(key, minimum=1, maximum=_MOST_TILE_PX) if key in root.data else None
+
+
+def _tokens(reader: Reader) -> Tokens:
+    count = reader.integer("count", minimum=1, maximum=_MOST_TOKENS)
+    dim = reader.integer("dim", minimum=1, maximum=_MOST_TOKEN_DIM)
+    sides, dtype = reader.value("grid"), reader.text("dtype")
+    if not isinstance(sides, list) or len(sides) != 2:
+        raise reader.wrong("grid", "rows and columns", sides)
+    each = [Reader({"grid": side}, reader.place) for side in sides]
+    rows, columns = (one.integer("grid", minimum=1, maximum=_MOST_TOKENS) for one in each)
+    if rows * columns != count:
+        raise reader.wrong("grid", f"rows and columns of {count} tokens", sides)
+    if dtype != "float32":
+        raise reader.wrong("dtype", "float32", dtype)
+    return Tokens(count, dim, (rows, columns), dtype)
 
 
 def _check_wsinfer(top: Reader, derived: Mapping[str, Any]) -> None:
@@ -302,8 +343,10 @@ def _autocast(reader: Reader) -> Autocast:
     precision = reader.text("precision")
     if precision not in PRECISIONS:
         raise reader.wrong("precision", f"one of {', '.join(PRECISIONS)}", precision)
-    agreement = reader.number("knn_agreement") if reader.has("knn_agreement") else None
-    return Autocast(precision, reader.number("cosine_min"), reader.number("cosine_mean"), agreement)
+    agreement, tokens = (
+        reader.number(key) if reader.has(key) else None for key in ("knn_agreement", "tokens_cosine_min")
+    )
+    return Autocast(precision, reader.number("cosine_min"), reader.number("cosine_mean"), agreement, tokens)
 
 
 def _parity(reader: Reader) -> Parity:

@@ -42,11 +42,18 @@ def least_cosine(manifest: Manifest, precision: str) -> float:
 
 def least_cosine_of(precision: str, autocast: Sequence[Autocast]) -> float:
     """Return the same by what was measured of autocast."""
-    for measured in autocast:
-        if measured.precision == precision:
-            as_far = 1 - _TIMES_AUTOCAST * (1 - measured.cosine_min)
-            return min(MIN_COSINE[precision], max(_FLOOR, as_far))
-    return MIN_COSINE[precision]
+    return _least(precision, [one.cosine_min for one in autocast if one.precision == precision])
+
+
+def least_tokens_cosine(precision: str, autocast: Sequence[Autocast]) -> float:
+    """Return the smallest `tokens_cosine` that a bundle may have at a precision: by the same rule, of its tokens."""
+    measured = [one.tokens_cosine_min for one in autocast if one.precision == precision]
+    return _least(precision, [cosine for cosine in measured if cosine is not None])
+
+
+def _least(precision: str, autocast: Sequence[float]) -> float:
+    as_far = [1 - _TIMES_AUTOCAST * (1 - cosine) for cosine in autocast[:1]]
+    return min([MIN_COSINE[precision], *(max(_FLOOR, cosine) for cosine in as_far)])
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -64,3 +71,14 @@ def length_error(features: NDArray[np.float32], wanted: NDArray[np.float32]) -> 
     """Return by how much a row's length is off at most, relative to the reference's; NaN where one is not finite."""
     got, reference = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (features, wanted))
     return float((np.abs(got - reference) / np.where(reference > 0, reference, 1)).max())
+
+
+def tokens_cosine(tokens: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Return the smallest of the tiles' mean cosines, of patch tokens float32[N, T, D]; NaN where one is not finite."""
+    return float(np.min([cosines(*pair).mean() for pair in zip(tokens, wanted, strict=True)]))
+
+
+def tokens_length_error(tokens: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Return by how much a tile's tokens are too long or too short in the mean, relative; NaN as above."""
+    got, reference = (np.linalg.norm(rows.astype(np.float64), axis=2) for rows in (tokens, wanted))
+    return float((np.abs(got - reference) / np.where(reference > 0, reference, 1)).mean(axis=1).max())

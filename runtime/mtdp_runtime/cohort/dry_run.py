@@ -155,10 +155,10 @@ def _sum(plans: Sequence[tuple[float, Plan]], spent: Sequence[dict[str, Any]], *
     """Add up what all scales of a slide cost; `scales` says it of each, where there are several."""
     total = dict(spent[0])
     for more in spent[1:]:
-        total |= {key: total[key] + more[key] for key in ("bytes", "estimated_s") if key in total}
+        total |= {key: total[key] + more[key] for key in ("bytes", "tokens_bytes", "estimated_s") if key in total}
     if by_scale:
         total["scales"] = [
-            {"mpp": mpp, "tiles": len(plan.kept), "bytes": one["bytes"]}
+            {"mpp": mpp, "tiles": len(plan.kept), **{key: one[key] for key in ("bytes", "tokens_bytes") if key in one}}
             for (mpp, plan), one in zip(plans, spent, strict=True)
         ]
     return total

@@ -13,6 +13,7 @@ from mtdp_runtime.bundle.manifest import Manifest
 from mtdp_runtime.errors import TileUnreadable
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide import Slide
+from mtdp_runtime.store.layout import reserved_bytes
 from mtdp_runtime.tiling.plan import Plan
 
 _READ_TILES: Final = 12
@@ -39,7 +40,14 @@ def output_bytes(tiles: int, manifest: Manifest, settings: ExtractSettings) -> i
     """Return the bytes of the rows of a model's feature file."""
     features_bytes = manifest.features_dim * (2 if settings.features_dtype == "float16" else 4)
     classes = sum(len(head.class_names) for head in manifest.heads if settings.heads)
-    return tiles * (features_bytes + 4 * classes + _ROW_BYTES)
+    return tiles * (features_bytes + 4 * classes + _ROW_BYTES) + tokens_bytes(tiles, manifest, settings)
+
+
+def tokens_bytes(tiles: int, manifest: Manifest, settings: ExtractSettings) -> int:
+    """Return the bytes of the patch tokens among them: the most of a file that has some."""
+    if not settings.tokens or manifest.tokens is None:
+        return 0
+    return reserved_bytes(tiles, 2 * manifest.tokens.count * manifest.tokens.dim)
 
 
 def seconds(plan: Plan, speeds: Sequence[EngineSpeed], read_s: float, threads: int) -> float:
@@ -60,6 +68,8 @@ def costs(
 ) -> dict[str, Any]:
     """Return what a dry run adds to a slide's line: `bytes`; and `estimated_s`, `estimate_from` where speeds are known.
 
+    And `tokens_bytes`, which are among `bytes`, where patch tokens are stored.
+
     Args:
         plan: of the slide.
         read_s: seconds a tile takes one thread to read, and
@@ -69,12 +79,15 @@ def costs(
         speeds: of the same models; none where an engine could not be measured.
         threads: that read and compute.
     """
-    size = sum(output_bytes(len(plan.kept), manifest, settings) for manifest in manifests)
+    tiles = len(plan.kept)
+    size = {"bytes": sum(output_bytes(tiles, manifest, settings) for manifest in manifests)}
+    if settings.tokens:
+        size["tokens_bytes"] = sum(tokens_bytes(tiles, manifest, settings) for manifest in manifests)
     if not speeds:
-        return {"bytes": size}
+        return size
     rates = "; ".join(f"{s.tiles_per_s:.1f} tiles/s of {s.engine} over {s.tiles} tiles" for s in speeds)
     return {
-        "bytes": size,
+        **size,
         "estimated_s": float(f"{seconds(plan, speeds, read_s, threads):.3g}"),
         "estimate_from": f"{rates}, measured now; "
         f"{1000 * read_s:.1f} ms to read a tile, over {read_tiles} tiles of this slide; {threads} threads",

@@ -28,8 +28,8 @@ class Job:
     """Slides, models and settings of a run.
 
     Raises:
-        UsageError: two models have one name, a format is unknown, two slides' files of it would have one name, or
-            tiles from a list are asked for at several scales.
+        UsageError: two models have one name, a format is unknown, two slides' files of it would have one name, tiles
+            from a list are asked for at several scales, or patch tokens in a format that has no place for them.
     """
 
     slides: tuple[SlideRequest, ...]
@@ -61,6 +61,11 @@ class Job:
         self._check_scales()
         object.__setattr__(self, "formats", check_formats(self.formats))
         check_slide_names([request.name for request in self.slides], self.formats)
+        if self.settings.tokens and self.formats:
+            raise UsageError(
+                f"--tokens and --format {self.formats[0]}: only the HDF5 file has a place for patch tokens",
+                hint="Leave out --format; for that format run the same without --tokens, into another --out.",
+            )
 
     @property
     def threads_each(self) -> int:
@@ -118,13 +123,16 @@ def scales_of(mpp: float | Sequence[float] | None) -> tuple[float, ...]:
     return scales
 
 
-def load_bundles(paths: Sequence[Path | str], trust_engines: bool = False) -> tuple[Bundle, ...]:
+def load_bundles(paths: Sequence[Path | str], trust_engines: bool = False, tokens: bool = False) -> tuple[Bundle, ...]:
     """Return the bundles of a job, of folders and of the hub; the packaged one where none is named.
+
+    With `tokens`, engines are to give the patch tokens, too.
 
     Raises:
         BundleError: one cannot be trusted or understood.
     """
-    return tuple(bundle_of(path, trust_engines) for path in paths or [default_bundle_path()])
+    found = (bundle_of(path, trust_engines) for path in paths or [default_bundle_path()])
+    return tuple(replace(bundle, tokens=tokens) for bundle in found)
 
 
 def shared_settings(
@@ -138,11 +146,12 @@ def shared_settings(
     heads: bool = False,
     pool: str = "none",
     features_dtype: str = "float32",
+    tokens: bool = False,
 ) -> ExtractSettings:
     """Return the settings for models that share one reading; of tiles from a list, `coords`, no grid is laid.
 
     Raises:
-        UsageError: they would see different tiles, one has no heads to store, or a value is unknown.
+        UsageError: they would see different tiles, one has no heads or no patch tokens to store, or a value is unknown.
     """
     if coords is not None and (stride_px is not None or min_tissue is not None):
         which = "--stride-px" if stride_px is not None else "--min-tissue"
@@ -160,6 +169,11 @@ def shared_settings(
                 f"--heads: {manifest.name} has none",
                 hint="Leave it out, or export the model anew: mtdp-export without --no-heads.",
             )
+        if tokens and manifest.tokens is None:
+            raise UsageError(
+                f"--tokens: {manifest.name} gives no patch tokens",
+                hint="Leave it out, or export the model anew: mtdp-export --tokens (transformers have them).",
+            )
         tiles[manifest.name] = (manifest.tile_px, mpp if mpp is not None else manifest.mpp)
     if len(set(tiles.values())) > 1:
         wants = "; ".join(f"{name} {tile_px} px at {scale:g} µm/px" for name, (tile_px, scale) in tiles.items())
@@ -176,6 +190,7 @@ def shared_settings(
         heads=heads,
         pool=cast(Pool, _one_of("--pool", pool, get_args(Pool))),
         features_dtype=cast(FeaturesDtype, _one_of("--features-dtype", features_dtype, get_args(FeaturesDtype))),
+        tokens=tokens,
     )
 
 

@@ -76,6 +76,7 @@ def extract(
     features_dtype: options.Dtype = "float32",
     heads: options.Heads = False,
     pool: options.Pooling = "none",
+    tokens: options.Tokens = False,
     overwrite: options.Overwrite = False,
     retry_failed: options.RetryFailed = False,
     shard: options.Shard = None,
@@ -113,7 +114,7 @@ def extract(
     _read_early(ctx.params, batch_size, cores)
     from mtdp_runtime.cohort.job import load_bundles, shared_settings
 
-    bundles = load_bundles(model or [], trust_engines)
+    bundles = load_bundles(model or [], trust_engines, tokens)
     scales = options.target_mpp(*run_file.stated(ctx, "mpp", "magnification"))
     settings = shared_settings(
         bundles,
@@ -125,6 +126,7 @@ def extract(
         heads=heads,
         pool=pool,
         features_dtype=features_dtype,
+        tokens=tokens,
     )
     passed: list[PassedOver] = []
     work = _requests(named, slide_mpp, mask, (coords, classes), part, worker, passed)
@@ -160,7 +162,7 @@ def _read_early(asked: Mapping[str, Any], batch: int | None, threads: int) -> No
     """Let the one model of a run here be read from what OpenVINO's last start kept, while all else is imported."""
     models = asked["model"] or []
     elsewhere = asked["dry_run"] or asked["scheduler"] != "local" or asked["workers"] is not None
-    if elsewhere or asked["backend"] not in ("auto", "openvino") or len(models) > 1:
+    if elsewhere or asked["tokens"] or asked["backend"] not in ("auto", "openvino") or len(models) > 1:
         return
     from mtdp_runtime.backends.openvino import OpenVINO
     from mtdp_runtime.bundle import default_bundle_path

@@ -175,6 +175,15 @@ Pooling = Annotated[
         rich_help_panel=NUMBERS,
     ),
 ]
+Tokens = Annotated[
+    bool,
+    typer.Option(
+        "--tokens",
+        help="Also store the tokens of each tile's patches, `tokens` float16[N, T, D], of a model that was exported "
+        "with mtdp-export --tokens. They are large: 0.1 to 0.8 MB a tile; --dry-run says how much.",
+        rich_help_panel=NUMBERS,
+    ),
+]
 Dtype = Annotated[
     FeaturesDtype,
     typer.Option(help="Store features as float32, or as float16 in half the space.", rich_help_panel=NUMBERS),

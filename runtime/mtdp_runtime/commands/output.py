@@ -20,6 +20,7 @@ from mtdp_runtime.store.causes import Cause
 from mtdp_runtime.tiling.plan import Plan
 from mtdp_runtime.units import duration, size
 
+_COSTS: Final = ("bytes", "tokens_bytes", "estimated_s")  # that a dry run adds up
 _MOST_CAUSES: Final = 10
 _MOST_NAMES: Final = 3
 
@@ -172,14 +173,22 @@ def plans_total(lines: Sequence[Mapping[str, Any]]) -> str:
     '2 slides: 1 to do with 900 tiles, 4.0 GB, about 1 h 30 min; 1 failed'
     >>> plans_total([{"status": "skipped"}, {"status": "skipped"}])
     '2 slides: 0 to do; 2 done already, 0 failed'
+    >>> plans_total([{"status": "planned", "tiles": 900, "bytes": 4e9, "tokens_bytes": 3.9e9}])
+    '1 slides: 1 to do with 900 tiles, 4.0 GB, of these 3.9 GB of tokens; 0 failed'
     """
-    tiles, size_bytes, took_s = (sum(line.get(name, 0) for line in lines) for name in ("tiles", "bytes", "estimated_s"))
+    sums = {name: sum(line.get(name, 0) for line in lines) for name in ("tiles", *_COSTS)}
+    tiles, took_s = sums["tiles"], sums["estimated_s"]
     planned, done, failed = (sum(line["status"] == one for line in lines) for one in ("planned", "skipped", "failed"))
-    costs = f" with {tiles} tiles, {size(size_bytes)}" if planned or tiles else ""
+    costs = f" with {tiles} tiles, {_sizes(sums)}" if planned or tiles else ""
     if costs and any("estimated_s" in line for line in lines):
         costs += f", about {duration(took_s)}"
     already = f"{done} done already, " if done else ""
     return f"{len(lines)} slides: {planned} to do{costs}; {already}{failed} failed"
+
+
+def _sizes(costs: Mapping[str, Any]) -> str:
+    tokens = costs.get("tokens_bytes", 0)
+    return size(costs["bytes"]) + (f", of these {size(tokens)} of tokens" if tokens else "")
 
 
 def _say_plan(outcome: Outcome, by_scale: Sequence[tuple[float, Plan]], costs: dict[str, Any], as_json: bool) -> None:
@@ -199,10 +208,10 @@ def _say_plan(outcome: Outcome, by_scale: Sequence[tuple[float, Plan]], costs: d
     if not outcome.tiles and outcome.status != "failed":
         result(f"  nothing to compute: {outcome.message}")
     elif "estimated_s" in costs:
-        result(f"  about {size(costs['bytes'])}, {duration(costs['estimated_s'])}")
+        result(f"  about {_sizes(costs)}, {duration(costs['estimated_s'])}")
         detail(f"  from {costs['estimate_from']}")
     elif "bytes" in costs:
-        result(f"  about {size(costs['bytes'])}")
+        result(f"  about {_sizes(costs)}")
     if outcome.status == "failed":  # at another scale
         _say_outcome(outcome, "", as_json)
         return

@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mtdp_runtime.backends.checked import CheckedEngine
 from mtdp_runtime.bundle.tolerance import least_cosine
 from mtdp_runtime.errors import FingerprintMismatch, NothingFinite, SlideError, SlideUnreadable
@@ -39,6 +36,9 @@ from mtdp_runtime.tiling.tissue import TissueMask
 TISSUE: Final = "finding tissue"
 TILES: Final = "tiles"
 CHECK: Final = "checking tiles with the reference"
+_BEYOND_FLOAT16: Final = "have a patch token that float16, in which they are stored, does not hold (beyond 65504)"
+_QUEUED: Final = 8  # batches that may wait for the disk
+_QUEUED_TOKENS: Final = 2  # which take up to hundreds of megabytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def extract_slide(
         resumed = [store.rows_done for store in stores]
         listeners.on_phase(TILES)
         listeners.on_plan(len(plan.kept), min(resumed))
-        engines = [CheckedEngine(target.model.backend, target.model.bundle.manifest) for target in todo]
+        engines = [CheckedEngine(target.model.backend, target.model.bundle) for target in todo]
         times, bad = run_pipeline(
             slide,
             plan.coords,
@@ -120,15 +120,16 @@ def extract_slide(
             on_progress=listeners.on_progress,
             fail_on_bad_tile=settings.on_bad_tile == "fail",
             source=plan.source,
+            queued=_QUEUED_TOKENS if settings.tokens else _QUEUED,
         )
         bad_tiles = [int((store.statuses() != TileStatus.GOOD).sum()) for store in stores]  # an earlier run's included
         for target, store, rows, count in zip(todo, stores, resumed, bad_tiles, strict=True):
             if count == len(plan.kept) > 0:
-                refusal = _nothing_good(info, store.statuses(), bad)
+                refusal = _nothing_good(info, store, bad)
                 store.discard()
                 raise refusal
             agreement, warning = _check(store.partial, info, target.model, settings, listeners, aligned)
-            found.append((agreement, warning))
+            found += [(agreement, warning), (None, _lost_tokens(store))]
             attrs = run_attrs(times, bad, plan, rows) | {"bad_tiles": count}
             if agreement is not None:
                 attrs |= {"check": asdict(agreement)} | ({"check_warning": warning} if warning else {})
@@ -153,8 +154,17 @@ def _computed(read_by: Outcome, plan: Plan, times: RunTimes, bad_tiles: int, *, 
     )
 
 
-def _nothing_good(info: SlideInfo, statuses: NDArray[np.uint8], bad: BadTiles) -> SlideError:
+def _lost_tokens(store: FeatureStore) -> str:
+    if not store.tokens_lost:
+        return ""
+    return f"{store.path}: {store.tokens_lost} tiles {_BEYOND_FLOAT16}: their rows are NaN, with the status NOT_FINITE"
+
+
+def _nothing_good(info: SlideInfo, store: FeatureStore, bad: BadTiles) -> SlideError:
+    statuses = store.statuses()
     what = f"{info.path}: none of its {len(statuses)} tiles has features; "
+    if store.tokens_lost:
+        return NothingFinite(f"{what}all {_BEYOND_FLOAT16}", hint="Run it without --tokens.")
     if (statuses == TileStatus.NOT_FINITE).any():
         return NothingFinite(
             f"{what}the model gives no finite numbers",

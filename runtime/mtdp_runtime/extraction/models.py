@@ -87,7 +87,7 @@ def load_models(
 
 @contextmanager
 def with_references(models: Sequence[Model], tiles: int, threads: int) -> Iterator[list[Model]]:
-    """Give each model a reference of its own, ONNX Runtime in fp32, that recomputes so many tiles of a slide.
+    """Give each model a reference of its own, ONNX Runtime in fp32, that recomputes features of so many tiles.
 
     Raises:
         BackendError: the reference does not run here.
@@ -98,6 +98,9 @@ def with_references(models: Sequence[Model], tiles: int, threads: int) -> Iterat
             return
         reference, _ = choose("onnxruntime")
         engines = [
-            references.enter_context(reference.load(model.bundle, "fp32", min(tiles, 16), threads)) for model in models
+            references.enter_context(
+                reference.load(replace(model.bundle, tokens=False), "fp32", min(tiles, 16), threads)
+            )
+            for model in models
         ]
         yield [replace(model, check=Check(tiles, engine)) for model, engine in zip(models, engines, strict=True)]

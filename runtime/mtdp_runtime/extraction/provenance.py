@@ -16,7 +16,7 @@ from mtdp_runtime.slide import SlideInfo
 from mtdp_runtime.slide.identity import hint_of, sample_of
 from mtdp_runtime.slide.resample import is_still
 from mtdp_runtime.slide.source import resampling_of
-from mtdp_runtime.store.layout import Layout
+from mtdp_runtime.store.layout import TOKENS, Layout
 from mtdp_runtime.store.run_log import absolute
 from mtdp_runtime.tiling.given import NOTHING, Given
 from mtdp_runtime.tiling.given_classes import RULE
@@ -24,7 +24,8 @@ from mtdp_runtime.tiling.given_tiles import TileList
 from mtdp_runtime.tiling.plan import Plan
 from mtdp_runtime.version import __version__
 
-_AS_BEFORE: Final = (("features_dtype", "float32"), ("pool", "none"))  # files of versions without them are the same
+# Files of versions without them are the same
+_AS_BEFORE: Final = (("features_dtype", "float32"), ("pool", "none"), ("tokens", False))
 _OF_A_GRID: Final = ("stride_px", "min_tissue")  # which decide nothing of tiles that are given
 
 
@@ -118,7 +119,9 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
     hint, sample = hint_of(info.path), sample_of(read_here(info))
     root |= {HINT: hint, SAMPLE: sample} | ({KEY: target.key} if target.key else {})
     resume_key = json.dumps([backend.name, backend.batch, sample])
-    classes = {head.output: {"class_names": head.class_names} for head in heads}
+    attrs: dict[str, dict[str, Any]] = {head.output: {"class_names": head.class_names} for head in heads}
+    tokens = manifest.tokens if settings.tokens else None
+    attrs |= {TOKENS: {"grid": tokens.grid}} if tokens is not None else {}
     tissue = plan.tissue
     place = {"scale": tissue.scale, "x0": tissue.x0, "y0": tissue.y0, "mpp": tissue.mpp}
     dtype = settings.features_dtype
@@ -130,7 +133,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         root,
         facts,
         resume_key,
-        classes,
+        attrs,
         mask=tissue.mask,
         mask_attrs=place,
         features_dtype=dtype,
@@ -138,6 +141,7 @@ def layout_of(plan: Plan, target: Target, settings: ExtractSettings, facts: dict
         classes=plan.classes,
         class_names=plan.class_names,
         pooled=settings.pool == "mean",
+        tokens=None if tokens is None else (tokens.count, tokens.dim),
     )
 
 

@@ -62,6 +62,7 @@ def run_pipeline(
     on_progress: Progress | None = None,
     fail_on_bad_tile: bool = False,
     source: Source | None = None,
+    queued: int = 8,
 ) -> tuple[RunTimes, BadTiles]:
     """Extract the features of all tiles that the store does not hold yet.
 
@@ -76,6 +77,7 @@ def run_pipeline(
         on_progress: called from a thread with the number of rows just stored.
         fail_on_bad_tile: raise at the first tile that cannot be read.
         source: what all tiles are resampled from; each by itself what the law allows where None.
+        queued: batches that may wait to be stored.
 
     Raises:
         TileUnreadable: only with fail_on_bad_tile.
@@ -92,6 +94,7 @@ def run_pipeline(
         on_progress=on_progress or (lambda rows: None),
         fail_on_bad_tile=fail_on_bad_tile,
         source=source,
+        queued=queued,
     )
     start = time.perf_counter()
     with run.threads():
@@ -117,6 +120,7 @@ class _Run:
         on_progress: Progress,
         fail_on_bad_tile: bool,
         source: Source | None,
+        queued: int,
     ) -> None:
         # Batches are cut from the grid alone, so a resumed run computes each row in the same company.
         first = store.rows_done - store.rows_done % engine.batch
@@ -131,7 +135,8 @@ class _Run:
         self.buffers = Buffers(self.todo, engine.batch, tile_px, engine.depth + 2, readers)
         self.slots = threading.Semaphore(engine.depth)
         self.in_flight: queue.Queue[tuple[int, Batch, float] | None] = queue.Queue()  # `slots` bounds it
-        self.done: queue.Queue[tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint8]] | None] = queue.Queue(8)
+        self.done: queue.Queue[tuple[Mapping[str, NDArray[np.float32]], NDArray[np.uint8]] | None]
+        self.done = queue.Queue(queued)
 
     @contextmanager
     def threads(self) -> Iterator[None]:

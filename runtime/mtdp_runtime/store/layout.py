@@ -29,6 +29,7 @@ PROBABILITIES: Final = "probabilities_"  # then the task
 MASK: Final = "tissue_mask"
 CLASS: Final = "class"
 SLIDE_FEATURES: Final = "slide_features"
+TOKENS: Final = "tokens"
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -60,10 +61,18 @@ class Layout:
     class_names: tuple[str, ...] = ()
     pooled: bool = False  # also the mean of the rows that are good
     slide_hint: str = ""  # size and times of the slide's files: where they differ it may be another one
+    tokens: tuple[int, int] | None = None  # T and D of a tile's patch tokens, where they are stored, too
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of a row of each output, by name."""
+        shapes: dict[str, tuple[int, ...]] = {name: (columns,) for name, columns in self.outputs.items()}
+        return shapes if self.tokens is None else {**shapes, TOKENS: self.tokens}
 
     def dtype_of(self, output: str) -> np.dtype[Any]:
         """Return how the rows of an output are stored."""
-        return np.dtype("<f2" if output == FEATURES and self.features_dtype == "float16" else "<f4")
+        half = output == TOKENS or (output == FEATURES and self.features_dtype == "float16")
+        return np.dtype("<f2" if half else "<f4")
 
 
 def fingerprint(made_of: Mapping[str, Any]) -> str:
@@ -76,8 +85,8 @@ def lay_out(layout: Layout) -> tuple[SparseImage, dict[str, Place]]:
     rows = len(layout.coords)
     image = SparseImage()
     with h5py.File(image, "w", libver=("earliest", "v110")) as file:
-        for name, columns in layout.outputs.items():
-            _dataset(file, name, (rows, columns), layout.dtype_of(name))
+        for name, shape in layout.shapes.items():
+            _dataset(file, name, (rows, *shape), layout.dtype_of(name))
         _dataset(file, STATUS, (rows,), np.dtype("u1"))
         file[STATUS][...] = TileStatus.NOT_COMPUTED
         file.create_dataset(COORDS, data=layout.coords)
@@ -103,7 +112,7 @@ def lay_out(layout: Layout) -> tuple[SparseImage, dict[str, Place]]:
         file.attrs["made_of"] = json.dumps(layout.made_of)
         file.attrs["fingerprint"] = fingerprint(layout.made_of)
         file.attrs["resume_key"] = layout.resume_key
-        places = {name: _place(file[name]) for name in (*layout.outputs, STATUS) if rows}
+        places = {name: _place(file[name]) for name in (*layout.shapes, STATUS) if rows}
     return image, places
 
 
@@ -150,7 +159,7 @@ def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
     row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     if shape[0]:
-        plist.set_chunk((max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:]))
+        plist.set_chunk((_chunk_rows(shape[0], row_bytes), *shape[1:]))
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     # The rows are a hole of the image, and zeros on the disk. What stands behind the last status must not be chance.
     plist.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if name == STATUS else h5py.h5d.FILL_TIME_NEVER)
@@ -158,9 +167,21 @@ def _dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, plist)
 
 
+def _chunk_rows(rows: int, row_bytes: int) -> int:
+    return max(1, min(rows, _CHUNK_BYTES // row_bytes))
+
+
+def reserved_bytes(rows: int, row_bytes: int) -> int:
+    """Return what a dataset of rows takes in the file: whole chunks."""
+    chunk_rows = _chunk_rows(rows, row_bytes)
+    return -(-rows // chunk_rows) * chunk_rows * row_bytes
+
+
 def _place(dataset: h5py.Dataset) -> Place:
-    infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
-    by_row = sorted((info.chunk_offset[0], info.byte_offset) for info in infos)
+    by_row: list[tuple[int, int]] = []
+    # One walk: to ask for each chunk by its number takes the square of their count, and tokens have many.
+    dataset.id.chunk_iter(lambda info: by_row.append((info.chunk_offset[0], info.byte_offset)))
+    by_row.sort()
     row_bytes = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
     return Place(tuple(offset for _, offset in by_row), dataset.chunks[0], row_bytes)
 

@@ -5,6 +5,7 @@ coords                  int64[N, 2]                level-0 x, y of each tile's t
 status                  uint8[N]                   `TileStatus`
 tissue_fraction         float32[N]                 the part of each tile that is tissue
 probabilities_<task>    float32[N, C]              where the heads were stored
+tokens                  float16[N, T, D]           where they were asked for: of the patches of each tile, row by row
 class                   int16[N]                   where classes were given: a number of its `class_names`, or -1
 slide_features          float32[D]                 where it was asked for: the mean of the rows that are good
 tissue_mask             uint8[H, W]                where the tissue is; empty slides have none
@@ -34,6 +35,7 @@ from mtdp_runtime.store.layout import (
     SLIDE_FEATURES,
     STATUS,
     TISSUE_FRACTION,
+    TOKENS,
     TileStatus,
 )
 
@@ -72,6 +74,22 @@ class FeatureFile:
     def features(self) -> h5py.Dataset:
         """float32 or float16[N, D]; NaN where the status is not GOOD."""
         return self._file[FEATURES]
+
+    @property
+    def tokens(self) -> h5py.Dataset | None:
+        """float16[N, T, D]: a tile's patches, row by row from its top left; NaN where the status is not GOOD.
+
+        Rows are read when they are asked for; None where none were stored.
+        """
+        return self._file.get(TOKENS)
+
+    @cached_property
+    def token_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patches; their product is T."""
+        if TOKENS not in self._file:
+            return None
+        rows, columns = json.loads(self._file[TOKENS].attrs["grid"])
+        return int(rows), int(columns)
 
     @cached_property
     def coords(self) -> NDArray[np.int64]:

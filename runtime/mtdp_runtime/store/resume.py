@@ -34,6 +34,7 @@ def key_of(layout: Layout, places: Mapping[str, disk.Place]) -> bytes:
     """Return 32 bytes: a partial file with another key holds rows of something else, or in other places."""
     facts = [fingerprint(layout.made_of), layout.resume_key, layout.features_dtype]
     facts += [repr(sorted(layout.outputs.items())), repr(sorted(places.items()))]
+    facts += [] if layout.tokens is None else [repr(layout.tokens)]
     digest = hashlib.sha256(json.dumps(facts).encode())
     digest.update(disk.rows_bytes(layout.coords))
     return digest.digest()

@@ -35,7 +35,7 @@ from mtdp_runtime.files import sync_folder
 from mtdp_runtime.store import disk, resume
 from mtdp_runtime.store.checksums import RowDigests
 from mtdp_runtime.store.image import SparseImage
-from mtdp_runtime.store.layout import COORDS, FEATURES, STATUS, Layout, TileStatus, complete, lay_out
+from mtdp_runtime.store.layout import COORDS, FEATURES, STATUS, TOKENS, Layout, TileStatus, complete, lay_out
 from mtdp_runtime.store.progress import BYTES, Progress
 
 _SYNC_EVERY_S: Final = 5.0
@@ -100,7 +100,8 @@ class FeatureStore:
         self._fence = fence or (lambda: None)
         self._scratch = self.partial.with_name(f"{self.partial.name}.new")
         self._status = np.full(len(layout.coords), TileStatus.NOT_COMPUTED, np.uint8)
-        self._digests = RowDigests((*layout.outputs, STATUS))
+        self.tokens_lost = 0  # tiles of this run that are not GOOD for their patch tokens alone
+        self._digests = RowDigests((*layout.shapes, STATUS))
         self._committed = 0
         self._spoilt = False  # nothing more is written, since something was not written or is no longer ours
         self._synced_s = time.monotonic()
@@ -148,8 +149,9 @@ class FeatureStore:
         """Write the next rows.
 
         Args:
-            outputs: float32[B, columns] for each output; rows whose status is not GOOD are stored as NaN.
-            status: uint8[B], TileStatus; GOOD becomes NOT_FINITE where an output is not finite.
+            outputs: float32[B, ...] for each output; rows whose status is not GOOD are stored as NaN.
+            status: uint8[B], TileStatus; GOOD becomes NOT_FINITE where an output is not finite, or a patch token is
+                beyond float16.
 
         Raises:
             OutputUnwritable: the disk is full or gone. What was committed is kept.
@@ -158,19 +160,23 @@ class FeatureStore:
         """
         start = self.rows_done
         status = status.copy()
-        for name in self._layout.outputs:
-            finite = np.isfinite(outputs[name]).all(axis=1)
-            status[(status == TileStatus.GOOD) & ~finite] = TileStatus.NOT_FINITE
+        given: dict[str, NDArray[Any]] = {}
+        for name, shape in self._layout.shapes.items():  # tokens last
+            with np.errstate(over="ignore"):  # a token that float16 does not hold is infinite here, and seen below
+                values = np.array(outputs[name], np.float16 if name == TOKENS else np.float32)
+            if values.shape != (len(status), *shape):  # it would be written over its neighbours
+                raise StoreError(f"{self.path}: {name} has the shape {values.shape}, not {(len(status), *shape)}")
+            lost = (status == TileStatus.GOOD) & ~np.isfinite(values).reshape(len(status), -1).all(axis=1)
+            status[lost] = TileStatus.NOT_FINITE
+            self.tokens_lost += int(lost.sum()) if name == TOKENS else 0
+            given[name] = values
         rows = {STATUS: status.tobytes()}
-        for name, columns in self._layout.outputs.items():
-            values = np.array(outputs[name], np.float32)
-            if values.shape != (len(status), columns):  # it would be written over its neighbours
-                raise StoreError(f"{self.path}: {name} has the shape {values.shape}, not {(len(status), columns)}")
+        for name, values in given.items():
             values[status != TileStatus.GOOD] = np.nan
-            half = self._layout.dtype_of(name) == np.float16
+            half = values.dtype == np.float32 and self._layout.dtype_of(name) == np.float16
             rows[name] = disk.rows_bytes(_half(values, self.path) if half else values)
         with self._trusted():
-            for name in self._layout.outputs:
+            for name in given:
                 if len(status):
                     disk.write_rows(self._file, self._places[name], start, rows[name])
             for name, data in rows.items():
@@ -229,8 +235,8 @@ class FeatureStore:
         target = disk.own_file(self._scratch)
         try:
             disk.reserve(target, image.size_bytes)
-            digests = RowDigests(tuple(smaller.outputs))
-            for name in smaller.outputs if good.any() else ():
+            digests = RowDigests(tuple(smaller.shapes))
+            for name in smaller.shapes if good.any() else ():
                 place, done = self._places[name], 0
                 step = max(1, _COPY_BYTES // place.row_bytes)
                 for start in range(0, len(good), step):

@@ -136,7 +136,15 @@ class TensorRT:
             folder,
             lambda: build_engine(cls.library, bundle.checked(variant.file), tile_px, options, gpu.index),
             lambda plan: CudaDevice(
-                cls.library, gpu, plan, batch=batch, tile_px=tile_px, kernels=kernels, cudart=cudart, trt=trt
+                cls.library,
+                gpu,
+                plan,
+                batch=batch,
+                tile_px=tile_px,
+                kernels=kernels,
+                cudart=cudart,
+                trt=trt,
+                left_out=bundle.left_out,
             ),
         )
         notes += [*said, *device.notes]
@@ -148,10 +156,10 @@ class TensorRT:
         Raises:
             BackendError: what comes out is not what the network computes.
         """
-        from mtdp_runtime.backends.proof import replay
+        from mtdp_runtime.backends.proof import lacks, replay
 
         for _ in range(devices):
-            shortfall = replay(self, bundle).shortfall(self.precision)
+            shortfall = lacks(replay(self, bundle), bundle, self.precision)
             if shortfall:
                 raise BackendError(
                     f"{self.name} does not compute this model: it {shortfall} ({self.precision})",

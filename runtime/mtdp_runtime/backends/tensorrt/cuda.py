@@ -27,7 +27,7 @@ What is relied on, and where it is said:
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,7 @@ class CudaDevice:
         kernels: Path | None,
         cudart: Any,
         trt: Any,
+        left_out: Collection[str] = (),
     ) -> None:
         """Take the engine.
 
@@ -87,6 +88,8 @@ class CudaDevice:
             kernels: TensorRT-RTX compiles kernels when it first runs; the file that keeps them.
             cudart: the CUDA runtime's bindings (`gpus.load_cudart`).
             trt: the library's module.
+            left_out: outputs that stay on the GPU. One engine serves runs with and without them: to build another one
+                takes minutes, to compute these is next to nothing beside the network, and to copy them is not.
 
         Raises:
             EngineRejected: the library does not take the engine, or it is not of this model.
@@ -99,6 +102,7 @@ class CudaDevice:
         self._cudart = cudart
         self._trt = trt
         self._log = Log(trt)
+        self._left_out = frozenset(left_out)
         self._frees = ExitStack()
         self._runtime: Any = None
         self._engine: Any = None
@@ -214,10 +218,12 @@ class CudaDevice:
         return self._engine.create_execution_context(config)
 
     def _new_slot(self, tiles: tuple[int, int, int, int], outputs: Mapping[str, tuple[int, ...]]) -> _Slot:
-        results = {name: self._pinned(shape, np.float32) for name, shape in outputs.items()}
+        wanted = {name: shape for name, shape in outputs.items() if name not in self._left_out}
+        results = {name: self._pinned(shape, np.float32) for name, shape in wanted.items()}
         slot = _Slot(self._pinned(tiles, np.uint8), results)
         slot.device_tiles = self._malloc(slot.tiles.nbytes)
-        slot.device_results = {name: self._malloc(values.nbytes) for name, values in results.items()}
+        sizes = {name: int(np.prod(shape)) * np.dtype(np.float32).itemsize for name, shape in outputs.items()}
+        slot.device_results = {name: self._malloc(size_bytes) for name, size_bytes in sizes.items()}
         slot.copied, slot.inferred, slot.done = (self._event() for _ in range(3))
         return slot
 
