@@ -75,11 +75,11 @@ def with_autocast(bundle: Bundle, model: Deployed) -> Manifest:
         ExportError: torch cannot, here.
     """
     tiles, expected = golden_of(bundle)
-    features = autocast_outputs(model, tiles, "bf16")
-    if features is None:
+    outputs = autocast_outputs(model, tiles, "bf16")
+    if outputs is None:
         raise ExportError("torch has no bf16 for this network on this CPU")
-    similar = cosines(features, expected[FEATURES])
-    agreement = knn_agreement(features, expected[FEATURES])
+    similar = cosines(outputs[FEATURES], expected[FEATURES])
+    agreement = knn_agreement(outputs[FEATURES], expected[FEATURES])
     measured = Autocast("bf16", float(similar.min()), float(similar.mean()), agreement)
     others = (one for one in bundle.manifest.autocast if one.precision != "bf16")
     return replace(bundle.manifest, autocast=(*others, measured))

@@ -131,8 +131,8 @@ class OnnxContext(FakeContext):
         return self.engine.low <= shape[0] <= self.engine.high
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        columns = {output.name: output.shape[1] for output in self.engine.session.get_outputs()}
-        return self.shape if name == "tiles" else (self.shape[0], columns[name])
+        rows = {output.name: output.shape[1:] for output in self.engine.session.get_outputs()}
+        return self.shape if name == "tiles" else (self.shape[0], *rows[name])
 
     def execute_async_v3(self, stream: int) -> bool:
         shape, addresses, memory = self.shape, dict(self.addresses), self.trt.cudart.memory

@@ -72,9 +72,9 @@ def test_the_packaged_bundle_states_what_autocast_comes_to(yardstick: ModuleType
     [stated] = bundle.manifest.autocast
     assert (stated.precision, stated.knn_agreement) == ("bf16", 1.0)
     tiles, expected = golden_of(bundle)
-    features = autocast_outputs(yardstick.network_of(bundle), tiles[FARTHEST : FARTHEST + 1], "bf16")
-    assert features is not None
-    found = float(cosines(features, expected[FEATURES][FARTHEST : FARTHEST + 1])[0])
+    outputs = autocast_outputs(yardstick.network_of(bundle), tiles[FARTHEST : FARTHEST + 1], "bf16")
+    assert outputs is not None
+    found = float(cosines(outputs[FEATURES], expected[FEATURES][FARTHEST : FARTHEST + 1])[0])
     assert 1 - found == pytest.approx(1 - stated.cosine_min, rel=0.25)  # CPUs sum in other orders
 
 

@@ -64,9 +64,9 @@ def test_real_weights_in_bf16_are_as_near_as_autocast(dino: Dino) -> None:
     typed = write_typed(dino.folder / "base.onnx", "bf16", out, dino.tiles, dino.expected)
     assert typed.kept.startswith("biases and scales")
     assert typed.fp32_kernels < typed.kernels / 2  # how many it takes depends on how a CPU rounds
-    features = autocast_outputs(dino.model, dino.tiles, "bf16")
-    assert features is not None
-    autocast = float(cosines(features, dino.expected[FEATURES]).min())
+    outputs = autocast_outputs(dino.model, dino.tiles, "bf16")
+    assert outputs is not None
+    autocast = float(cosines(outputs[FEATURES], dino.expected[FEATURES]).min())
     plain = dino.cosine(in_fp32(to_low_type(load_light(dino.folder / "base.onnx"), "bf16", (), dino.folder)))
     written = dino.cosine(in_fp32(load_light(out)))
     assert written == pytest.approx(typed.cosine_min, abs=2e-6)

@@ -19,12 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import fake_gpu
+from fake_cuda import FakeCudart
 from mtdp_runtime import extract, load_bundle
 from mtdp_runtime.backends import Backend, backend_class
-from mtdp_runtime.backends.proof import lacks, replay
+from mtdp_runtime.backends.proof import Replayed, lacks, replay
 from mtdp_runtime.bundle.manifest import Autocast, Tokens
 from mtdp_runtime.cohort.estimate import output_bytes, tokens_bytes
-from mtdp_runtime.errors import UsageError
+from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
 from mtdp_runtime.store import writer
@@ -107,29 +109,13 @@ class TestWhereNobodyAsks:
         assert "tokens" not in without, "files of versions without them would be other files"
 
     @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-    def test_an_engine_neither_computes_nor_copies_them(self, bundle: Path, backend: str) -> None:
+    def test_an_engine_does_not_hand_them_out(self, bundle: Path, backend: str) -> None:
         tiles = np.zeros((8, TILE_PX, TILE_PX, 3), np.uint8)
         for asked in (False, True, False):  # whatever was compiled before
             with loaded(bundle, backend, tokens=asked) as engine:
                 assert ("tokens" in engine.result(engine.submit(tiles))) is asked
-                if backend == "openvino":
+                if backend == "openvino":  # nor computes them
                     assert len(engine._requests[0].results) == 1 + asked  # type: ignore[attr-defined]
-
-    def test_onnxruntime_does_not_run_what_only_they_need(self, bundle: Path, tmp_path: Path) -> None:
-        """A node that fails, on the way to the tokens alone, does not fail a run without them."""
-        import onnx
-
-        model = onnx.load(bundle / "model.fp32.onnx")
-        flat = next(one for one in model.graph.initializer if one.name == "flat")
-        flat.CopyFrom(onnx.numpy_helper.from_array(np.array([0, FEATURES_DIM, 63], np.int64), "flat"))
-        del model.graph.value_info[:]
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        engine_class: Any = backend_class("onnxruntime")
-        tiles = np.zeros((8, TILE_PX, TILE_PX, 3), np.uint8)
-        with engine_class(session, "test", 8, left_out=("tokens",)) as engine:
-            assert list(engine.result(engine.submit(tiles))) == ["features"]
-        with engine_class(session, "test", 8) as engine, pytest.raises(Exception, match="failed on a batch"):
-            engine.result(engine.submit(tiles))
 
 
 class TestAStop:
@@ -355,6 +341,42 @@ class TestTheProof:
         assert lacks(found, stated, "bf16").startswith("has a cosine of 0.999400 to its golden tokens")
         assert lacks(replace(found, tokens_cosine=float("nan")), far, "bf16")
         assert lacks(replace(found, tokens_cosine=0.9993), far, "bf16")
+
+
+class TestOnAGpu:
+    """Acted out in host memory: who asks for what, and by which bars what comes back is judged."""
+
+    @pytest.fixture(autouse=True)
+    def _gpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCudart:
+        monkeypatch.setenv("MTDP_CACHE", str(tmp_path / "cache"))
+        return fake_gpu.install(monkeypatch)
+
+    @pytest.mark.parametrize("backend", ["tensorrt-rtx", "onnxruntime-cuda"])
+    def test_tokens_leave_it_only_where_they_are_asked_for(self, bundle: Path, backend: str) -> None:
+        tiles = np.random.default_rng(0).integers(0, 256, (8, TILE_PX, TILE_PX, 3), np.uint8)
+        with loaded(bundle, backend, tokens=False) as engine:
+            without = dict(engine.result(engine.submit(tiles)))
+        with loaded(bundle, backend, tokens=True) as engine:
+            outputs = engine.result(engine.submit(tiles))
+        assert (list(without), sorted(outputs)) == (["features"], ["features", "tokens"])
+        np.testing.assert_array_equal(without["features"], outputs["features"])
+        np.testing.assert_allclose(outputs["tokens"], tokens_of(bundle, tiles), rtol=1e-4, atol=1e-3)
+
+    @pytest.mark.parametrize("backend", ["tensorrt-rtx", "onnxruntime-cuda"])
+    def test_a_variant_is_judged_by_the_bundles_own_autocast(
+        self, bundle: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An engine at 0.9995 is too far for fp16's own bar, and near enough where autocast is no nearer."""
+        stated = load_bundle(bundle)
+        found = Replayed(0.9995)
+        monkeypatch.setattr("mtdp_runtime.backends.proof.replay", lambda engine, bundle: found)
+        plain = stated.manifest.variants[0]
+        half = replace(stated, manifest=replace(stated.manifest, variants=(replace(plain, precision="fp16"),)))
+        with pytest.raises(BackendError, match=r"0\.999500 to its golden features here, 0\.9999 is required"):
+            backend_class(backend).load(half, "fp16", 8, 1)
+        far = replace(half, manifest=replace(half.manifest, autocast=(Autocast("fp16", 0.9995, 1.0, 1.0),)))
+        with backend_class(backend).load(far, "fp16", 8, 1) as engine:
+            assert engine.precision == "fp16"
 
 
 class Doubled:

@@ -48,7 +48,6 @@ class OnnxRuntime:
         self.depth = 2
         self._session = session
         self._outputs = [output.name for output in session.get_outputs() if output.name not in left_out]
-        self._options = (_only_what_is_asked(),) if left_out else ()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
         self._running: dict[int, Future[list[NDArray[np.float32]]]] = {}
         self._submitted = 0
@@ -92,7 +91,7 @@ class OnnxRuntime:
 
     def submit(self, tiles: NDArray[np.uint8]) -> int:
         ticket = self._submitted
-        self._running[ticket] = self._worker.submit(self._session.run, self._outputs, {_INPUT: tiles}, *self._options)
+        self._running[ticket] = self._worker.submit(self._session.run, self._outputs, {_INPUT: tiles})
         self._submitted += 1
         return ticket
 
@@ -220,15 +219,6 @@ class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
         # This provider has no option for it, and TensorRT's own default rounds fp32 products to TF32 from Ampere on.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
         return super()._load_at(bundle, chosen, batch)
-
-
-def _only_what_is_asked() -> Any:
-    """Return what keeps ONNX Runtime from computing outputs that are not asked for."""
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.only_execute_path_to_fetches = True
-    return options
 
 
 def _installed(package: str) -> bool:

@@ -53,7 +53,7 @@ class Bundle:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Outputs of the graph that nobody asked for: an engine neither computes nor copies them."""
+        """Outputs of the graph that nobody asked for: no engine copies them, and OpenVINO does not compute them."""
         return (TOKENS,) if self.manifest.tokens is not None and not self.tokens else ()
 
     def holds(self, precision: str) -> bool:
