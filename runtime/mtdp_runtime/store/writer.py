@@ -373,8 +373,8 @@ def _done_path(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.done")
 
 
-def _half(values: NDArray[np.float32], path: Path) -> NDArray[np.float16]:
-    """Return the rows as float16.
+def _half(values: NDArray[Any], path: Path) -> NDArray[np.float16]:
+    """Return rows of float32 as float16.
 
     Raises:
         StoreError: a number would become infinite: neither that nor the largest float16 is what the model said.
