@@ -264,8 +264,8 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
         helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", source.features_dim])
     )
     if source.tokens is not None:
-        shape = ["batch", source.tokens.count, source.tokens.dim]
-        model.graph.output.append(helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, shape))
+        count, dim = source.tokens.count, source.tokens.dim
+        model.graph.output.append(helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, ["batch", count, dim]))
     finish_graph(model, metadata)
     return model
 

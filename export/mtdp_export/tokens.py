@@ -63,8 +63,8 @@ def features_and_tokens(backbone: Backbone, x: torch.Tensor) -> tuple[torch.Tens
         prefix = backbone.prefix_tokens
     else:
         last = trunk.forward_features(x)
-        pools = not isinstance(backbone, Encoder) or backbone.feature == "pooled"
-        features = trunk.forward_head(last) if pools else backbone.of_tokens(last)
+        encoder = backbone if isinstance(backbone, Encoder) and backbone.feature != "pooled" else None
+        features = trunk.forward_head(last) if encoder is None else encoder.of_tokens(last)
         prefix = int(getattr(trunk, "num_prefix_tokens", 0) or 0)
     tokens = last.flatten(1, 2) if last.dim() == 4 else last[:, prefix:]
     return features.float(), tokens.float()

@@ -16,6 +16,7 @@ from mtdp_export.model_store import load_light
 from mtdp_export.parity import CannotRun, Comparison, Row, require
 from mtdp_export.precision import first_divergence, write_typed
 from mtdp_export.rounding import in_fp32
+from mtdp_export.typed import LowType
 from mtdp_export.verify import replay
 from mtdp_runtime.bundle import load_bundle
 from mtdp_runtime.bundle.golden import load_golden
@@ -77,7 +78,7 @@ def make_variant(
     if precision == "int8":
         write_int8(base, out, tiles)
         return Made(precision, note=f"int8: calibrated on {len(tiles)} tiles")
-    low = "fp16" if precision == "fp16" else "bf16"
+    low: LowType = "fp16" if precision == "fp16" else "bf16"
     typed = write_typed(base, low, out, tiles, expected, least_cosine, least_tokens)
     note = f"{precision}: {typed.kernels - typed.fp32_kernels} of {typed.kernels} kernels in {precision}"
     return Made(precision, typed.fp32_kernels, note + (f"; in fp32: {typed.kept}" if typed.kept else ""))
