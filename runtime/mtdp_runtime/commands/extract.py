@@ -46,6 +46,10 @@ _AS_THEY_ARE: Final = (
 )
 
 
+# The same of `shared_settings`
+_OF_THE_SETTINGS: Final = ("on_bad_tile", "heads", "pool", "features_dtype", "tokens")
+
+
 @app.command(cls=GroupedCommand, epilog=exit_codes.HELP)
 def extract(
     ctx: typer.Context,
@@ -122,11 +126,7 @@ def extract(
         stride_px=stride_px,
         min_tissue=min_tissue if run_file.is_said(ctx, "min_tissue") else None,
         coords=coords,
-        on_bad_tile=on_bad_tile,
-        heads=heads,
-        pool=pool,
-        features_dtype=features_dtype,
-        tokens=tokens,
+        **{name: ctx.params[name] for name in _OF_THE_SETTINGS},
     )
     passed: list[PassedOver] = []
     work = _requests(named, slide_mpp, mask, (coords, classes), part, worker, passed)
