@@ -115,7 +115,7 @@ def test_a_bucket_holds_what_a_folder_would_and_a_fresh_machine_reads_no_slide_a
 def test_an_upload_that_breaks_is_tried_again(
     gate: Gate, machine: Callable[[str], Machine], make_slide: Callable[..., Path], what: str
 ) -> None:
-    gate.faults = [(method, name, what) for name in (r"a\.h5", r"a\.json") for method in ("PUT", "HEAD")]
+    gate.faults = [(method, name, what) for name in (r"/a\.h5", r"/a\.json") for method in ("PUT", "HEAD")]
     gate.faults += [("PUT", r"/runs/", what)]
     here = machine("here")
     assert statuses(here.run(make_slide("a.tiff"))) == ["done"]
@@ -129,12 +129,13 @@ def test_an_upload_that_breaks_is_tried_again(
         ("a.h5", "503", "its server answers 503"),
         (".done/a.json", "403", "its server refuses it: credentials are taken"),
     ],
+    ids=["features", "mark"],  # a test's name is in the URL
 )
 def test_what_cannot_go_up_fails_its_slide_for_this_run_alone(
     gate: Gate, machine: Callable[[str], Machine], make_slide: Callable[..., Path], place: str, answer: str, said: str
 ) -> None:
     here, slides = machine("here"), [make_slide(f"{name}.tiff", seed=i) for i, name in enumerate("ab")]
-    gate.faults = [("PUT", re.escape(place), answer)] * 50
+    gate.faults = [("PUT", re.escape(f"/{place}"), answer)] * 50
     first, second = here.run(slides)
     assert (first.status, second.status) == ("failed", "done")
     assert first.message.startswith(f"{here.out}/{place}: {said}")
