@@ -166,7 +166,8 @@ class FeatureStore:
                 values = np.array(outputs[name], np.float16 if name == TOKENS else np.float32)
             if values.shape != (len(status), *shape):  # it would be written over its neighbours
                 raise StoreError(f"{self.path}: {name} has the shape {values.shape}, not {(len(status), *shape)}")
-            lost = (status == TileStatus.GOOD) & ~np.isfinite(values).reshape(len(status), -1).all(axis=1)
+            finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+            lost = (status == TileStatus.GOOD) & ~finite
             status[lost] = TileStatus.NOT_FINITE
             self.tokens_lost += int(lost.sum()) if name == TOKENS else 0
             given[name] = values
