@@ -18,6 +18,7 @@ from mtdp_export.model_store import load_light, save_model
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.typed import KERNELS, LowType, float_values, kernel_names, low_types, to_low_type
 from mtdp_runtime.bundle.golden import FEATURES, TOKENS
+from mtdp_runtime.bundle.manifest import DATA_SUFFIX
 from mtdp_runtime.bundle.tolerance import MIN_COSINE, cosines, tokens_cosine
 
 # Of the distance to torch that a precision is allowed, the part that rounding may take; engines sum in other orders.
@@ -82,17 +83,20 @@ def write_typed(
     tried: list[str] = []
     for said, nodes in plans(model, kernels):
         wide = nodes | overflowing
-        typed = to_low_type(model, low, wide, folder)
-        outputs = run(in_fp32(typed), tiles, folder=folder)
+        # Of a network of more than 2 GB no graph holds the weights: what runs is the file, which has them beside it.
+        save_model(to_low_type(model, low, wide, folder), folder, out)
+        outputs = run(in_fp32(load_light(out)), tiles, folder=out.parent)
         cosine, tokens = _nearness(outputs, expected)
         if 1 - cosine <= allowed and 1 - tokens <= of_tokens:
-            save_model(typed, folder, out)
             kept = [said] if said else []
             kept += [f"{len(overflowing)} nodes that come near the end of fp16"] if overflowing else []
             return TypedVariant(low, len(wide & set(kernels)), len(kernels), cosine, " and ".join(kept))
         shown = f"{cosine:.6f} (tokens {tokens:.6f})" if TOKENS in expected else f"{cosine:.6f}"
         tried.append(f"{shown} with {said or 'none'}")
-    where = first_divergence(model, in_fp32(to_low_type(model, low, (), folder)), tiles, low, folder)
+    save_model(to_low_type(model, low, (), folder), folder, out)
+    where = first_divergence(model, in_fp32(load_light(out)), tiles, low, folder, out.parent)
+    for written in (out, out.with_name(out.name + DATA_SUFFIX)):
+        written.unlink(missing_ok=True)
     raise ParityFailure(
         f"{low}: too far from torch: smallest cosine {', '.join(tried)} of {len(kernels)} kernels in fp32, "
         f"{1 - allowed:.6f} is wanted; {where}",
@@ -185,6 +189,7 @@ def first_divergence(
     tiles: NDArray[np.uint8],
     precision: str,
     folder: Path | None = None,
+    variant_folder: Path | None = None,
 ) -> str:
     """Say which layer leaves the path first: the first kernel or sum whose output is too far from the fp32 graph's.
 
@@ -194,6 +199,7 @@ def first_divergence(
         tiles: uint8[N, P, P, 3]; four of them are used.
         precision: says how far is too far.
         folder: of the files in which the graphs' tensors lie, where they do.
+        variant_folder: of the variant's, where it is another.
     """
     there = {name for node in variant.graph.node for name in node.output}
     steps = [
@@ -206,7 +212,8 @@ def first_divergence(
     for start in range(0, len(steps), _VALUES_AT_ONCE):
         part = steps[start : start + _VALUES_AT_ONCE]
         names = [name for _, name in part]
-        wanted, got = run(reference, some, names, folder=folder), run(variant, some, names, folder=folder)
+        wanted = run(reference, some, names, folder=folder)
+        got = run(variant, some, names, folder=variant_folder or folder)
         for node, name in part:
             with np.errstate(all="ignore"):
                 flat = [values.reshape(len(some), -1).astype(np.float32) for values in (wanted[name], got[name])]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mtdp_export.errors import ExportError, ParityFailure
-from mtdp_export.model_store import array_of, is_apart
+from mtdp_export.model_store import LARGEST_INSIDE, array_of, is_apart, size_bytes
 from mtdp_runtime.bundle.golden import FEATURES
 
 LowType = Literal["fp16", "bf16"]
@@ -79,7 +79,7 @@ def to_low_type(
     types = low_types(typed, low, fp32_nodes)
     _Rewriter(typed, low, types, folder).rewrite()
     del typed.graph.value_info[:]
-    if not any(is_apart(tensor) for tensor in typed.graph.initializer):
+    if not any(is_apart(tensor) for tensor in typed.graph.initializer) and size_bytes(typed) <= LARGEST_INSIDE:
         onnx.checker.check_model(typed, full_check=True)
     return typed
 

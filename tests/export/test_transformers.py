@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,13 +16,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mtdp_export import precision
 from mtdp_export.attention import attention
 from mtdp_export.encoder_source import Asked, open_timm
 from mtdp_export.errors import ParityFailure
 from mtdp_export.golden import calibration_tiles
 from mtdp_export.graph import Deployed, autocast_outputs, export_light, reference_outputs
 from mtdp_export.int8 import write_int8
-from mtdp_export.model_store import load_light
+from mtdp_export.model_store import load_light, save_model
 from mtdp_export.parity import Comparison, compare_outputs, judged, knn_agreement, require, table
 from mtdp_export.pixels import Stated
 from mtdp_export.precision import near_the_end_of_fp16, plans, write_typed
@@ -88,12 +92,12 @@ def test_real_weights_in_int8_are_near_on_tissue_that_did_not_calibrate(dino: Di
         assert (knn_agreement(got, expected) or 0) >= 0.8
 
 
-def products(scale: float = 1.0) -> onnx.ModelProto:
+def products(scale: float = 1.0, hidden: int = 8) -> onnx.ModelProto:
     """tiles -> a kernel -> times `scale` -> a kernel -> features: the second kernel's operand grows with the scale."""
     rng = np.random.default_rng(0)
     weights = {
-        "a": rng.normal(size=(3, 8)).astype(np.float32),
-        "b": rng.normal(size=(8, 8)).astype(np.float32),
+        "a": rng.normal(size=(3, hidden)).astype(np.float32),
+        "b": rng.normal(size=(hidden, 8)).astype(np.float32),
         "scale": np.float32(scale).reshape(1),
         "axes": np.array([1, 2], np.int64),
     }
@@ -226,3 +230,32 @@ class TestTheGate:
         longer = compare_outputs("engine 1", "bf16", {FEATURES: wanted[FEATURES] * np.float32(1.02)}, wanted)
         assert not longer.passed
         assert replace(longer, least_cosine=0.9997).passed
+
+
+@pytest.mark.parametrize("passes", [True, False], ids=["it passes", "it is refused"])
+def test_weights_that_no_graph_holds_are_judged_from_the_file_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: bool
+) -> None:
+    """Beyond 2 GB a graph with its weights in it cannot be handed to an engine, nor to ONNX itself."""
+    tiles, model = some_tiles(), products(hidden=512)  # kernels of more than 1,024 bytes lie apart
+    held: list[int] = []
+
+    def seen(graph: onnx.ModelProto, *given: Any, **named: Any) -> Mapping[str, NDArray[np.float32]]:
+        held.append(sum(len(tensor.raw_data) for tensor in graph.graph.initializer if len(tensor.dims) > 1))
+        return run(graph, *given, **named)
+
+    monkeypatch.setattr(precision, "save_model", partial(save_model, most_inside=0))
+    monkeypatch.setattr(precision, "run", seen)
+    save_model(model, None, tmp_path / "base.onnx", most_inside=0)
+    expected = dict(run(load_light(tmp_path / "base.onnx"), tiles, folder=tmp_path))
+    out = tmp_path / "bundle" / "fp16.onnx"
+    out.parent.mkdir()
+    if passes:
+        write_typed(tmp_path / "base.onnx", "fp16", out, tiles, expected)
+        assert sorted(path.name for path in out.parent.iterdir()) == ["fp16.onnx", "fp16.onnx.data"]
+    else:
+        with pytest.raises(ParityFailure, match="too far from torch"):
+            write_typed(tmp_path / "base.onnx", "fp16", out, tiles, {FEATURES: -expected[FEATURES]})
+        assert not list(out.parent.iterdir())
+    assert held
+    assert not any(held)
