@@ -14,6 +14,7 @@ from onnx import helper
 
 from mtdp_export.attention import attention
 from mtdp_export.errors import ExportError, ParityFailure
+from mtdp_export.memory import give_back
 from mtdp_export.model_store import load_light, save_model
 from mtdp_export.rounding import in_fp32, run
 from mtdp_export.typed import KERNELS, LowType, float_values, kernel_names, low_types, to_low_type
@@ -80,11 +81,13 @@ def write_typed(
     bars = (MIN_COSINE[low] if one is None else one for one in (least_cosine, least_tokens))
     allowed, of_tokens = (_SHARE * (1 - bar) for bar in bars)
     overflowing = near_the_end_of_fp16(model, tiles, folder) if low == "fp16" else frozenset[str]()
+    give_back()  # what ONNX Runtime held of the fp32 graph
     tried: list[str] = []
     for said, nodes in plans(model, kernels):
         wide = nodes | overflowing
         # Of a network of more than 2 GB no graph holds the weights: what runs is the file, which has them beside it.
         save_model(to_low_type(model, low, wide, folder), folder, out)
+        give_back()
         outputs = run(in_fp32(load_light(out)), tiles, folder=out.parent)
         cosine, tokens = _nearness(outputs, expected)
         if 1 - cosine <= allowed and 1 - tokens <= of_tokens:

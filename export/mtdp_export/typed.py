@@ -218,9 +218,10 @@ class _Rewriter:
                 elif name in made:
                     self._has[name] = wanted
         used = {name for node in self._nodes for name in node.input} | outputs | self._captured()
-        kept = [t for t in self._graph.initializer if t.name in used]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
+        weights = self._graph.initializer
+        for position in reversed(range(len(weights))):
+            if weights[position].name not in used:
+                del weights[position]  # to build the list anew would copy gigabytes
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
 
