@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from mtdp_export.model_store import session_of
-from mtdp_export.typed import EXACT
+from mtdp_export.typed import EXACT, nested_nodes
 from mtdp_runtime.bundle.golden import TILES
 
 _LOW: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -32,12 +32,16 @@ def in_fp32(typed: onnx.ModelProto) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(typed)
     nodes: list[onnx.NodeProto] = []
+    widened: dict[str, onnx.NodeProto] = {}
     for tensor in model.graph.initializer:
-        if tensor.data_type in _LOW:  # widened as it is used: all of them in fp32 at once may be many gigabytes
+        if tensor.data_type in _LOW:
             name = tensor.name
             tensor.name = f"{name}.stored"
-            nodes.append(helper.make_node("Cast", [tensor.name], [name], f"{name}/widen", to=TensorProto.FLOAT))
+            widened[name] = helper.make_node("Cast", [tensor.name], [name], f"{name}/widen", to=TensorProto.FLOAT)
     for node in typed.graph.node:
+        read = [*node.input, *(name for inner in nested_nodes(node) for name in inner.input)]
+        # Just before it is used: all of them in fp32 at once may be many gigabytes.
+        nodes += [widened.pop(name) for name in dict.fromkeys(read) if name in widened]
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         rounds = {name: low[name] for name in node.output if name in low and node.op_type not in EXACT}
@@ -52,7 +56,7 @@ def in_fp32(typed: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(helper.make_node("Cast", [f"{name}.sum"], [f"{name}.low"], f"{name}/round", to=elem_type))
             nodes.append(helper.make_node("Cast", [f"{name}.low"], [name], f"{name}/widen", to=TensorProto.FLOAT))
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    model.graph.node.extend([*nodes, *widened.values()])  # the last: outputs as they are stored
     del model.graph.value_info[:]
     return model
 

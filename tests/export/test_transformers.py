@@ -259,3 +259,12 @@ def test_weights_that_no_graph_holds_are_judged_from_the_file_beside_it(
         assert not list(out.parent.iterdir())
     assert held
     assert not any(held)
+
+
+def test_a_stored_weight_is_widened_just_before_it_is_used() -> None:
+    """The nodes run as they stand: all weights widened first would be all of them in fp32 at once."""
+    nodes = list(in_fp32(to_low_type(products(), "fp16")).graph.node)
+    widened = {node.output[0]: place for place, node in enumerate(nodes) if node.input[0].endswith(".stored")}
+    assert len(widened) == 3  # two kernels and the scale
+    for name, place in widened.items():
+        assert name in nodes[place + 1].input
