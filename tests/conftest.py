@@ -55,6 +55,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Where Ray keeps its files: sockets need a short path."""
+    with TemporaryDirectory(prefix="mtdp-ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _servers_end() -> Iterator[None]:
     """Servers of warm processes, started by whoever needs one, end with the tests."""

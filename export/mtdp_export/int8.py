@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 CALIBRATION_TILES: Final = 64
 LARGEST_PROBE_LOSS: Final = 0.005
 # What part of a channel's size goes from the activations into the weights: SmoothQuant's alpha. NNCF's 0.95 binds a
-# transformer to the tissue that calibrated it: on 16 tiles of another organ the smallest cosine of a real ViT-S/14 was
-# 0.79 with it, 0.996 with a half (docs/bundle.md).
+# transformer to the tissue that calibrated it: on another organ a real ViT-S/14 is far off with it (test_transformers).
 _SMOOTHING: Final = 0.5
 _BATCH: Final = 8
 _ROUNDS: Final = 7

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -128,15 +127,6 @@ def test_workers_here_leave_the_files_of_one_process_though_one_is_killed(
     assert "its worker died (SIGKILL); it is tried once more" in said
     assert files(tmp_path / "run") == alone
     assert not list((tmp_path / "run/locks").glob("*.run"))
-
-
-@pytest.fixture
-def ray_folder() -> Iterator[Path]:
-    """Where Ray keeps its files: sockets need a short path."""
-    folder = Path("/tmp") / f"mtdp-loto-{os.getpid()}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @two_cores

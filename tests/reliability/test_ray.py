@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,15 +25,6 @@ pytestmark = [
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two actors need two cores"),
 ]
 RAY = ("--scheduler", "ray")
-
-
-@pytest.fixture
-def ray_folder() -> Iterator[Path]:
-    """Where Ray keeps its files: sockets need a short path."""
-    folder = Path("/tmp") / f"mtdp-ray-{os.getpid()}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
