@@ -71,7 +71,7 @@ def test_it_need_not_import_and_a_real_start_must() -> None:
 
 def test_processes_run_side_by_side_and_are_signalled_like_any_other() -> None:
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background, too
-    code = f"{heard}print('ready', flush=True); import time; time.sleep(60)"
+    code = f"{heard}import time; print('ready', flush=True)\nwhile True: time.sleep(0.1)"
     running = [warm.start(code, imports=BARE) for _ in range(2)]
     for process in running:
         assert process.stdout is not None

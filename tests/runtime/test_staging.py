@@ -109,7 +109,8 @@ def test_a_signal_leaves_nothing(make_slide: Callable[..., Path], tmp_path: Path
         "import sys, time; from pathlib import Path; from mtdp_runtime.cohort.staging import Staging\n"
         "with Staging(Path(sys.argv[1]), print) as s:\n"
         "    s.begin(Path(sys.argv[2])); s.wait(Path(sys.argv[2]), lambda: None)\n"
-        "    print('ready', flush=True); time.sleep(60)\n"
+        "    print('ready', flush=True)\n"
+        "    while True: time.sleep(0.1)\n"  # one long sleep would sleep over a signal that comes just before it
     )
     process = warm.start(code, tmp_path / "stage", make_slide())
     assert process.stdout is not None

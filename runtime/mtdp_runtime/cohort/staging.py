@@ -264,5 +264,6 @@ def _remove_dead(folder: Path) -> None:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # full, closed, or just being written to
+        sys.stdout.flush()
     raise SystemExit(128 + signum)
