@@ -137,7 +137,11 @@ Licence = Annotated[str, typer.Option(metavar="TEXT", help="Licence of the weigh
 NoHeads = Annotated[bool, typer.Option("--no-heads", help="Leave the classification heads out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")]
 Verify = Annotated[
-    Path | None, typer.Option(help="Replay the golden tiles of a bundle on this machine.", metavar="BUNDLE")
+    Path | None,
+    typer.Option(
+        help="Replay the golden tiles of a bundle on this machine: a folder, or hf:OWNER/NAME@REVISION.",
+        metavar="BUNDLE",
+    ),
 ]
 Card = Annotated[Path | None, typer.Option(help="Print the model card of a bundle, as Markdown.", metavar="BUNDLE")]
 Onnx = Annotated[

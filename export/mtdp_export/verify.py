@@ -18,8 +18,9 @@ from mtdp_export.model_store import load_light
 from mtdp_export.parity import CannotRun, Comparison, Refused, Row, compare, compare_outputs, judged
 from mtdp_export.rounding import in_fp32, run
 from mtdp_runtime.backends import AUTO, Backend, backend_class, choose, probe_all
-from mtdp_runtime.bundle import Bundle, load_bundle
+from mtdp_runtime.bundle import Bundle
 from mtdp_runtime.bundle.golden import golden_of
+from mtdp_runtime.bundle.hub import bundle_of
 from mtdp_runtime.bundle.manifest import PRECISIONS
 from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.machine import usable_cores
@@ -30,7 +31,7 @@ _LOW: Final = ("fp16", "bf16")
 
 
 def verify_bundle(
-    path: Path, backends: Sequence[str] = (), trust_engines: bool = False, limit_s: float = math.inf
+    path: Path | str, backends: Sequence[str] = (), trust_engines: bool = False, limit_s: float = math.inf
 ) -> list[Row]:
     """Check every digest, then compare each engine at each precision that it offers.
 
@@ -38,7 +39,7 @@ def verify_bundle(
     refuses a variant, or gives what is not finite, is a row as well: it is required to run what it offers.
 
     Args:
-        path: the bundle.
+        path: the bundle: a folder, or its name on the hub, with a commit that was fetched.
         backends: names; every usable one where empty.
         trust_engines: run the engines that the bundle brings, where they fit; they are code.
         limit_s: what one engine may take with one variant.
@@ -61,11 +62,12 @@ def require_engine(name: str) -> None:
     choose(name)
 
 
-def replay(path: Path, backends: Sequence[str], trust_engines: bool = False) -> list[Row]:
+def replay(path: Path | str, backends: Sequence[str], trust_engines: bool = False) -> list[Row]:
     """Do what `verify_bundle` says, in this process."""
     goes_on()
-    bundle = replace(load_bundle(path, trust_engines), tokens=True)  # those that it has
-    for file in (part.file for parts in (bundle.manifest.variants, bundle.manifest.engines) for part in parts):
+    bundle = replace(bundle_of(path, trust_engines), tokens=True)  # those that it has
+    engines = bundle.manifest.engines if engines_are_here(bundle) else ()
+    for file in (part.file for parts in (bundle.manifest.variants, engines) for part in parts):
         bundle.checked(file)
     tiles, expected = golden_of(bundle)
     for name in backends or (AUTO,):
@@ -129,15 +131,19 @@ def _as_typed(
         return Refused(name, precision, str(error))
 
 
-def engines_not_run(path: Path, trust_engines: bool) -> dict[str, str]:
+def engines_are_here(bundle: Bundle) -> bool:
+    """Whether its engines lie in its folder: of the hub they are fetched only where they are trusted."""
+    return not bundle.source or bundle.trust_engines
+
+
+def engines_not_run(bundle: Bundle) -> dict[str, str]:
     """Return, by file, why an engine of the bundle is not run here; one that may be run is left out."""
-    bundle = load_bundle(path)
     probes = {probe.name: probe for probe in probe_all()}
     reasons = {}
     for engine in bundle.manifest.engines:
         probe = probes[engine.key.library]
         if not probe.usable:
             reasons[engine.file.file] = probe.reason
-        elif not trust_engines:
+        elif not bundle.trust_engines:
             reasons[engine.file.file] = "engines are code; --trust-engines runs it where it fits this GPU"
     return reasons

@@ -125,15 +125,15 @@ def _onnx_written(options: Options, scratch: Path) -> Written:
 def verify_bundle(options: Options) -> int:
     """Replay the golden tiles of a bundle on this machine; 1 where an engine fails its proof."""
     from mtdp_export.parity import golden_note, table
-    from mtdp_export.verify import engines_not_run, verify_bundle
-    from mtdp_runtime.bundle import load_bundle
+    from mtdp_export.verify import engines_are_here, engines_not_run, verify_bundle
+    from mtdp_runtime.bundle.hub import bundle_of
 
-    path = options.verify
-    assert path is not None
-    bundle = load_bundle(path)
+    assert options.verify is not None
+    bundle = bundle_of(options.verify, options.trust_engines)
+    path = bundle.source or options.verify  # a tag may move meanwhile, a commit does not
     with _stages(options).stage("replaying the golden tiles on every engine here"):
         rows: list[Row] = verify_bundle(path, options.backend or [], options.trust_engines, options.limit_s)
-    not_run = engines_not_run(path, options.trust_engines)
+    not_run = engines_not_run(bundle)
     # Where nothing that was asked for runs any variant, nothing failed, and nothing was shown either.
     passed = any(row.passed for row in rows) and all(row.passed for row in rows if row.required)
     if options.as_json:
@@ -155,7 +155,7 @@ def verify_bundle(options: Options) -> int:
         _lines(table(rows, bundle.manifest.autocast))
         result(golden_note(bundle.manifest.golden_source))
         for file, why in not_run.items():
-            result(f"{file}: digest right, not run: {why}")
+            result(f"{file}: {'digest right' if engines_are_here(bundle) else 'not fetched'}, not run: {why}")
     return 0 if passed else 1
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mtdp_runtime import open_slide
 from printed import give, steps_of
-from support import pyramid, read_square
+from support import pyramid, read_square, write_tiny_bundle
 
 STEPS = steps_of("recipes.md")
 MODULES = {"spatial": "spatialdata", "export": "onnx"}
@@ -18,7 +18,7 @@ MODULES = {"spatial": "spatialdata", "export": "onnx"}
 
 @pytest.fixture(scope="module")
 def folder(slides_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A piece of a slide, and a rectangle that somebody drew on it."""
+    """A piece of a slide, a rectangle that somebody drew on it, and a bundle that gives patch tokens."""
     folder = tmp_path_factory.mktemp("user")
     with open_slide(slides_dir / "CMU-1-Small-Region.svs") as slide:
         image = read_square(slide, 400, 400, 1344, 1.0)
@@ -28,11 +28,12 @@ def folder(slides_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "annotations.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [drawn]}))
     classed = [drawn | {"properties": {"classification": {"name": "Tumor"}}}]
     (folder / "classes.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": classed}))
+    write_tiny_bundle(folder / "encoder", tokens=1.0)
     return folder
 
 
 def test_every_recipe_is_there() -> None:
-    assert len(STEPS) == 15
+    assert len(STEPS) == 17
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)))

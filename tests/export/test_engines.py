@@ -116,7 +116,7 @@ class TestInABundle:
         (engine,) = bundle_with_engine.manifest.engines
         probe = backend_class(RTX).probe()
         if not probe.usable:
-            assert engines_not_run(bundle_with_engine.path, trust_engines=True) == {engine.file.file: probe.reason}
+            assert engines_not_run(replace(bundle_with_engine, trust_engines=True)) == {engine.file.file: probe.reason}
         copy = tmp_path / "copy"
         shutil.copytree(bundle_with_engine.path, copy)
         content = bytearray((copy / engine.file.file).read_bytes())

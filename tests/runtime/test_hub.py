@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import threading
@@ -16,13 +17,18 @@ import h5py
 import onnx
 import pytest
 
+import mtdp_export.verify
 import mtdp_runtime
+from mtdp_export.cli import main as export
 from mtdp_export.model_store import is_apart, load_light, save_model
 from mtdp_runtime.backends import backend_class
 from mtdp_runtime.backends.proof import replay
 from mtdp_runtime.bundle import file_ref, hub, load_bundle, write_manifest
+from mtdp_runtime.bundle.engine_key import EngineKey
 from mtdp_runtime.bundle.hub import bundle_of
+from mtdp_runtime.bundle.manifest import Engine, FileRef
 from mtdp_runtime.errors import BackendError, BundleDigestMismatch, BundleInvalid, BundleNotFound, UsageError
+from support import in_this_process
 
 constants = pytest.importorskip("huggingface_hub.constants", reason="needs huggingface_hub (the extra `hf`)")
 COMMIT, OTHER = "c0ffee" * 6 + "abcd", "b" * 40
@@ -160,6 +166,46 @@ def test_a_file_that_was_exchanged_is_refused_by_its_digest(fake: FakeHub) -> No
     bundle = bundle_of("hf:lab/tiny@main")
     with pytest.raises(BundleDigestMismatch, match="sha256"):
         bundle.checked(bundle.manifest.variants[0].file)
+
+
+class TestVerify:
+    """`mtdp-export --verify hf:...`: one commit of it, as `--model hf:...` takes it."""
+
+    @pytest.fixture(autouse=True)
+    def _here(self, fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The replay in this process, which alone knows the hub that is acted out."""
+        monkeypatch.setattr(mtdp_export.verify, "limited", lambda what, limit_s, replay, *args: replay(*args))
+
+    def verify(self, *more: str) -> tuple[int, str, str]:
+        return in_this_process(export, "--verify", "hf:lab/tiny@main", "--backend", "onnxruntime", "-q", *more)
+
+    def test_replays_the_commit_that_the_name_was_resolved_to(self, fake: FakeHub, tmp_path: Path) -> None:
+        fake.commits[OTHER] = shutil.copytree(fake.commits[COMMIT], tmp_path / "moved")
+        fake.commits[OTHER].joinpath("bundle.json").write_text("{}")
+        fake.moves_to = OTHER
+        code, out, err = self.verify("--json")
+        assert (code, err) == (0, "")
+        found = json.loads(out)
+        assert (found["bundle"], found["passed"]) == (f"hf:lab/tiny@{COMMIT}", True)
+        assert [row["precision"] for row in found["parity"]] == ["fp32"]
+
+    def test_names_the_file_that_is_damaged_in_the_cache(self, fake: FakeHub) -> None:
+        blob = (bundle_of("hf:lab/tiny@main").path / MODEL).resolve()
+        blob.write_bytes(bytes(reversed(blob.read_bytes())))
+        code, _, err = self.verify()
+        assert (code, len(err.splitlines())) == (2, 2)
+        assert f"Delete {blob}" in err
+
+    def test_fetches_no_engine_that_is_not_trusted(self, fake: FakeHub) -> None:
+        folder = fake.commits[COMMIT]
+        manifest = load_bundle(folder).manifest
+        key = EngineKey("tensorrt-rtx", "1.5", manifest.variants[0].file.sha256, "fp32", 64, (1, 8, 8), ("8.0+",))
+        engine = Engine(FileRef("engines/tiny.engine", "a" * 64, 7), key)
+        write_manifest(folder, replace(manifest, engines=(engine,)))
+        code, out, _ = self.verify()
+        assert code == 0
+        assert "engines/tiny.engine: not fetched, not run: " in out
+        assert not any("engine" in asked for asked in fake.asked)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fake_gpu
+import warm
 from fake_cuda import FakeCudart
 from mtdp_runtime import extract, load_bundle
 from mtdp_runtime.backends import Backend, backend_class
 from mtdp_runtime.backends.proof import Replayed, lacks, replay
 from mtdp_runtime.bundle.manifest import Autocast, Tokens
 from mtdp_runtime.cohort.estimate import output_bytes, tokens_bytes
+from mtdp_runtime.commands.doctor import main as doctor
 from mtdp_runtime.errors import BackendError, UsageError
 from mtdp_runtime.settings import ExtractSettings
 from mtdp_runtime.slide.open import open_slide
@@ -34,7 +36,7 @@ from mtdp_runtime.store.layout import Layout, TileStatus, lay_out
 from mtdp_runtime.store.reader import open_features
 from mtdp_runtime.store.verify import verify_file, verify_folder
 from mtdp_runtime.store.writer import partial_path
-from support import FEATURES_DIM, TILE_PX, read_square, write_tiny_bundle
+from support import FEATURES_DIM, TILE_PX, in_this_process, read_square, write_tiny_bundle
 from support import extract as command
 
 SAME: dict[str, Any] = {"backend": "onnxruntime", "precision": "fp32", "batch": 8, "threads": 2}
@@ -204,6 +206,20 @@ class TestSpace:
         assert [scale["tokens_bytes"] for scale in line["scales"]] == stored
         assert not (tmp_path / "out/mpp0.5/slide.h5").stat().st_size < stored[0]
 
+    def test_a_preflight_counts_them_as_a_dry_run_does(
+        self, bundle: Path, make_slide: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        asked = (make_slide(), "--out", tmp_path, "--model", bundle, "--tokens", "--json")
+        planned = json.loads(command(*asked, "--dry-run").stdout)
+        said = warm.run("from mtdp_runtime.commands.doctor import main; main()", *asked, "--preflight")
+        assert (said.returncode, said.stderr) == (0, "")
+        looked = json.loads(said.stdout)
+        assert looked["bytes"] == planned["bytes"] > looked["tokens_bytes"] == planned["tokens_bytes"] > 0
+
+    def test_are_counted_by_a_preflight_alone(self) -> None:
+        code, _, err = in_this_process(doctor, "--tokens")
+        assert (code, err.splitlines()[0]) == (2, "error: --tokens is an option of --preflight")
+
     @settings(max_examples=25, deadline=None)
     @given(rows=st.integers(100, 4000), count=st.sampled_from([49, 196, 256, 1369]), dim=st.sampled_from([384, 1536]))
     def test_it_is_the_size_of_the_file(self, bundle: Path, rows: int, count: int, dim: int) -> None:
@@ -295,7 +311,7 @@ class TestRefusals:
         ]
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("name", ["pt", "npy", "csv", "geojson"])
+    @pytest.mark.parametrize("name", ["pt", "npy", "csv", "geojson", "zarr", "h5ad", "parquet"])
     def test_a_format_without_a_place_for_them(
         self, bundle: Path, make_slide: Callable[..., Path], tmp_path: Path, name: str
     ) -> None:

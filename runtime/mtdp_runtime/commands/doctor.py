@@ -35,6 +35,7 @@ def doctor(
     preflight: options.Preflight = False,
     out: options.Out = Path("features"),
     model: options.Models = None,
+    tokens: options.Tokens = False,
     as_json: options.OneJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -48,10 +49,12 @@ def doctor(
         raise UsageError("--preflight: no slide was named", hint="mtdp-doctor --preflight SLIDE --out FOLDER")
     if slides and not preflight:
         raise UsageError("slides are looked at by --preflight alone", hint="mtdp-doctor --preflight SLIDE --out FOLDER")
+    if tokens and not preflight:
+        raise UsageError("--tokens is an option of --preflight", hint="mtdp-doctor --preflight SLIDE --tokens")
     if slides:
         from mtdp_runtime.commands.preflight import preflight as look
 
-        raise typer.Exit(look(slides, out, model or [], as_json))
+        raise typer.Exit(look(slides, out, model or [], as_json, tokens=tokens))
     findings = diagnose()
     if as_json:
         result_json(findings, indent=1)

@@ -16,10 +16,11 @@ _SPARE: Final = 1.1  # reports and the structure of the files come to the rows
 _STALL_S: Final = 600.0
 
 
-def preflight(named: Sequence[Path], out: Path, models: Sequence[Path], as_json: bool) -> int:
+def preflight(named: Sequence[Path], out: Path, models: Sequence[Path], as_json: bool, *, tokens: bool = False) -> int:
     """Open and plan every slide, load the engine, and look at the output folder; return the exit code.
 
     A slide takes about as long as its tissue takes to find. One that crashes or hangs a decoder would fail alone.
+    `tokens`: the run would store patch tokens, too.
 
     Raises:
         UsageError, BundleError, BackendError: nothing could start.
@@ -37,9 +38,10 @@ def preflight(named: Sequence[Path], out: Path, models: Sequence[Path], as_json:
     from mtdp_runtime.extraction.outcome import log_line
     from mtdp_runtime.files import writable_folder
 
-    bundles = load_bundles(list(models))
+    bundles = load_bundles(list(models), tokens=tokens)
+    settings = shared_settings(bundles, tokens=tokens)
     slides = tuple(list_slides(named, say=note, must_exist=not worker.started))
-    job = Job(slides=slides, out=out, bundles=bundles, settings=shared_settings(bundles), threads=usable_cores())
+    job = Job(slides=slides, out=out, bundles=bundles, settings=settings, threads=usable_cores())
     look_first(job, worker, writes=False, say=note)
     writable_folder(out)
 
@@ -57,7 +59,10 @@ def preflight(named: Sequence[Path], out: Path, models: Sequence[Path], as_json:
     failed, free = sum(line["status"] == "failed" for line in lines), shutil.disk_usage(out).free
     if as_json:
         facts = {"slides": len(lines), "would_fail": would_fail, "tiles": sum(line.get("tiles", 0) for line in lines)}
-        result_json(facts | {"bytes": needed, "free_bytes": free, "estimated_s": seconds}, indent=1)
+        facts["bytes"] = needed
+        if tokens:
+            facts["tokens_bytes"] = sum(line.get("tokens_bytes", 0) for line in lines)
+        result_json(facts | {"free_bytes": free, "estimated_s": seconds}, indent=1)
     else:
         result(
             f"{len(lines)} slides: {len(lines) - failed} can be done, {failed} would fail; about "
@@ -65,7 +70,7 @@ def preflight(named: Sequence[Path], out: Path, models: Sequence[Path], as_json:
         )
     if needed * _SPARE > free:
         trouble("problem: ", f"{out}: the features need {size(needed)}, and {size(free)} are free")
-        hint("Free space, choose another folder, or store float16.")
+        hint(f"Free space, choose another folder, or {'leave --tokens out' if tokens else 'store float16'}.")
         return exit_codes.FAILED
     return exit_codes.of_run(failed, 0)
 
