@@ -42,7 +42,8 @@ def a_bucket(name: str, gated: bool = False) -> Iterator[Gate]:
 class Gate:
     """Passes requests on. `faults`: (method, part of the path, what to do) of the next such request.
 
-    A number: answer that; cut: break off before the server has it; lost: after it; or a function to call before.
+    A number: answer that, with S3's code after it; cut: break off before the server has it; lost: after it; or a
+    function to call before.
     """
 
     def __init__(self, moto: int) -> None:
@@ -61,8 +62,9 @@ class Gate:
                 if what == "cut":
                     self.close_connection = True
                     return
-                if isinstance(what, str) and what.isdecimal():
-                    self.answer(int(what), {}, b"")
+                if isinstance(what, str) and what[:3].isdecimal():
+                    status, _, code = what.partition(" ")
+                    self.answer(int(status), {}, f"<Error><Code>{code}</Code></Error>".encode() if code else b"")
                     return
                 if callable(what):
                     what()

@@ -52,6 +52,7 @@ class Web:
         self.faults: list[str] = []
         self.asked: list[str] = []  # the ranges of the requests for content
         self.ranges = True
+        self.said: dict[str, str] = {}  # more headers of answers with content
         self.arrived = threading.Event()
         web = self
 
@@ -80,10 +81,21 @@ class Web:
                 wanted = self.headers.get("Range", "")
                 if wanted and web.ranges:
                     start = int(wanted.removeprefix("bytes=").partition("-")[0])
+                start = start // 1000 * 1000 if fault == "earlier" else start + 1000 if fault == "later" else start
                 self.send_response(206 if start else 200)
+                if start and fault != "unsaid":
+                    self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+                for header, value in ({} if head else web.said).items():
+                    self.send_header(header, value)
                 if tag := web.tags.get(name, "1"):
                     self.send_header("ETag", f'"{tag}"')
+                if fault == "endless":
+                    self.end_headers()
+                    while not self.wfile.closed:
+                        self.wfile.write(data)
                 self.send_header("Content-Length", str(len(data) - start))
+                if head and name.endswith(".html"):
+                    self.send_header("Content-Type", "text/html; charset=utf-8")
                 self.end_headers()
                 if head:
                     return
@@ -324,10 +336,40 @@ def test_what_never_holds_still_or_never_comes_is_given_up(web: Web, tmp_path: P
     web.faults = []
 
     def arrived(count: int) -> None:
-        web.tags["a.bin"] = str(len(web.asked)) + "x"
+        web.tags["a.bin"] = f"{len(web.asked)}x"
+        web.files["a.bin"] = web.tags["a.bin"].encode() + DATA[2:]
 
     with pytest.raises(TransferFailed, match="changes while it is fetched"):
         fetch(web.url("a.bin"), tmp_path / "b", arrived)
+
+
+def test_servers_of_one_name_that_each_have_their_own_etag_give_the_same_bytes_twice(web: Web, tmp_path: Path) -> None:
+    def arrived(count: int) -> None:
+        web.tags["a.bin"] = str(int(web.tags.get("a.bin", "1")) + 1)
+
+    fetch(web.url("a.bin"), tmp_path / "a", arrived)
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert web.asked == ["", ""]
+
+
+@pytest.mark.parametrize(("fault", "then"), [("earlier", []), ("later", [""]), ("unsaid", [""])])
+def test_an_answer_that_begins_elsewhere_leaves_no_hole(web: Web, tmp_path: Path, fault: str, then: list[str]) -> None:
+    web.faults = ["cut", fault]
+    fetch(web.url("a.bin"), tmp_path / "a", lambda count: web.arrived.set() if count else None)
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert web.asked[2:] == then
+
+
+def test_what_is_no_file_as_it_is_is_not_taken_for_the_slide(web: Web, tmp_path: Path) -> None:
+    web.files["login.html"] = b"<html>"
+    with pytest.raises(TransferFailed, match=r"sends a web page \(text/html\), such as one to log in"):
+        fetch(web.url("login.html"), tmp_path / "a", nothing)
+    web.said = {"Content-Encoding": "gzip"}
+    with pytest.raises(TransferFailed, match="sends it compressed, unasked"):
+        fetch(web.url("a.bin"), tmp_path / "b", nothing)
+    web.said, web.faults = {}, ["endless"]
+    fetch(web.url("a.bin"), tmp_path / "c", nothing)
+    assert (tmp_path / "c").read_bytes() == DATA
 
 
 def test_redirects_without_end_are_given_up_and_a_file_of_no_bytes_comes(web: Web, tmp_path: Path) -> None:
@@ -346,8 +388,33 @@ def test_a_bucket_is_read_in_ranges(bucket: str, tmp_path: Path, monkeypatch: py
     fetch(SlideUrl(f"s3://{bucket}/big.svs"), tmp_path / "a", pieces.append)
     assert (tmp_path / "a").read_bytes() == DATA
     assert pieces == [300_000] * 3 + [len(DATA) - 900_000]
-    with pytest.raises(TransferFailed, match="it is not there"):
-        fetch(SlideUrl(f"s3://{bucket}/none.svs"), tmp_path / "b", nothing)
+    for name, why in (("none.svs", "it is not there"), ("odd", "it is a folder: end its name with a /")):
+        put("odd/a.svs", b"")
+        with pytest.raises(TransferFailed, match=f"{name}: {why}"):
+            fetch(SlideUrl(f"s3://{bucket}/{name}"), tmp_path / name, nothing)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_bucket_that_gives_less_or_more_than_asked_for_leaves_no_hole(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    put("big.svs", DATA)
+    url = SlideUrl(f"s3://{bucket}/big.svs")
+    system = servers.system_of(url)
+    given = system.cat_file
+    monkeypatch.setattr(remote, "_PIECE_BYTES", 300_000)
+    monkeypatch.setattr(servers, "WAITS_S", (0.01,))
+
+    def cat_file(path: str, start: int, end: int) -> object:
+        return given(path) if whole else given(path, start=start, end=min(end, start + 200_000))
+
+    monkeypatch.setattr(system, "cat_file", cat_file)
+    if whole:
+        with pytest.raises(TransferFailed, match="1048576 bytes came of the 300000 asked for"):
+            fetch(url, tmp_path / "a", nothing)
+    else:
+        fetch(url, tmp_path / "a", nothing)
+        assert (tmp_path / "a").read_bytes() == DATA
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ def _extract(request: SlideRequest, run: Run, mine: Claim, following: SlideReque
         except ListenerFailed:
             raise
         except TransferFailed as error:
+            if run.uploads is not None and error.refused is not None:
+                run.uploads.look_again(error.refused)
             return failed(request.path, error)
         except (BackendError, UsageError) as error:
             if mine.lost():

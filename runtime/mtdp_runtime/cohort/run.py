@@ -19,7 +19,7 @@ from mtdp_runtime.cohort.staging import Staging
 from mtdp_runtime.cohort.under_way import Run
 from mtdp_runtime.cohort.uploads import Uploads
 from mtdp_runtime.cohort.watchdog import UNWATCHED, Worker
-from mtdp_runtime.errors import OutputUnwritable, RuntimeFailure, UsageError
+from mtdp_runtime.errors import RuntimeFailure, UsageError
 from mtdp_runtime.extraction.extract import SILENT, Listeners
 from mtdp_runtime.extraction.models import load_models, with_references
 from mtdp_runtime.extraction.outcome import Outcome, log_line
@@ -96,12 +96,7 @@ def look_first(
         writable_folder(job.out)
         run_log.check(job.out)
     if writes and job.upload is not None and not worker.started:
-        try:
-            Uploads(job.upload, job.out).put_logs()
-        except TransferFailed as error:
-            raise OutputUnwritable(
-                f"--out {job.upload}: cannot be written: {error}", hint="Check the bucket's name and the rights."
-            ) from None
+        Uploads(job.upload, job.out).look()
     if writes and not worker.started:
         mark = mark or RunMark()
         for one in job.passed_over:

@@ -38,8 +38,17 @@ Facts = tuple[int, str]  # bytes, and the ETag or what stands for it
 T = TypeVar("T")
 
 
+# What S3 says of a refusal, by its code.
+_REFUSALS: Final = {
+    "ExpiredToken": "the credentials have expired",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+}
+
+
 class TransferFailed(StorageFailed):
     """A slide could not be fetched, or its files not be put up: that says nothing of the slide."""
+
+    refused: SlideUrl | None = None  # what a server says no to, or has no room for: that does not pass by waiting
 
 
 def look_for_library(url: SlideUrl) -> None:
@@ -65,7 +74,7 @@ def patiently(url: SlideUrl, ask: Callable[[], T], beat: Callable[[int], None]) 
             return ask()
         except Broken as broken:
             if wait_s is None or not broken.passing:
-                raise TransferFailed(f"{url}: {broken}", hint=HINT) from None
+                raise failed_by(broken, url) from None
         wait(wait_s, beat)
     raise AssertionError
 
@@ -91,9 +100,16 @@ def wait(seconds: float, beat: Callable[[int], None]) -> None:
 class Broken(Exception):
     """What a server or the way to it did, in words without secrets."""
 
-    def __init__(self, reason: str, passing: bool, gone: bool = False) -> None:
+    def __init__(self, reason: str, passing: bool, gone: bool = False, refused: bool = False) -> None:
         super().__init__(reason)
-        self.passing, self.gone = passing, gone
+        self.passing, self.gone, self.refused = passing, gone, refused
+
+
+def failed_by(broken: Broken, url: SlideUrl) -> TransferFailed:
+    """Return the error of a file that cannot be had, or put."""
+    error = TransferFailed(f"{url}: {broken}", hint=HINT)
+    error.refused = url if broken.refused else None
+    return error
 
 
 @contextmanager
@@ -112,15 +128,20 @@ def _why(error: BaseException) -> Broken:
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)
     name = type(chain[-1]).__name__
-    status = next(filter(None, map(_status, chain)), 0)
+    status, code = next(filter(None, map(_status, chain)), 0), next(filter(None, map(_code, chain)), "")
     if any(isinstance(one, SSLCertVerificationError) for one in chain):
         return Broken("its certificate is not trusted (SSL_CERT_FILE names a file of more that are)", passing=False)
-    if isinstance(error, PermissionError) or "Credentials" in name or status in _REFUSED:
-        return Broken("its server refuses it: credentials are taken from the environment", passing=False)
+    if status == 507:
+        return Broken("its server has no room for it", passing=False, refused=True)
+    if isinstance(error, PermissionError) or "Credentials" in name or status in _REFUSED or code in _REFUSALS:
+        why = _REFUSALS.get(code, "credentials are taken from the environment")
+        return Broken(f"its server refuses it: {why}", passing=False, refused=True)
     if status in _GONE or (isinstance(error, FileNotFoundError) and name in _SAY_GONE):
         return Broken("it is not there", passing=False, gone=True)
     if name == "TooManyRedirects":
         return Broken("its server redirects without end", passing=False)
+    if status == 400 and code:  # S3 gives no reason where it is asked for a file's facts
+        return Broken("its server answers 400, as S3 does where credentials have expired", passing=False)
     if status:
         return Broken(f"its server answers {status}", status >= 500 or status in (408, 429))
     return Broken(f"the transfer broke off ({name})", passing=not isinstance(error, (ImportError, ValueError)))
@@ -132,6 +153,13 @@ def _status(error: BaseException) -> int:
     facts = answer.get("ResponseMetadata") if isinstance(answer, dict) else None
     found = facts.get("HTTPStatusCode") if isinstance(facts, dict) else getattr(error, "status", None)
     return found if isinstance(found, int) else 0
+
+
+def _code(error: BaseException) -> str:
+    """Return what S3 calls an error; empty where it does not say."""
+    answer = getattr(error, "response", None)
+    facts = answer.get("Error") if isinstance(answer, dict) else None
+    return str(facts.get("Code", "")) if isinstance(facts, dict) else ""
 
 
 @cache
@@ -161,8 +189,12 @@ def facts_now(url: SlideUrl) -> Facts:
     with in_our_words():
         info = system_of(url).info(url.given)
         marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "Content-MD5", "Last-Modified", "LastModified"))
+        if info.get("type") == "directory":
+            raise Broken("it is a folder: end its name with a /", passing=False)
+        if info.get("mimetype") == "text/html":
+            raise Broken("its server sends a web page (text/html), such as one to log in", passing=False)
         if info.get("size") is None:
-            raise Broken("its server does not state its size", passing=False)
+            raise Broken("its server does not state its size, or sends it compressed", passing=False)
         return int(info["size"]), next((str(mark) for mark in marks if mark), "")
 
 

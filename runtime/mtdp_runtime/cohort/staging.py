@@ -50,6 +50,7 @@ class _Copy:
     path: Path
     reason: str = ""
     hint: str = ""
+    failure: TransferFailed | None = None  # where that is why
     lacked_space: bool = False
     is_done: IsDone | None = None
     stated: str = ""
@@ -111,7 +112,7 @@ class Staging:
                 copy = self._arrived(slide, beat)
             if copy.reason:
                 self.remove(slide)
-                raise TransferFailed(copy.reason, copy.hint)
+                raise copy.failure or TransferFailed(copy.reason, copy.hint)
         if copy.reason:
             self._say(f"{slide}: read in place, not staged: {copy.reason}")
         return copy.path if copy.needed else None
@@ -187,6 +188,7 @@ def _run(copy: _Copy) -> None:
         if isinstance(copy.slide, SlideUrl) and isinstance(error, OSError):
             copy.reason = f"{copy.slide}: cannot be written to the staging folder: {copy.reason}"
         copy.hint = getattr(error, "hint", "")
+        copy.failure = error if isinstance(error, TransferFailed) else None
 
 
 def _needed(copy: _Copy) -> bool:

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from mtdp_runtime.cohort import failures, objects, remote
-from mtdp_runtime.errors import StoreError
+from mtdp_runtime.cohort.servers import TransferFailed
+from mtdp_runtime.errors import OutputUnwritable, StoreError
 from mtdp_runtime.extraction.models import Target
 from mtdp_runtime.extraction.outcome import Outcome
+from mtdp_runtime.faults import capitalised, remedy
 from mtdp_runtime.files import write_atomically
 from mtdp_runtime.store import derived, run_log
 from mtdp_runtime.store.verify import verify_file
@@ -58,25 +60,16 @@ class Uploads:
 
         Raises:
             StoreError: one is damaged.
+            OutputUnwritable: this machine's disk takes none.
         """
         for path in (one.path for one in targets if not one.path.exists()):
-            record, url = derived.record_path(path), self._url(path)
-            if objects.find(url, self.beat) is None:
-                continue
-            scratch = path.with_name(f".{path.stem}.fetched.partial.h5")
-            scratch.unlink(missing_ok=True)
-            remote.fetch(url, scratch, self.beat)
-            verdict = verify_file(scratch)
-            if verdict.status == "wrong":
-                scratch.unlink()
-                raise StoreError(
-                    f"{url}: {'; '.join(verdict.problems)}", hint="Delete the object, and run the same command again."
-                )
-            content = objects.read_whole(self._url(record), self.beat)
-            if content is not None:
-                record.parent.mkdir(exist_ok=True)
-                write_atomically(record, content)
-            scratch.replace(path)
+            try:
+                self._bring(path)
+            except OSError as error:
+                raise OutputUnwritable(
+                    f"{path}: cannot be written: {error.strerror}",
+                    hint=f"{capitalised(remedy(error))}, or name another folder with --stage.",
+                ) from error
 
     def put(self, targets: Sequence[Target], kinds: Sequence[str]) -> None:
         """Put up the files of a slide and what was derived from them, then say that it is done; none is left here."""
@@ -112,10 +105,52 @@ class Uploads:
         else:
             objects.remove(table, self.beat)
 
+    def look(self) -> None:
+        """Make sure that files can be put there: the logs are.
+
+        Raises:
+            OutputUnwritable: they cannot.
+        """
+        try:
+            self.put_logs()
+        except TransferFailed as error:
+            raise OutputUnwritable(
+                f"--out {self.url}: cannot be written: {error}",
+                hint="Check its name, the rights and the room there; then run the same command again.",
+            ) from None
+
+    def look_again(self, refused: SlideUrl) -> None:
+        """Do so where one of our files was refused: if all are, no further slide is computed to no purpose.
+
+        Raises:
+            OutputUnwritable: they are.
+        """
+        if refused.is_relative_to(self.url):
+            self.look()
+
     def named(self, outcome: Outcome) -> Outcome:
         """Return an outcome whose files are named where they are now."""
         outputs = tuple(map(self._url, outcome.outputs))
         return replace(outcome, output=outputs[0], outputs=outputs)
+
+    def _bring(self, path: Path) -> None:
+        record, url = derived.record_path(path), self._url(path)
+        if objects.find(url, self.beat) is None:
+            return
+        scratch = path.with_name(f".{path.stem}.fetched.partial.h5")
+        scratch.unlink(missing_ok=True)
+        remote.fetch(url, scratch, self.beat)
+        verdict = verify_file(scratch)
+        if verdict.status == "wrong":
+            scratch.unlink()
+            raise StoreError(
+                f"{url}: {'; '.join(verdict.problems)}", hint="Delete the object, and run the same command again."
+            )
+        content = objects.read_whole(self._url(record), self.beat)
+        if content is not None:
+            record.parent.mkdir(exist_ok=True)
+            write_atomically(record, content)
+        scratch.replace(path)
 
     def _place(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
