@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from mtdp.errors import MtdpError, UsageError
+from mtdp.errors import LIST_ITEM, MtdpError, UsageError
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 MetricName = Literal["auto", "accuracy", "roc_auc"]
@@ -40,8 +40,9 @@ class Group(TyperGroup):
 
 
 def _printable(text: str) -> str:
-    """Return one line for a terminal: a name in a foreign file may hold what would command it."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """Return text for a terminal, its lists line by line: a name in a foreign file may hold what would command it."""
+    parts = text.split(LIST_ITEM)
+    return LIST_ITEM.join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in part) for part in parts)
 
 
 class PlainHelp(TyperCommand):

@@ -15,8 +15,11 @@ MtdpError               anything below: one line of what happened, and a hint
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
+LIST_ITEM: Final = "\n  "  # before each thing of a message that names several
 LOWER_RATE: Final = "it diverged in its last steps: train it at a lower learning rate"
 
 
@@ -89,3 +92,17 @@ class Interrupted(MtdpError):
         super().__init__(message, hint)
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+@contextmanager
+def system_said(hint: str) -> Iterator[None]:
+    """Turn what the system refuses of a task's files into a line that names the file.
+
+    Raises:
+        TaskError: the body raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        raise TaskError(f"{where}{error.strerror or error}", hint) from error

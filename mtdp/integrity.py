@@ -22,10 +22,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp.errors import ImageUnreadable
+from mtdp.errors import LIST_ITEM, ImageUnreadable
 from mtdp.images import check_image
 
-_VERSION: Final = b"2"  # to be raised when check_image finds more than before, or says something else
+_VERSION: Final = b"3"  # to be raised when check_image finds more than before, or says something else
 _CHUNK: Final = 64  # images a job: few enough to stop soon, enough for the pool's overhead to vanish
 
 _WORTH_A_WORD: Final = 20_000  # from here on the check takes more than a few seconds
@@ -79,7 +79,7 @@ def image_digests(task: Path, images: Sequence[Path]) -> tuple[list[int], int]:
 def _all_bad(task: Path, bad: Sequence[ImageUnreadable]) -> ImageUnreadable:
     if len(bad) == 1:
         return bad[0]
-    lines = "".join(f"\n  {error.message}" for error in bad)
+    lines = "".join(f"{LIST_ITEM}{error.message}" for error in bad)
     hints = list(dict.fromkeys(error.hint for error in bad))
     return ImageUnreadable(f"{task}: {len(bad)} images cannot be used:{lines}", "; ".join(hints))
 
@@ -110,7 +110,7 @@ def _key(image: Path) -> int | None:
     except OSError:
         return None
     # ctime too: a file put in its place with an old mtime (cp -p, tar) is another file
-    told = f"{image.absolute()}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}".encode()
+    told = os.fsencode(f"{image.absolute()}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}")
     return int.from_bytes(hashlib.blake2b(told, digest_size=8, key=_VERSION).digest(), "little")
 
 
@@ -119,7 +119,7 @@ def _cache_path(task: Path) -> Path | None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home
         return None
-    name = hashlib.blake2b(str(task.absolute()).encode(), digest_size=12).hexdigest()
+    name = hashlib.blake2b(os.fsencode(task.absolute()), digest_size=12).hexdigest()
     return root / "mtdp" / "sound-images" / f"{name}-v{_VERSION.decode()}"
 
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from mtdp.errors import TaskError, UsageError
+from mtdp.errors import LIST_ITEM, TaskError, UsageError
 
 SPLITS: Final = ("train", "val", "test")
 MANIFEST_COLUMNS: Final = ("path", "label", "group", "split")
+_LONGEST_NAME: Final = 255  # bytes of a name in a path, on Linux
 SEPARATORS: Final = (",", ";", "\t", "|")
 # What people call a split; left unsaid, a task with `valid/` would be a task without a val split.
 MISNOMERS: Final = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+
+# White space, and what is as invisible: zero-width spaces and marks of byte order, which come along in copied text.
+_AROUND: Final = re.compile("^[\\s\u200b\u2060\ufeff]+|[\\s\u200b\u2060\ufeff]+$")
 
 # One image as (file, group, label, split).
 Row = tuple[Path, str, str, str]
@@ -31,14 +36,26 @@ def plain_text(text: str) -> str:
     >>> plain_text(" e\u0301 ") == "\u00e9"
     True
     """
-    return unicodedata.normalize("NFC", text).strip()
+    return _AROUND.sub("", unicodedata.normalize("NFC", text))
+
+
+def unfit_name(text: str) -> str:
+    """Say why text cannot be the name of a class or a group: no table could show it. Empty where it can."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "is not in UTF-8"
+    return "holds a line break or another control character" if any(map(_is_control, text)) else ""
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) == "Cc"
 
 
 def listed(path: Path, problems: Sequence[str], what: str) -> TaskError:
     """One error that names all problems of a task: on its own line if there is one, else a list."""
     if len(problems) == 1:
         return TaskError(f"{path}: {problems[0]}", what)
-    return TaskError(f"{path}: {len(problems)} problems:" + "".join(f"\n  {problem}" for problem in problems), what)
+    told = "".join(f"{LIST_ITEM}{problem}" for problem in problems)
+    return TaskError(f"{path}: {len(problems)} problems:{told}", what)
 
 
 def manifest_rows(path: Path) -> list[Row]:
@@ -56,7 +73,7 @@ def manifest_rows(path: Path) -> list[Row]:
         row = {column: plain_text(raw.get(column) or "") for column in MANIFEST_COLUMNS}
         problem = _problem(row)
         if not problem:
-            file = _existing(path.parent, (raw["path"] or "").strip())
+            file = _existing(path.parent, _AROUND.sub("", raw["path"] or ""))
             first = lines.setdefault(file.resolve(), number)
             if first != number:
                 problem = f"lists {row['path']} again, after line {first}"
@@ -83,6 +100,8 @@ def _problem(row: dict[str, str]) -> str:
         return f"has no {missing[0]}"
     if row["split"] not in SPLITS:
         return f"split {row['split']!r}"
+    if "\0" in row["path"] or max(len(part.encode()) for part in row["path"].split("/")) > _LONGEST_NAME:
+        return f"has a path that no file can have: {row['path'][:60]!r}"
     return ""
 
 
@@ -97,9 +116,12 @@ def _existing(folder: Path, name: str) -> Path:
 def _read_csv(path: Path) -> Iterable[tuple[int, dict[str, str | None]]]:
     """(line, cells by column) of each line."""
     text = _decoded(path)
-    header = text.partition("\n")[0]
     for separator in SEPARATORS:
-        columns = [_column(name) for name in next(csv.reader([header], delimiter=separator), [])]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        try:
+            columns = [_column(name) for name in next(reader, [])]
+        except csv.Error:  # with this separator
+            continue
         if set(MANIFEST_COLUMNS) <= set(columns):
             break
     else:
@@ -110,12 +132,11 @@ def _read_csv(path: Path) -> Iterable[tuple[int, dict[str, str | None]]]:
     twice = [column for column in MANIFEST_COLUMNS if columns.count(column) > 1]
     if twice:
         raise TaskError(f"{path} has the column {twice[0]} twice", "remove one of them")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     found: list[tuple[int, dict[str, str | None]]] = []
     long = []
     try:
         for cells in reader:
-            if reader.line_num == 1 or not any(cell.strip() for cell in cells):
+            if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) > len(columns):
                 long.append(f"line {reader.line_num} has {len(cells)} cells, the header {len(columns)}")
@@ -158,6 +179,12 @@ def _read_parquet(path: Path) -> Iterable[tuple[int, dict[str, str | None]]]:
             f"{path} is not a Parquet file with the columns {', '.join(MANIFEST_COLUMNS)}: {error}"
         ) from error
     return [
-        (number, {column: None if value is None else str(value) for column, value in row.items()})
-        for number, row in enumerate(rows, 1)
+        (number, {column: _cell_text(value) for column, value in row.items()}) for number, row in enumerate(rows, 1)
     ]
+
+
+def _cell_text(value: object) -> str | None:
+    """The text of a cell of any type: some programs write text as bytes, and nothing as not-a-number."""
+    if value is None or value != value:
+        return None
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

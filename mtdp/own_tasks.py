@@ -15,7 +15,7 @@ from typing import Final
 from mtdp.catalogue import catalogue, more_tasks
 from mtdp.converters.source import group_name
 from mtdp.converters.splits import split_groups
-from mtdp.errors import TaskError, UsageError
+from mtdp.errors import TaskError, UsageError, system_said
 from mtdp.integrity import image_digests
 from mtdp.manifest import MANIFEST_COLUMNS, SPLITS, listed, plain_text
 from mtdp.task_folder import group_of, is_junk
@@ -39,6 +39,7 @@ class SplitSummary:
         ]
 
 
+@system_said("check rights, and room on the disk")
 def split_classes(
     source: Path,
     out: Path,
@@ -158,6 +159,7 @@ def _copied(
     return load_task(partial, name=head)
 
 
+@system_said("check rights, and room on the disk")
 def write_pool(folder: Path, out: Path | None = None) -> tuple[Path, list[Task]]:
     """Write the pool file of the tasks in a folder: those below it that load, each checked as before training.
 

@@ -9,6 +9,7 @@ checked here, before any training.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import tomllib
 from collections import defaultdict
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mtdp.errors import PoolError, TaskError, UsageError
+from mtdp.errors import PoolError, TaskError, UsageError, system_said
 from mtdp.integrity import image_digests
-from mtdp.manifest import MANIFEST_COLUMNS, SPLITS, Row, listed, manifest_rows
+from mtdp.manifest import MANIFEST_COLUMNS, SPLITS, Row, listed, manifest_rows, unfit_name
 from mtdp.multitask import is_head_name
 from mtdp.task_folder import folder_rows, group_of
 
@@ -59,7 +60,7 @@ class Task:
         digest = hashlib.sha256()
         samples = self.of(splits)
         for sample in samples:
-            digest.update(f"{sample.label}\t{sample.path.name}\t{sample.path.stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{sample.label}\t{sample.path.name}\t{sample.path.stat().st_size}\n"))
         return {
             "images": len(samples),
             "classes": list(self.classes),
@@ -130,6 +131,7 @@ def _check_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+@system_said("check its rights, and those of its folder")
 def load_task(
     path: Path,
     name: str | None = None,
@@ -165,6 +167,7 @@ def load_task(
             f"{path}: {len(classes)} class{'es' * (len(classes) != 1)} in it, at least 2 are needed",
             "one folder for each class below train/, val/ and test/",
         )
+    _check_names(path, classes, {group for _, group, _, _ in rows})
     numbers = {label: number for number, label in enumerate(classes)}
     samples = {
         split: tuple(Sample(file, numbers[label], group) for file, group, label, s in rows if s == split)
@@ -175,6 +178,18 @@ def load_task(
     digests, _ = image_digests(path, [file for file, _, _, _ in rows])
     _check_twins(path, rows, digests)
     return Task(name, path, classes, samples, _metric(path, metric, len(classes)), frozenset(leave_out_with), ships)
+
+
+def _check_names(path: Path, classes: Sequence[str], groups: Iterable[str]) -> None:
+    """Refuse names that no table could show, and classes that only the case of letters tells apart."""
+    problems = [f"class {name!r} {why}" for name in classes if (why := unfit_name(name))]
+    problems += [f"group {name!r} {why}" for name in sorted(groups) if (why := unfit_name(name))]
+    first: dict[str, str] = {}
+    for name in classes:
+        if first.setdefault(name.casefold(), name) != name:
+            problems.append(f"classes {first[name.casefold()]!r} and {name!r} differ in case alone")
+    if problems:
+        raise listed(path, problems, "rename them")
 
 
 def _check_splits(path: Path, classes: Sequence[str], samples: Mapping[str, Sequence[Sample]]) -> None:
@@ -205,6 +220,12 @@ def _check_groups(path: Path, samples: Mapping[str, Sequence[Sample]]) -> None:
             list(torn.values()),
             "a patient, slide or source image belongs to one split (the name up to the first underscore)",
         )
+    by_case: dict[str, str] = {}
+    for group, (split, _) in home.items():
+        other = by_case.setdefault(group.casefold(), group)
+        if home[other][0] != split:
+            what = f"group {other!r} is in {home[other][0]} and {group!r} in {split}: are they one patient?"
+            print(f"{path}: {what}", file=sys.stderr, flush=True)
 
 
 def _check_twins(path: Path, rows: Sequence[Row], digests: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp.errors import ImageUnreadable, TaskError, UsageError
-from mtdp.images import FORMATS
+from mtdp.images import FORMATS, check_jpeg
 from mtdp.images import read_rgb as open_rgb
 
 _SHOWN = 5
@@ -103,7 +103,9 @@ def read_rgb(path: Path) -> Image.Image:
     Raises:
         ImageUnreadable: not an image, a truncated one, or one of more than 8 bits per channel.
     """
-    return open_rgb(path, "download it again")
+    image = open_rgb(path, "download it again")
+    check_jpeg(path, "download it again")
+    return image
 
 
 def _decode(path: Path) -> Image.Image:

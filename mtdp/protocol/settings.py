@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -122,7 +123,7 @@ def _digest(task: Task) -> str:
     digest = hashlib.sha256()
     for split in SPLITS:
         for sample in task.samples[split]:
-            digest.update(f"{split}\t{sample.label}\t{sample.group}\t{sample.path.name}\n".encode())
+            digest.update(os.fsencode(f"{split}\t{sample.label}\t{sample.group}\t{sample.path.name}\n"))
     return digest.hexdigest()
 
 

@@ -98,6 +98,11 @@ def test_bad_data_is_a_line_and_exit_code_1_before_anything_is_written(pool_file
     assert err.startswith(f"error: {bad} is not a readable image")
     assert "hint: replace the file" in err
     assert not (tmp_path / "run").exists()
+    for number in range(2):
+        (pool_file.parent / "two" / f"x{number}\n.png").touch()
+    code, _, err = invoke("pretrain", "--pool", pool_file, "--out", tmp_path / "run", *TINY)
+    stray = [f"  {pool_file.parent / 'two'}/x{number}\\n.png would not be read" for number in range(2)]
+    assert (code, err.splitlines()[1:3]) == (1, stray), "a line for each, whatever its name holds"
 
 
 def test_help_lists_every_option_and_loads_no_torch() -> None:

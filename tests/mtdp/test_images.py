@@ -178,3 +178,73 @@ def test_postscript_by_another_name_starts_no_other_program(tmp_path: Path) -> N
     Image.new("RGB", (8, 8)).save(path, "EPS")
     with pytest.raises(ImageUnreadable, match="not a readable image"):
         read_rgb(path)
+
+
+def with_orientation(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x112] = number
+    return exif
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".png", ".webp"])
+def test_a_file_of_several_pictures_is_refused_and_not_its_first_taken(tmp_path: Path, suffix: str) -> None:
+    first, second = (Image.new("RGB", (32, 32), (level, 90, 120)) for level in (60, 200))
+    first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second])
+    with pytest.raises(ImageUnreadable, match=r"a\.\w+ holds 2 pictures"):
+        check_image(tmp_path / f"a{suffix}")
+
+
+def test_smaller_copies_behind_a_picture_are_no_pictures_of_their_own_and_before_it_they_are(tmp_path: Path) -> None:
+    picture = numbered(32, 32)
+    for name, pages in (("behind.tif", (picture, picture[::2, ::2])), ("before.tif", (picture[::2, ::2], picture))):
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            for page in pages:
+                file.write(page, photometric="rgb", subfiletype=int(page is not picture))
+    np.testing.assert_array_equal(load_image(tmp_path / "behind.tif", 32), picture)
+    with pytest.raises(ImageUnreadable, match="holds 2 pictures"):
+        read_rgb(tmp_path / "before.tif")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_what_is_to_be_turned_is_refused_as_in_extraction(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (32, 24)).save(tmp_path / name, exif=with_orientation(1))
+    assert read_rgb(tmp_path / name).size == (32, 24)
+    Image.new("RGB", (32, 24)).save(tmp_path / name, exif=with_orientation(6))
+    with pytest.raises(ImageUnreadable, match=r"turned or mirrored .*Orientation 6"):
+        read_rgb(tmp_path / name)
+
+
+def test_sixteen_bits_in_planes_and_signed_numbers_are_refused(tmp_path: Path) -> None:
+    """Of both, Pillow makes a picture: of other pixels."""
+    planes = np.full((3, 32, 32), 30_000, np.uint16)
+    tifffile.imwrite(tmp_path / "planes.tif", planes, photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "signed.tif", np.full((32, 32), -5, np.int8))
+    tifffile.imwrite(tmp_path / "eight.tif", planes.astype(np.uint8), photometric="rgb", planarconfig="separate")
+    for name, words in (("planes.tif", "more than 8 bits"), ("signed.tif", "signed numbers")):
+        with pytest.raises(ImageUnreadable, match=words):
+            read_rgb(tmp_path / name)
+    assert (np.asarray(read_rgb(tmp_path / "eight.tif")) == 30_000 % 256).all()
+
+
+def test_a_jpeg_with_damage_that_pillow_takes_is_refused(tmp_path: Path, write_image: Make) -> None:
+    """Its end is put into its middle: the rest would be grey."""
+    whole = write_image(tmp_path / "a.jpg", 64, 64).read_bytes()
+    assert check_image(tmp_path / "a.jpg")
+    place = len(whole) * 2 // 3
+    (tmp_path / "a.jpg").write_bytes(whole[:place] + b"\xff\xd9" + whole[place + 2 :])
+    read_rgb(tmp_path / "a.jpg")
+    for read in (check_image, of_a_converter):
+        with pytest.raises(ImageUnreadable, match=r"a\.jpg cannot be decoded: .*premature"):
+            read(tmp_path / "a.jpg")
+
+
+def test_a_tiff_whose_next_page_is_garbage_is_an_error_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (32, 32)).save(path)
+    data = bytearray(path.read_bytes())
+    first = int.from_bytes(data[4:8], "little")
+    behind = first + 2 + 12 * int.from_bytes(data[first : first + 2], "little")
+    data[behind : behind + 4] = len(data).to_bytes(4, "little")
+    path.write_bytes(data + bytes(6))  # a page without a width
+    with pytest.raises(ImageUnreadable, match=r"a\.tif"):
+        check_image(path)

@@ -28,7 +28,7 @@ from mtdp.protocol.estimate import say_plan
 from mtdp.protocol.rank_table import rank_table
 from mtdp.protocol.ranking import choose, mean_and_std, ranks, significant
 from mtdp.protocol.rows import Judgement, Row, collect, confusions_of
-from mtdp.protocol.run import Protocol, chosen, run_protocol, scores_on_val, training_folder
+from mtdp.protocol.run import Protocol, _trained, chosen, run_protocol, scores_on_val, training_folder
 from mtdp.protocol.settings import hold_to_settings
 from mtdp.protocol.tables import as_csv, markdown, write_tables
 from mtdp.run_state import write_json
@@ -535,6 +535,9 @@ def test_a_training_that_is_done_keeps_its_checkpoint_only(tasks: tuple[Task, ..
     run_protocol(protocol)
     assert protocol.result(cell) is not None
     assert (folder / "checkpoint.safetensors").stat().st_mtime_ns == before, "trained again"
+    setting = protocol.config.pretraining(protocol.config.combinations()[0], 0)
+    assert _trained(folder, setting)
+    assert not _trained(folder, replace(setting, iterations=3)), "a checkpoint on the way is no training that is done"
 
 
 def test_the_starting_weights_are_judged_at_the_side_of_the_others(tasks: tuple[Task, ...], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from mtdp.errors import ImageUnreadable
 from mtdp.images import ImageCache
-from mtdp.sampling import ADAPTATION, TRAINING, batches, decode_threads, draw
+from mtdp.sampling import ADAPTATION, TRAINING, batches, decode_threads, draw, draw_epoch
 from mtdp.tasks import Sample, load_pool
 
 Make = Callable[..., Path]  # writes files, returns where
@@ -98,3 +98,11 @@ def test_images_are_decoded_on_the_cores_that_there_are(
     monkeypatch.setattr("mtdp.sampling.usable_cores", lambda: cores)
     assert decode_threads() == threads
     assert all(one.equal(other) for one, other in zip(before, images(), strict=True))
+
+
+def test_within_a_batch_and_an_epoch_every_image_has_its_own_place_and_flips() -> None:
+    epoch = draw_epoch(3, 0, 4000, 4000)[0]
+    for choice in (draw(3, TRAINING, 0, (5,), 4000), epoch):
+        cells = np.bincount(choice.flips[:, 0] * 2 + choice.flips[:, 1], minlength=4)
+        assert chisquare(cells).pvalue > 1e-3
+        assert chisquare(np.histogram(choice.offsets, 10, (0, 1))[0]).pvalue > 1e-3

@@ -137,6 +137,8 @@ def test_a_manifest_that_names_a_missing_file_is_refused(tmp_path: Path, make_ta
         ("path,label,group,split\na.png,x,,train\n", "line 2 has no group"),
         ("path,label,group,split\na.png,x,g,train\na.png,y,g,train\n", "line 3 lists a.png again, after line 2"),
         ("path,label,group,split\n", "lists no image"),
+        ("path,label,group,split\na\0.png,x,g,train\n", "line 2 has a path that no file can have"),
+        (f"path,label,group,split\n{'a' * 300}.png,x,g,train\n", "line 2 has a path that no file can have"),
     ],
 )
 def test_a_faulty_manifest_is_refused_with_its_line(tmp_path: Path, text: str, word: str) -> None:
@@ -344,3 +346,80 @@ def test_the_real_pool_is_sound(data_dir: Path) -> None:
     assert tasks["lung"].classes == ("lung_aca", "lung_n", "lung_scc")
     assert tasks["wbc_type"].leave_out_with == {"blood_object"}
     assert len({sample.group for sample in tasks["breast_idc2"].of(["train"])}) == 160
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("train/red,red,", "train/red,Red,"), "classes 'Red' and 'red' differ in case alone"),
+        ((",red,", ',"re\nd",'), r"class 're\nd' holds a line break"),
+        ((",val0,", ',"val\t0",'), r"group 'val\t0' holds a line break or another control character"),
+    ],
+)
+def test_names_that_are_seldom_meant_are_refused(
+    tmp_path: Path, make_task: Make, change: tuple[str, str], words: str
+) -> None:
+    folder = make_task(tmp_path / "colour")
+    path = manifest_of(folder, tmp_path / "list.csv")
+    text = path.read_text("utf-8")
+    text = text.replace("red0.png,red,", "red0.png,Red,") if "Red" in change[1] else text.replace(*change)
+    path.write_text(text, "utf-8")
+    refused(path, TaskError, words)
+
+
+def test_names_that_are_not_in_utf_8_are_refused_for_classes_and_taken_for_images(
+    tmp_path: Path, make_task: Make, write_image: Make
+) -> None:
+    folder = make_task(tmp_path / "t")
+    write_image(folder / "train" / "red" / "train0_\udcff.png", seed=77)
+    assert len(load_task(folder).samples["train"]) == 9
+    assert load_task(folder).summary(("train",))["images"] == 9
+    for split in ("train", "val", "test"):
+        (folder / split / "red").rename(folder / split / "r\udcffd")
+    refused(folder, TaskError, r"class 'r\udcffd' is not in UTF-8")
+
+
+def test_groups_that_differ_in_case_alone_are_told_where_they_are_in_two_splits(
+    tmp_path: Path, make_task: Make, write_image: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_task(tmp_path / "t")
+    write_image(folder / "val" / "red" / "VAL0_x.png", seed=78)
+    load_task(folder)
+    assert not capsys.readouterr().err
+    write_image(folder / "test" / "red" / "TRAIN0_x.png", seed=79)
+    load_task(folder)
+    assert "group 'train0' is in train and 'TRAIN0' in test: are they one patient?" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_an_error_of_the_task(tmp_path: Path) -> None:
+    refused(tmp_path / ("x" * 300), TaskError, f"{tmp_path / ('x' * 300)}: File name too long")
+
+
+def test_a_table_with_the_ends_of_lines_of_an_old_mac_is_read(tmp_path: Path, make_task: Make) -> None:
+    folder = make_task(tmp_path / "colour")
+    text = manifest_of(folder, tmp_path / "list.csv").read_text("utf-8")
+    (tmp_path / "other.csv").write_bytes(text.replace("\n", "\r").encode())
+    assert load_task(tmp_path / "other.csv", name="colour").samples == load_task(folder).samples
+
+
+def test_invisible_characters_around_text_are_no_part_of_it(tmp_path: Path, make_task: Make) -> None:
+    folder = make_task(tmp_path / "colour")
+    text = manifest_of(folder, tmp_path / "list.csv").read_text("utf-8")
+    text = text.replace(",val0,", ",\u200btrain0\ufeff,")
+    (tmp_path / "other.csv").write_text(f"\ufeff\ufeff{text}", "utf-8")
+    refused(tmp_path / "other.csv", TaskError, "group 'train0' is in two splits")
+
+
+def test_cells_of_parquet_may_be_bytes_and_not_a_number_is_no_label(tmp_path: Path, make_task: Make) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+    folder = make_task(tmp_path / "colour", per_class=2)
+    with manifest_of(folder, tmp_path / "list.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    as_bytes = columns | {"label": [text.encode() for text in columns["label"]]}
+    parquet.write_table(pyarrow.table(as_bytes), tmp_path / "list.parquet")
+    assert load_task(tmp_path / "list.parquet").classes == ("blue", "red")
+    numbers = columns | {"label": [float("nan"), *map(float, range(1, len(rows)))]}
+    parquet.write_table(pyarrow.table(numbers), tmp_path / "list.parquet")
+    refused(tmp_path / "list.parquet", TaskError, "line 1 has no label")

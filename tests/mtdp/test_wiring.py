@@ -16,6 +16,7 @@ from PIL import Image
 
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
+from mtdp.errors import TrainingDiverged
 from mtdp.finetune import ADAPTATION_EPOCH, FinetuneConfig, FinetuneResult, FinetuneSteps, finetune, finetune_best
 from mtdp.images import ImageCache, load_image
 from mtdp.multitask import MultiTaskNet
@@ -95,8 +96,8 @@ ON_VAL = {
 }
 # By rank over the other two tasks: for c and d these are one of each, and of equals the first is taken.
 CHOSEN = {"a": SECOND, "c": FIRST, "d": FIRST}
-JOINT_ON_VAL = {"a": (0.2, 0.8), "c": (0.9, 0.3), "d": (0.1, 0.2)}  # first, second
-JOINT_CHOSEN = {"a": SECOND, "c": FIRST, "d": SECOND}
+JOINT_ON_VAL = {"a": (0.2, 0.8), "c": (0.9, 0.3), "d": (0.2, 0.2)}  # first, second; of equals the first is taken
+JOINT_CHOSEN = {"a": SECOND, "c": FIRST, "d": FIRST}
 LEFT_OUT = {"a": "a-b", "c": "c", "d": "d"}
 
 
@@ -107,6 +108,7 @@ class Recorder:
     out: Path
     trained: dict[str, tuple[list[str], PretrainConfig]] = field(default_factory=dict)  # folder -> what
     tuned: list[tuple[str, FinetuneConfig, tuple[float, ...]]] = field(default_factory=list)
+    diverges: str = "no folder"
 
     def steps(self) -> Steps:
         return Steps(self.pretrain, self.extractor, self.probe, self.finetune, self.own_head)
@@ -117,6 +119,8 @@ class Recorder:
     def pretrain(self, tasks: Sequence[Task], setting: PretrainConfig, folder: Path, resume: bool) -> Path:
         assert resume
         self.trained[self.place(str(folder))] = ([task.name for task in tasks], setting)
+        if self.place(str(folder)) == self.diverges:
+            raise TrainingDiverged("the loss is nan")
         return folder / "checkpoint.safetensors"
 
     def extractor(self, source: str, arch: str | None, seed: int, image_px: int | None) -> str:
@@ -138,7 +142,9 @@ class Recorder:
         assert resume
         self.tuned.append((self.place(str(folder)), setting, rates))
         told = f"{self.place(setting.init)}, seed {setting.seed}"
-        return FinetuneResult(task.name, told, task.metric, rates[0], 1, 0.5, 0.5, {}, ())
+        return FinetuneResult(
+            task.name, told, task.metric, rates[0], 1, val=0.75, test=0.25, val_of_each_lr={}, outputs=()
+        )
 
     def own_head(self, task: Task, source: str, split: str, precision: str) -> dict[str, Any]:  # type: ignore[explicit-any]
         first = FIRST.name in source
@@ -224,6 +230,7 @@ def test_every_cell_is_of_its_split_its_seed_its_combination_and_its_weights(
         found = protocol.result(cell)
         assert found is not None
         assert found["weights"] == expected(cell), cell.name
+        assert cell.kind != "finetune" or found["score"] == 0.25, "the score on test, not that on val"
     assert {cell.seed for cell in cells if (cell.kind, cell.weights) == ("finetune", "mtl")} == {0, 1}
 
 
@@ -269,6 +276,21 @@ def test_every_fine_tuning_is_of_its_rates_epochs_and_folder(recorded: tuple[Pro
         assert rates == (1e-3, 1e-4), folder
         assert (setting.epochs, setting.batch_size, setting.image_px, setting.arch) == (5, 4, 32, "resnet18"), folder
         assert f"seed-{setting.seed}" == folder.split("/")[-1]
+
+
+def test_a_training_that_diverged_is_judged_by_nobody_and_ranks_last(recorded: tuple[Protocol, Recorder]) -> None:
+    """On c, the first seed of the second combination diverges: its mean is the worst, whatever the other seed is."""
+    protocol, recorder = recorded
+    recorder = Recorder(protocol.out.with_name("again"), diverges=network("c", SECOND, 0))
+    protocol = replace(protocol, out=recorder.out, steps=recorder.steps())
+    run_protocol(protocol)
+    assert scores_on_val(protocol, "select")["c"] == {FIRST.name: pytest.approx(0.5), SECOND.name: float("-inf")}
+    for cell in protocol.cells():
+        found = protocol.result(cell)
+        assert found is not None
+        of_it = (cell.kind, cell.subject, cell.combination, cell.seed) == ("select", "c", SECOND, 0)
+        assert (found.get("message") == "its pre-training diverged") == of_it, cell.name
+        assert cell.kind in ("pretrain", "release") or (found["score"] is None) == of_it
 
 
 def test_the_score_of_a_combination_is_the_mean_over_its_seeds(recorded: tuple[Protocol, Recorder]) -> None:
