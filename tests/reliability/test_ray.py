@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from crew import OPTIONS, content, run_and_disturb, survives
+from mtdp_runtime.cohort import ray
+from mtdp_runtime.cohort.head import GONE_S, Head
 from mtdp_runtime.cohort.ray import share, why_unfit
+from mtdp_runtime.errors import BackendError
 from mtdp_runtime.version import __version__
 from support import extract, one_error, slide_lines
 
@@ -119,6 +122,31 @@ def test_a_machine_that_has_another_mtdp_or_does_not_see_the_folder_does_no_slid
     assert blind is not None
     assert str(blind).endswith(f"does not see {tmp_path / 'elsewhere'} of this run")
     assert str(poor).endswith(f"does not see {tmp_path / 'model'} of this run")
+
+
+def test_a_cluster_whose_head_stays_away_ends_the_run_in_a_line() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        head = Head(f"127.0.0.1:{one.getsockname()[1]}")
+        now_s = time.monotonic()
+        head.look(now_s)
+    for later_s in (1, 10, 20):  # not looked at so soon; away; another one may take its place
+        head.look(now_s + later_s)
+    assert not head.there
+    assert not head.gone
+    with pytest.raises(BackendError, match=r"^the Ray cluster is gone: nobody listens at 127\.0\.0\.1:\d+$"):
+        head.look(now_s + GONE_S + 1)
+
+
+def test_why_versions_do_not_go_together_is_said_in_one_line() -> None:
+    said = (
+        "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.1\nThis process was started"
+    )
+    assert ray._in_a_line(RuntimeError(f"{said} with:\n    Ray: 2.60.0\n")).endswith(
+        "with: Ray: 2.9.0 Python: 3.10.1 This process was started with: Ray: 2.60.0"
+    )
+    assert ray._in_a_line(ValueError("first\nsecond")) == "first"
 
 
 def test_a_worker_asks_for_no_more_cores_than_a_machine_has() -> None:

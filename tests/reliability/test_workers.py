@@ -16,7 +16,7 @@ from mtdp_runtime.cohort import pool, processes
 from mtdp_runtime.cohort.job import Job, load_bundles, shared_settings
 from mtdp_runtime.cohort.pool import largest_first
 from mtdp_runtime.cohort.processes import core_groups
-from mtdp_runtime.cohort.requests import list_slides
+from mtdp_runtime.cohort.requests import SlideRequest, list_slides
 from mtdp_runtime.cohort.run import run_job
 from mtdp_runtime.errors import BackendError
 from support import extract, one_error, slide_lines
@@ -106,14 +106,14 @@ def test_what_would_fail_for_every_slide_ends_the_run(slides: Path, tiny_bundle:
     assert not slide_lines(out) if (out / "run.jsonl").exists() else True
 
 
-def test_a_worker_that_hangs_before_it_loads_anything_ends_the_run(
+def test_a_worker_that_hangs_before_it_loads_anything_ends_the_run_however_long_its_list(
     slides: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_CODE", "import time; time.sleep(99)")
     monkeypatch.setattr(pool, "_START_S", 0.2)
     bundles = load_bundles([tiny_bundle])
     job = Job(
-        slides=tuple(list_slides([slides])),
+        slides=(*list_slides([slides]), *(SlideRequest(slides / f"{number:0100}.svs") for number in range(999))),
         out=tmp_path / "o",
         bundles=bundles,
         settings=shared_settings(bundles),

@@ -7,6 +7,7 @@ the actor itself, so every machine must see the slides and the output folder und
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import secrets
@@ -14,11 +15,13 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from mtdp_runtime.cohort.head import Head, look_for
 from mtdp_runtime.cohort.job import Job
 from mtdp_runtime.cohort.member import Given, work
 from mtdp_runtime.errors import UsageError
@@ -28,7 +31,7 @@ from mtdp_runtime.version import __version__
 _STORE_BYTES: Final = 100 << 20  # Ray would take a third of the memory; nothing large passes through it
 _KILL_S: Final = 10.0
 _LEAVE_S: Final = 30.0
-_REACH_S: Final = 5.0
+_PATIENT_S: Final = 30.0  # until it is said that a worker waits for a machine
 _HEAR_S: Final = 0.5  # an actor that has nothing to tell answers after this
 
 
@@ -141,6 +144,8 @@ class RayCrew:
         self._actors: dict[int, Any] = {}
         self._asked: dict[int, Any] = {}  # the answers that are waited for
         self._places: dict[int, tuple[str, int]] = {}  # node and process
+        self._head = Head(None if address is None else ray.get_runtime_context().gcs_address)
+        self._patient_until_s = time.monotonic() + _PATIENT_S
 
     def start(self, worker: int) -> bool:
         # Two calls at a time: what it is given must not wait until it has told what it did.
@@ -154,6 +159,21 @@ class RayCrew:
         self._actors[worker].give.remote(given)
 
     def events(self, timeout_s: float) -> Iterator[tuple[int, str, Any]]:
+        """Yield what actors told.
+
+        Raises:
+            BackendError: the cluster is gone.
+        """
+        self._head.look(time.monotonic())
+        absent = sorted(self._actors.keys() - self._places.keys())
+        if absent and self._head.there and time.monotonic() > self._patient_until_s:
+            self._patient_until_s = math.inf
+            gpu = " and a GPU" if self._options["num_gpus"] else ""
+            yield (
+                absent[0],
+                "say",
+                f"no machine of the Ray cluster has {self._options['num_cpus']} cores{gpu} free; waiting",
+            )
         by_answer = {answer: worker for worker, answer in self._asked.items()}
         self._ray.wait(list(by_answer), num_returns=1, timeout=timeout_s)
         ready, _ = self._ray.wait(list(by_answer), num_returns=len(by_answer), timeout=0)
@@ -188,14 +208,15 @@ class RayCrew:
 
     def close(self, stopped: bool) -> None:
         """End all actors; a killed one leaves its claim, which the next run sees to be dead."""
-        if not stopped:
-            self._ray.wait(
-                [actor.leave.remote() for actor in self._actors.values()],
-                num_returns=len(self._actors),
-                timeout=_LEAVE_S,
-            )
-        for actor in self._actors.values():
-            self._ray.kill(actor)
+        if not self._head.gone:  # it is asked to end them
+            if not stopped:
+                self._ray.wait(
+                    [actor.leave.remote() for actor in self._actors.values()],
+                    num_returns=len(self._actors),
+                    timeout=_LEAVE_S,
+                )
+            for actor in self._actors.values():
+                self._ray.kill(actor)
         self._ray.shutdown()
         if self._sight is not None:
             self._sight.unlink(missing_ok=True)
@@ -231,7 +252,8 @@ def _in_a_line(error: BaseException) -> str:
     if "uthenticat" in str(error.__cause__):  # Unauthenticated, or AuthenticationError
         return "it wants a token, and not this one"
     said = getattr(error, "strerror", None) or str(error)
-    return (said.strip().splitlines() or [type(error).__name__])[0]
+    first = (said.strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(said.split()) if first.endswith(":") else first  # of two versions, say, that do not go together
 
 
 def share(cores: Sequence[int], workers: int) -> int:
@@ -241,21 +263,6 @@ def share(cores: Sequence[int], workers: int) -> int:
     (8, 5, 1)
     """
     return max((each for each in range(1, max(cores) + 1) if sum(n // each for n in cores) >= workers), default=1)
-
-
-def look_for(address: str | None) -> None:
-    """Make sure that somebody listens at HOST:PORT: Ray itself would try for minutes.
-
-    Raises:
-        OSError: nobody does.
-    """
-    host, _, port = (address or "").rpartition(":")
-    if "/" in host or not (host and port.isdecimal()):
-        return  # auto, and what else Ray knows
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
-    except (OverflowError, ValueError):
-        raise OSError(f"there is no port {port}") from None
 
 
 def _import_ray(joins: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -239,7 +240,8 @@ def _extract_by_many(
 
 
 def _crew(job: Job, mark: RunMark) -> Crew:
-    """Return the workers of a job, not started yet: processes here, or actors."""
+    """Return the workers of a job, not started yet: processes here, or actors. Each slide is given to them later."""
+    job = replace(job, slides=(), passed_over=())  # thousands would fill the pipe of a worker that does not read yet
     if job.scheduler == "ray":
         from mtdp_runtime.cohort.ray import RayCrew
 

@@ -436,7 +436,7 @@ def _part_of_an_array(environment: Mapping[str, str]) -> tuple[int, int]:
     Raises:
         UsageError: this is no such task, or its array has steps.
     """
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
     wrong = [name for name in names if not _is_whole(environment.get(name, ""))]
     if wrong:
         said = [f"{name} is {environment[name]!r}" if name in environment else f"{name} not set" for name in wrong]
@@ -444,11 +444,12 @@ def _part_of_an_array(environment: Mapping[str, str]) -> tuple[int, int]:
             f"--shard slurm: {', '.join(said)}",
             hint="Slurm sets them in the tasks of a job array (sbatch -a 1-8); elsewhere give --shard I/N.",
         )
-    task, tasks, first = (int(environment[name]) for name in names)
-    if not first <= task < first + tasks:
+    task, tasks, first, last = (int(environment[name]) for name in names)
+    if not first <= task <= last == first + tasks - 1:  # all of its tasks say so, and none does a part
         raise UsageError(
-            f"--shard slurm: task {task} of {tasks} tasks from {first} on: the array has gaps",
-            hint="Number the tasks one by one: sbatch -a 1-8.",
+            f"--shard slurm: task {task} of {tasks} tasks from {first} to {last}: the array has gaps",
+            hint="Number the tasks one by one: sbatch -a 1-8. To repeat some, submit the same array again, or give "
+            "each --shard I/N.",
         )
     return task - first + 1, tasks
 
