@@ -29,6 +29,7 @@ class Built:
     library: Library
     arch: str
     trunk: nn.Module
+    feature: str  # which of its values are the feature
     prefix_tokens: int  # class token and registers, before those of the patches
     stages: tuple[int, ...] = ()  # of a convolutional network: the channels of each stage's map
 
@@ -36,9 +37,9 @@ class Built:
 class Encoder(Backbone):
     """float32[N, 3, P, P] -> float32[N, D]: a network and the part of it that is the feature."""
 
-    def __init__(self, built: Built, feature: str, features_dim: int = 0) -> None:
+    def __init__(self, built: Built, features_dim: int = 0) -> None:
         super().__init__(built.arch, built.trunk, features_dim)
-        self.feature = feature
+        self.feature = built.feature
         self.library = built.library
         self.prefix_tokens = built.prefix_tokens
 
@@ -102,7 +103,8 @@ def build(
         library: timm or transformers.
         arch: a name of timm, or a class of transformers.
         arguments: of the constructor (transformers: of the class's configuration); classes by name.
-        feature: what will be asked of it.
+        feature: what will be asked of it; of timm, where empty, what the network itself pools: its class token, where
+            it is to give that or all tokens.
         weights: random ones of its library, or none: a large network is then on the meta device.
 
     Raises:
@@ -119,8 +121,12 @@ def build(
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ExportUsageError(f"{arch} cannot be built with these arguments: {reason}", "check --arch-arg") from error
-    built = Built(library, arch, trunk, _prefix_tokens(library, trunk), _stages(trunk))
-    _check_feature(built, feature)
+    _check_switches(trunk, arguments)
+    prefix = _prefix_tokens(library, trunk)
+    if not feature:
+        feature = "cls" if prefix and getattr(trunk, "global_pool", None) in ("", "token") else "pooled"
+    built = Built(library, arch, trunk, feature, prefix, _stages(trunk))
+    _check_feature(built)
     stage = _STAGE.fullmatch(feature)
     if stage is not None:  # later stages would be weights that nothing reads
         kept: Any = trunk
@@ -129,8 +135,33 @@ def build(
     return built
 
 
-def _check_feature(built: Built, feature: str) -> None:
-    tokens = built.prefix_tokens > 0
+def _check_switches(trunk: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Refuse a word where a constructor takes true or false: it would count as true."""
+    takes = inspect.signature(type(trunk).__init__).parameters
+    for name, value in arguments.items():
+        if name in takes and isinstance(takes[name].default, bool) and not isinstance(value, bool):
+            raise ExportUsageError(f"--arch-arg {name}={value}: it is a switch", "true or false")
+
+
+def shape_given(network: nn.Module, side_px: int) -> tuple[int, ...]:
+    """Return the shape of what a network in eval mode gives for one image of R, G and B.
+
+    Raises:
+        RuntimeError, AssertionError, ...: whatever it raises where it takes no such image.
+    """
+    size = (1, 3, side_px, side_px)
+    with torch.no_grad():
+        try:  # shapes alone, without the arithmetic
+            named = [*network.named_parameters(), *network.named_buffers()]
+            on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
+            given = torch.func.functional_call(network, on_meta, (torch.empty(size, device="meta"),))
+        except Exception:  # of whatever cannot be done without values
+            given = network(torch.zeros(size))
+    return tuple(given.shape)
+
+
+def _check_feature(built: Built) -> None:
+    feature, tokens = built.feature, built.prefix_tokens > 0
     stage = _STAGE.fullmatch(feature)
     known = ["pooled"]
     if tokens:
@@ -166,6 +197,11 @@ def _timm_maker(arch: str, arguments: Mapping[str, Any]) -> Any:
         raise ExportUsageError(
             f"timm {timm.__version__} has no model {arch!r}",
             f"like it: {', '.join(close)}" if close else "see timm.list_models()",
+        )
+    foreign = [name for name in arguments if name in inspect.signature(timm.create_model).parameters]
+    if foreign:
+        raise ExportUsageError(
+            f"--arch-arg {foreign[0]}: no argument of a network", "weights are given by --weights; leave it out"
         )
     given = {name: _value(name, value) for name, value in arguments.items()}
 

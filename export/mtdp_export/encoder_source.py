@@ -15,11 +15,11 @@ from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import INTERPOLATIONS, Preprocessing
 from mtdp.weights import file_sha256, find_weights_file, load_backbone_weights
 from mtdp_export.catalogue import Library, Recipe, buildable, by_digest
-from mtdp_export.encoder import Built, Encoder, build, resized_table
+from mtdp_export.encoder import TOKEN_FEATURES, Built, Encoder, build, resized_table, shape_given
 from mtdp_export.errors import ExportUsageError
 from mtdp_export.lookalikes import looks_like
 from mtdp_export.pixels import Pixels, Stated, arranged
-from mtdp_export.snapshot import Snapshot, licence_text, read_snapshot, weights_in
+from mtdp_export.snapshot import licence_text, read_snapshot, weights_in
 from mtdp_export.state_dicts import Misfit, fit, largest
 from mtdp_export.weights_file import read_state
 
@@ -161,36 +161,32 @@ def open_folder(folder: Path, stated: Stated, asked: Asked) -> Opened:
         ExportUsageError: it does not state enough, or the options do not fit it.
         MtdpError: the weights cannot be read, or are another network's.
     """
-    snapshot = read_snapshot(folder)
-    if snapshot.preprocessing is None and (stated.mean is None or stated.std is None):
-        raise ExportUsageError(
-            f"{folder}: it does not say how its network's pixels were normalised",
-            "add --mean and --std, as the encoder's card states them",
-        )
-    path = snapshot.weights
+    snapshot = read_snapshot(folder, stated)
+    native, path = snapshot.pixels.preprocessing, snapshot.weights
     digest = file_sha256(path)
     known = by_digest(digest)
     if known is not None and stated.mean is None and stated.std is None:
-        _refuse_other_numbers(folder, snapshot.preprocessing, known)
+        _refuse_other_numbers(folder, native, known)
     feature = asked.feature or snapshot.feature
     arguments = {**snapshot.arguments, **(asked.arguments or {})}
     network, done = _filled(snapshot.library, snapshot.arch, arguments, feature, path)
-    pixels = _pixels_of_snapshot(snapshot, stated)
-    encoder = _checked(network, pixels, pixels.preprocessing.image_px)
+    own = _with_own(stated, native.image_px, snapshot.pixels.resize_px, native.image_px)
+    pixels = arranged(own, native, "the folder's own config.json")
+    encoder = _checked(network, pixels, native.image_px)
     published = f"the published weights of {known.title}" if known is not None else ""
     return Opened(
         MultiTaskNet(encoder, {}).eval(),
         f"{snapshot.library}:{snapshot.arch}",
         pixels,
-        "; ".join([f"{path.name} of a folder with a config.json, sha256 {digest}", *done]),
+        "; ".join(filter(None, [f"{path.name} of a folder with a config.json, sha256 {digest}", snapshot.note, *done])),
         str(known.licence) if known is not None else _front_matter_licence(folder),
-        feature,
+        network.feature,
         published=published,
         licence_text=licence_text(folder),
     )
 
 
-def _refuse_other_numbers(folder: Path, native: Preprocessing | None, known: Recipe) -> None:
+def _refuse_other_numbers(folder: Path, native: Preprocessing, known: Recipe) -> None:
     """Refuse a folder whose numbers are not those that the catalogue has for its weights, by their digest.
 
     Some repositories state what timm fills in where their authors said nothing.
@@ -199,7 +195,7 @@ def _refuse_other_numbers(folder: Path, native: Preprocessing | None, known: Rec
         ExportUsageError: naming both.
     """
     ours = known.preprocessing
-    if native is not None and (native.mean, native.std) != (ours.mean, ours.std):
+    if (native.mean, native.std) != (ours.mean, ours.std):
         theirs, by_us = (" ".join(f"{v:g}" for v in (*p.mean, *p.std)) for p in (native, ours))
         which = f"{folder}: {known.title}'s published weights"
         raise ExportUsageError(
@@ -229,14 +225,14 @@ def _filled(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             built = build(library, arch, arguments, feature, weights="random")
-        return _encoder(built, feature), []
+        return _encoder(built), []
     loaded = read_state(path)
     shapes = {name: tensor.shape for name, tensor in largest(loaded).items()}
     built = build(library, arch, resized_table(library, arguments, shapes), feature)
     ignore = [name for name in built.trunk.state_dict() if name.endswith("mask_token")]
     try:
         with torch.no_grad():
-            done = fit(built.trunk, loaded, path, arch, ignore=ignore, unused=_unused(built, feature))
+            done = fit(built.trunk, loaded, path, arch, ignore=ignore, unused=_unused(built))
     except Misfit as error:
         like = looks_like(shapes)
         if like:
@@ -245,22 +241,24 @@ def _filled(
         raise
     for parameter in built.trunk.parameters():
         parameter.requires_grad_(False)
-    return _encoder(built, feature), done
+    return _encoder(built), done
 
 
-def _unused(built: Built, feature: str) -> tuple[str, ...]:
+def _unused(built: Built) -> tuple[str, ...]:
     """The beginnings of names that a file may hold and the feature does not need."""
+    feature = built.feature
     if feature.startswith("stage"):
         return tuple(f"layer{number}." for number in range(int(feature[-1]) + 1, len(built.stages) + 1))
     return ("text_model.", "text_projection.", "logit_scale") if feature == "projection" else ()
 
 
-def _encoder(built: Built, feature: str) -> Encoder:
-    return Encoder(built, feature, _features_dim(built, feature))
+def _encoder(built: Built) -> Encoder:
+    return Encoder(built, _features_dim(built))
 
 
-def _features_dim(built: Built, feature: str) -> int:
+def _features_dim(built: Built) -> int:
     trunk: Any = built.trunk
+    feature = built.feature
     if feature.startswith("stage"):
         return built.stages[int(feature[-1]) - 1]
     if built.library == "transformers":
@@ -272,7 +270,7 @@ def _features_dim(built: Built, feature: str) -> int:
 
 
 def _checked(network: Backbone, pixels: Pixels, own_px: int) -> Backbone:
-    """Return the network if it takes what it will be given; one black image says so.
+    """Return the network if it takes what it will be given, and gives one vector for it.
 
     Raises:
         ExportUsageError: it does not.
@@ -282,22 +280,23 @@ def _checked(network: Backbone, pixels: Pixels, own_px: int) -> Backbone:
     config = getattr(trunk, "config", None)
     patch = getattr(config, "patch_size", None) or getattr(getattr(trunk, "patch_embed", None), "patch_size", None)
     patch_px = int(patch[0] if isinstance(patch, tuple) else patch or 1)
+    hint = f"use its own side, {own_px} px, or --resize {own_px} for tiles of another size"
+    if side == own_px:
+        hint = "say its own side by --tile-px, or by --resize; and check the arguments that it was built with"
     if side % patch_px:
         raise ExportUsageError(
-            f"{network.arch} takes no images of {side} px: {side} is no multiple of its patch of {patch_px} px",
-            f"use its own side, {own_px} px, or --resize {own_px} for tiles of another size",
+            f"{network.arch} takes no images of {side} px: {side} is no multiple of its patch of {patch_px} px", hint
         )
-    if side == own_px:
-        return network
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, side, side))
-    except (AssertionError, RuntimeError, ValueError) as error:
+        given = shape_given(network.eval(), side)
+    except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise ExportUsageError(f"{network.arch} takes no images of {side} px: {reason}", hint) from error
+    if given != (1, network.features_dim):
         raise ExportUsageError(
-            f"{network.arch} takes no images of {side} px: {reason}",
-            f"use its own side, {own_px} px, or --resize {own_px} for tiles of another size",
-        ) from error
+            f"{network.arch} gives float{list(given)} for an image, and not a vector of {network.features_dim}",
+            f"say by --feature which of its values are the feature: {', '.join(TOKEN_FEATURES)} of a transformer",
+        )
     return network
 
 
@@ -305,12 +304,6 @@ def _pixels_of(recipe: Recipe, stated: Stated) -> Pixels:
     said = f"the catalogue's for {recipe.key} (of its authors' card)"
     own = _with_own(stated, recipe.tile_px, recipe.resize_px, recipe.preprocessing.image_px)
     return arranged(own, recipe.preprocessing, said)
-
-
-def _pixels_of_snapshot(snapshot: Snapshot, stated: Stated) -> Pixels:
-    native = snapshot.preprocessing or Preprocessing()
-    own = _with_own(stated, native.image_px, snapshot.resize_px or native.image_px, native.image_px)
-    return arranged(own, native, "the folder's own config.json")
 
 
 def _with_own(stated: Stated, tile_px: int, resize_px: int, input_px: int) -> Stated:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdp_export.errors import ExportUsageError
+from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_runtime.bundle.golden import TILES
 from mtdp_runtime.errors import SlideScaleUnknown
 from mtdp_runtime.settings import ExtractSettings
@@ -105,6 +105,19 @@ def save_golden(path: Path, tiles: NDArray[np.uint8], outputs: Mapping[str, NDAr
             buffer = BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", _ZIP_EPOCH), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+
+
+def check_sees(features: NDArray[np.float32], tiles: NDArray[np.uint8]) -> None:
+    """Refuse features that are the same for every tile: any graph would repeat them, and they would prove nothing.
+
+    Raises:
+        ExportError: float32[N, D] does not depend on tiles that differ.
+    """
+    if (tiles != tiles[:1]).any() and not (features != features[:1]).any():
+        raise ExportError(
+            f"the network's features are the same for all {len(tiles)} golden tiles, which differ",
+            "Nothing was written. Its weights are not those of a trained network, or another output is the feature.",
+        )
 
 
 def _stained(rng: np.random.Generator, tile_px: int) -> NDArray[np.uint8]:

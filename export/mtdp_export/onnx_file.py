@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.typed import nested_nodes
+from mtdp_export.weights_file import refuse_failed_download
 
 MIN_OPSET: Final = 13  # the first in which Cast, Softmax and the quantisers mean what they mean today
 LARGEST_BYTES: Final = 2**31 - 1  # of a protocol buffer, so of a graph in one file
@@ -31,6 +32,11 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """
     if not path.is_file():
         raise ExportUsageError(f"--onnx {path}: no such file", "check the path")
+    with path.open("rb") as stream:
+        start = stream.read(256)
+    refuse_failed_download(path, start, "an ONNX file")
+    if start.startswith((b"PK", b"\x80\x02")):
+        raise ExportUsageError(f"--onnx {path}: it is of torch, and no ONNX file", "give weights by --weights")
     try:
         model = onnx.load(path)  # weights in files beside it come with it, into memory
         if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_BYTES:
@@ -45,6 +51,9 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     except ExportError:
         raise
     except Exception as error:  # of protobuf, of the checker, of external data: they share no base class
+        if "not regular file" in str(error):
+            what = "its weights are in another file, which is missing, or a link"
+            raise ExportError(f"{path}: {what}: {first_line(error)}", "copy that file itself beside it") from error
         raise ExportError(f"{path}: not a usable ONNX file: {first_line(error)}", "export it again") from error
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     newest = onnx.defs.onnx_opset_version()
@@ -97,7 +106,10 @@ def image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     inputs: list[onnx.ValueInfoProto] = [tensor for tensor in model.graph.input if tensor.name not in constants]
     if len(inputs) != 1:
         names = ", ".join(tensor.name for tensor in inputs) or "none"
-        raise ExportError(f"{path}: one input is needed, the image; it has {len(inputs)} ({names})")
+        raise ExportError(
+            f"{path}: one input is needed, the image; it has {len(inputs)} ({names})",
+            "export the image encoder alone, with all else as constants",
+        )
     del model.graph.input[:]
     model.graph.input.append(inputs[0])
     return inputs[0]
@@ -169,7 +181,8 @@ def layout_and_side(
     sides = {dim.dim_value for dim in (dims[2:4] if found == "nchw" else dims[1:3])}
     fixed = sides - {0}
     if len(fixed) > 1:
-        raise ExportError(f"{path}: its input is not square ({' x '.join(map(str, sorted(fixed)))})")
+        shown = " x ".join(map(str, sorted(fixed)))
+        raise ExportError(f"{path}: its input is not square ({shown})", "export it with a square one")
     side = next(iter(fixed), None)
     if side is None and tile_px is None:
         raise ExportUsageError(

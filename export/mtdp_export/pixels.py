@@ -64,9 +64,9 @@ class Stated:
                     f"{shown}: pixels are 0..{input_range}, and so is their {option}",
                     "divide by 255, or with --onnx add --input-range 255" if input_range == 1 else "check the numbers",
                 )
-            if input_range == 255 and option == "mean" and 0 < max(values) <= 1:
+            if input_range == 255 and (0 < max(values) <= 1 if option == "mean" else max(values) < 1):
                 raise ExportUsageError(
-                    f"{shown}: with --input-range 255 the mean is on the scale 0..255", "leave --input-range out"
+                    f"{shown}: with --input-range 255 the {option} is on the scale 0..255", "leave --input-range out"
                 )
 
 

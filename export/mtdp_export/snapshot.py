@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mtdp.preprocess import Preprocessing
 from mtdp_export.catalogue import Library
 from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.pixels import Stated
+from mtdp_export.snapshot_pixels import FolderPixels, pixels_of_timm, pixels_of_transformers
 
 CONFIG: Final = "config.json"
 _WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth", "open_clip_pytorch_model.bin")
@@ -26,7 +27,6 @@ _CLASSES: Final = {
     "clip": "CLIPVisionModelWithProjection",
     "clip_vision_model": "CLIPVisionModelWithProjection",
 }
-_PIL: Final = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # `resample` of a preprocessor is Pillow's number
 _MOST_BYTES: Final = 64_000_000
 
 
@@ -38,9 +38,9 @@ class Snapshot:
     library: Library
     arch: str
     arguments: Mapping[str, Any]
-    preprocessing: Preprocessing | None  # None: it says no mean and std
-    resize_px: int | None  # before the centre is cut out
-    feature: str
+    pixels: FolderPixels
+    feature: str  # empty: as the network itself pools
+    note: str = ""  # what is to be said of it
 
     @property
     def weights(self) -> Path:
@@ -85,46 +85,40 @@ def licence_text(folder: Path) -> str:
     return ""
 
 
-def read_snapshot(folder: Path) -> Snapshot:
-    """Read what a folder states.
+def read_snapshot(folder: Path, stated: Stated) -> Snapshot:
+    """Read what a folder states; what the user states goes before it.
 
     Raises:
-        ExportUsageError: it is neither timm's nor of an architecture of transformers that is known here.
+        ExportUsageError: it is neither timm's nor of an architecture of transformers that is known here, or it says too
+            little of its pixels, or what is not computed here.
         ExportError: a file in it is damaged.
     """
     config = _json(folder / CONFIG)
     if "architecture" in config:
-        return _of_timm(folder, config)
+        return _of_timm(folder, config, stated)
     if "auto_map" in config and config.get("model_type") not in _CLASSES:
         raise ExportUsageError(
             f"{folder}: {CONFIG} names code of its own ({next(iter(config['auto_map'].values()))}), which is not run",
             "make an ONNX file with that code (torch.onnx.export), and bring it by --onnx",
         )
     if config.get("model_type") in _CLASSES:
-        return _of_transformers(folder, config)
+        return _of_transformers(folder, config, stated)
     raise ExportUsageError(
         f"{folder}: {CONFIG} names no architecture that is known here ({config.get('model_type', 'no model_type')})",
-        f"timm's, or {', '.join(_CLASSES)} of transformers",
+        f"timm's, or {', '.join(_CLASSES)} of transformers; of others make an ONNX file, and bring it by --onnx",
     )
 
 
-def _of_timm(folder: Path, config: Mapping[str, Any]) -> Snapshot:
-    arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k != "num_classes"}
-    stated: Mapping[str, Any] = config.get("pretrained_cfg") or config
-    preprocessing, resize_px = None, None
-    if "mean" in stated and "std" in stated:
-        side = int((stated.get("input_size") or (3, 224, 224))[-1])
-        crop_pct = float(stated.get("crop_pct") or 1.0)
-        preprocessing = Preprocessing(
-            side, _rgb(stated["mean"], folder), _rgb(stated["std"], folder), str(stated.get("interpolation", "bicubic"))
-        )
-        resize_px = int(side // crop_pct) if 0 < crop_pct < 1 else None
-    pool = arguments.get("global_pool", config.get("global_pool", "token"))
-    feature = "cls" if pool in ("", "token") and "vit" in str(config["architecture"]) else "pooled"
-    return Snapshot(folder, "timm", str(config["architecture"]), arguments, preprocessing, resize_px, feature)
+def _of_timm(folder: Path, config: Mapping[str, Any], stated: Stated) -> Snapshot:
+    given = config.get("model_args") or {}
+    if not isinstance(given, Mapping):
+        raise ExportError(f"{folder}: model_args is no object but {given!r}", "copy the folder again")
+    arguments = {name: value for name, value in given.items() if name != "num_classes"}
+    pixels = pixels_of_timm(folder, config, arguments, stated)
+    return Snapshot(folder, "timm", str(config["architecture"]), arguments, pixels, "")
 
 
-def _of_transformers(folder: Path, config: Mapping[str, Any]) -> Snapshot:
+def _of_transformers(folder: Path, config: Mapping[str, Any], stated: Stated) -> Snapshot:
     arch = _CLASSES[str(config["model_type"])]
     clip = arch.startswith("CLIP")
     inner = config.get("vision_config", config) if clip else config
@@ -137,34 +131,21 @@ def _of_transformers(folder: Path, config: Mapping[str, Any]) -> Snapshot:
     }
     if clip and "projection_dim" in config:
         arguments["projection_dim"] = config["projection_dim"]
-    file = folder / "preprocessor_config.json"
-    preprocessing, resize_px = None, None
-    if file.is_file():
-        stated = _json(file)
-        size, crop = _side(stated.get("size")), _side(stated.get("crop_size"))
-        cuts = bool(stated.get("do_center_crop", crop is not None)) and crop is not None
-        resizes = bool(stated.get("do_resize", True)) and size is not None
-        side = crop if cuts else size
-        if "image_mean" in stated and "image_std" in stated and side is not None:
-            how = _PIL.get(int(stated.get("resample", 2)), "bilinear")
-            mean, std = _rgb(stated["image_mean"], folder), _rgb(stated["image_std"], folder)
-            preprocessing = Preprocessing(side, mean, std, how)
-            resize_px = size if resizes and cuts and size != side else None
-    return Snapshot(folder, "transformers", arch, arguments, preprocessing, resize_px, "projection" if clip else "cls")
+    pixels = pixels_of_transformers(
+        folder, _preprocessor(folder), int(arguments.get("image_size", 224)), arch == "ViTModel", stated
+    )
+    code = next(iter((config.get("auto_map") or {}).values()), "")
+    note = f"code of its own ({code}) was not run: built as transformers' {arch}" if code else ""
+    return Snapshot(folder, "transformers", arch, arguments, pixels, "projection" if clip else "cls", note)
 
 
-def _side(value: Any) -> int | None:
-    if isinstance(value, Mapping):
-        value = value.get("shortest_edge", value.get("height"))
-    return int(value) if isinstance(value, int | float) else None
-
-
-def _rgb(values: Any, folder: Path) -> tuple[float, float, float]:
-    try:
-        red, green, blue = (float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise ExportError(f"{folder}: mean and std are not three numbers: {values!r}", "copy it again") from error
-    return (red, green, blue)
+def _preprocessor(folder: Path) -> Mapping[str, Any] | None:
+    """What a folder says of its images; newer versions of transformers put it into processor_config.json."""
+    if (folder / "preprocessor_config.json").is_file():
+        return _json(folder / "preprocessor_config.json")
+    newer = folder / "processor_config.json"
+    inner = _json(newer).get("image_processor") if newer.is_file() else None
+    return inner if isinstance(inner, Mapping) else None
 
 
 def _json(file: Path) -> dict[str, Any]:

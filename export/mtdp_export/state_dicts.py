@@ -100,14 +100,30 @@ def fit(
         ]
         raise Misfit(f"{path} does not fit {arch}: {'; '.join(parts)}", "check the name against the file")
     fitting = {name: tensors[name] for name in wanted if name in tensors}
-    whole = [n for n, t in fitting.items() if wanted[n].is_floating_point() and not t.is_floating_point()]
-    if whole:
-        kind = str(fitting[whole[0]].dtype).removeprefix("torch.")
-        said = f"{path} holds {kind} numbers in {whole[0]}: quantised weights"
-        raise WeightsError(said, "give the weights that were quantised")
+    _check_numbers(fitting, wanted, path)
     plain = {n: (t.float() if t.is_floating_point() else t).contiguous() for n, t in fitting.items()}
     trunk.load_state_dict(plain, strict=False, assign=True)
     return found.done
+
+
+def _check_numbers(fitting: Tensors, wanted: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors whose values are not the network's: quantised ones, empty places, what is no number.
+
+    Raises:
+        WeightsError: naming the first.
+    """
+    for name, tensor in fitting.items():
+        floats = tensor.is_floating_point()
+        if wanted[name].is_floating_point() and (not floats or tensor.element_size() == 1):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            said = f"{path} holds {kind} numbers in {name}: quantised weights"
+            raise WeightsError(said, "give the weights that were quantised")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "no values" if tensor.is_meta else "a sparse tensor"
+            raise WeightsError(f"{path} holds {kind} in {name}", "save the tensors with their values, and dense")
+        if floats and not torch.isfinite(tensor).all():
+            said = f"{path} holds values in {name} that are no finite numbers"
+            raise WeightsError(said, "the file is damaged, or its training diverged: give another one")
 
 
 def unwrap(loaded: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], path: Path) -> Unwrapped:

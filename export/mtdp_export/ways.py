@@ -211,6 +211,8 @@ def _arguments(given: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise ExportUsageError(f"--arch-arg {text}: not NAME=VALUE", "for example --arch-arg reg_tokens=4")
+        if name in arguments:
+            raise ExportUsageError(f"--arch-arg {name}: given twice", "give it once")
         arguments[name] = {"true": True, "false": False}.get(value.lower(), value)
         for kind in (float, int):
             try:

@@ -20,7 +20,7 @@ import mtdp
 from mtdp_export.card import front_matter, model_card
 from mtdp_export.engines import EngineSettings, build_engines
 from mtdp_export.errors import ExportError, ExportUsageError, ParityFailure
-from mtdp_export.golden import calibration_tiles, describe_source, save_golden, synthetic_tiles
+from mtdp_export.golden import calibration_tiles, check_sees, describe_source, save_golden, synthetic_tiles
 from mtdp_export.graph import (
     Deployed,
     WeightsStorage,
@@ -272,7 +272,9 @@ def _graph_and_reference(
     if isinstance(source, OnnxSource):
         metadata["weights_sha256"] = source.digest
         save_model(wrap_onnx(source, metadata), None, work / BASE)
-        return _Reference(source, original_outputs(source, tiles), source.digest)
+        given = original_outputs(source, tiles)
+        check_sees(given[FEATURES], tiles)
+        return _Reference(source, given, source.digest)
     network = source.network
     if settings.weights_storage == "fp16":
         network = copy.deepcopy(network)  # the caller's stays as it is
@@ -280,6 +282,7 @@ def _graph_and_reference(
     model = Deployed(network, source.pixels, settings.tokens).eval()
     metadata["weights_sha256"] = weights_digest(network)
     expected = reference_outputs(model, tiles)
+    check_sees(expected[FEATURES], tiles)
     if settings.weights_storage == "fp16":
         stored = export_graph(model, metadata, "fp16")
         (work / _STORED).write_bytes(stored.SerializeToString(deterministic=True))

@@ -15,10 +15,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mtdp.errors import WeightsError
 from mtdp_export.cli import main
 from mtdp_export.errors import ExportError, ExportUsageError
-from mtdp_export.golden import synthetic_tiles
+from mtdp_export.golden import check_sees, synthetic_tiles
 from mtdp_export.onnx_source import Declared, open_onnx, wrap_onnx
+from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
 from mtdp_runtime.bundle import load_bundle
@@ -325,6 +327,25 @@ def test_what_must_be_declared_is_asked_for(
         open_onnx(make_onnx(**made), declared)
 
 
+def test_what_does_not_see_its_tiles_is_no_model(make_onnx: Make, tmp_path: Path) -> None:
+    """Any graph would repeat what it gives, whatever its weights are."""
+    model = onnx.load(make_onnx())
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((5, 3, 4, 4), np.float32), "kernel"))
+    onnx.save(model, tmp_path / "blind.onnx")
+    network = open_source("resnet18", "random", 32, True)
+    for name, parameter in network.network.backbone.named_parameters():
+        parameter.requires_grad_(False).fill_(1.0 if name.endswith("bias") else 0.0)
+    for source in (open_onnx(tmp_path / "blind.onnx", DECLARED), network):
+        with pytest.raises(ExportError, match="features are the same for all 16 golden tiles"):
+            write_bundle(source, tmp_path / "b", ExportSettings("b", 0.5))
+    tiles = synthetic_tiles(32)
+    with pytest.raises(ExportError, match="features are the same for all 16 golden tiles, which differ") as caught:
+        check_sees(np.full((16, 4), 0.5, np.float32), tiles)
+    assert caught.value.hint
+    check_sees(np.full((16, 4), 0.5, np.float32), np.zeros_like(tiles))  # of one image, they may be
+    check_sees(np.eye(16, 4, dtype=np.float32), tiles)
+
+
 def test_any_size_takes_the_declared_one(make_onnx: Make) -> None:
     source = open_onnx(make_onnx(side="s"), Declared(MEAN, STD, tile_px=48, output="feat"))
     assert (source.preprocessing.image_px, source.features_dim) == (48, 5)
@@ -335,8 +356,18 @@ def test_missing_and_damaged_files(make_onnx: Make, tmp_path: Path) -> None:
         open_onnx(tmp_path / "none.onnx", DECLARED)
     file = make_onnx(external=True)
     (tmp_path / "own.weights").unlink()
-    with pytest.raises(ExportError, match=r"own\.onnx: .*own\.weights"):
+    with pytest.raises(ExportError, match=r"own\.onnx: its weights are in another file, .*missing.*own\.weights"):
         open_onnx(file, DECLARED)
+    for content, said in (
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, not an ONNX file"),
+        (b"<!doctype html>", "is a web page, not an ONNX file"),
+        (b"PK\x03\x04", "it is of torch, and no ONNX file"),
+    ):
+        (tmp_path / "other.onnx").write_bytes(content)
+        with pytest.raises((ExportError, WeightsError), match=said) as caught:
+            open_onnx(tmp_path / "other.onnx", DECLARED)
+        assert caught.value.hint
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(ExportError, match="not a usable ONNX file"):
         open_onnx(tmp_path / "text.onnx", DECLARED)

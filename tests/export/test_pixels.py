@@ -184,6 +184,8 @@ class TestNumbersThatCannotBe:
     def test_on_the_other_scale(self) -> None:
         with pytest.raises(ExportUsageError, match=r"the mean is on the scale 0\.\.255"):
             Stated(mean=(0.5, 0.5, 0.5), std=(60, 60, 60)).check(input_range=255)
+        with pytest.raises(ExportUsageError, match=r"the std is on the scale 0\.\.255"):
+            Stated(mean=(0, 0, 0), std=(0.2, 0.2, 0.2)).check(input_range=255)
         Stated(mean=(120, 110, 100), std=(60, 60, 60)).check(input_range=255)
         Stated(mean=(0, 0, 0), std=(1, 1, 1)).check(input_range=255)
 

@@ -220,6 +220,15 @@ def test_a_file_is_read_by_what_it_is_whatever_its_name_ends_in(tmp_path: Path, 
     assert read_state(tmp_path / name).keys() == state.keys()
 
 
+def test_an_archive_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(network().state_dict(), tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_state(tmp_path / "w.pth").keys() == network().state_dict().keys()
+
+
 def test_published_weights_bring_their_licence_whatever_they_are_built_as(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +293,37 @@ class TestRefused:
             read_state(path)
         assert "download it again" in caught.value.hint
 
+    def test_a_byte_that_changed_in_torchs_archive(self, tmp_path: Path) -> None:
+        """It is mapped into memory, where nothing else would see it."""
+        path = tmp_path / "w.pth"
+        torch.save(network().state_dict(), path)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"is damaged: w/data/\d+ in it is not what its checksum says"):
+            read_state(path)
+
+    @pytest.mark.parametrize(
+        ("begins", "said"),
+        [
+            (b"\x1f\x8b\x08", "is compressed by gzip"),
+            (b"\x28\xb5\x2f\xfd", "is compressed by zstd"),
+            (b"\x89HDF\r\n", "is an HDF5 file"),
+            (b"\x08\x08\x12\x07pytorch", "begins like an ONNX file"),
+            (b'{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}', "is the index of weights"),
+        ],
+    )
+    def test_a_file_of_another_kind_is_called_by_its_name(self, tmp_path: Path, begins: bytes, said: str) -> None:
+        (tmp_path / "w.bin").write_bytes(begins + (b"" if begins[:1] == b"{" else b"\0" * 99))
+        with pytest.raises(WeightsError, match=said) as caught:
+            read_state(tmp_path / "w.bin")
+        assert caught.value.hint
+
+    def test_an_archive_of_something_else(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "w.npz", a=np.ones(2), b=np.ones(2))
+        with pytest.raises(WeightsError, match=r"is an archive of other files: a\.npy, b\.npy$"):
+            read_state(tmp_path / "w.npz")
+
     def test_a_program_of_torchscript_is_not_run(self, tmp_path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch has something newer
@@ -316,6 +356,38 @@ class TestRefused:
         torch.save(state, tmp_path / "w.pth")
         with pytest.raises(WeightsError, match=r"holds int8 numbers in blocks\.0\..*: quantised weights"):
             open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked())
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda value: value.to_sparse(), "holds a sparse tensor in norm"),
+            (lambda value: value.to("meta"), "holds no values in norm"),
+            (lambda value: value * float("nan"), "holds values in norm.* that are no finite numbers"),
+            (lambda value: value.to(torch.float8_e5m2), "holds float8_e5m2 numbers in norm.*: quantised weights"),
+        ],
+    )
+    def test_a_tensor_without_the_networks_values(
+        self, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], said: str
+    ) -> None:
+        state = network().state_dict()
+        torch.save({**state, "norm.weight": change(state["norm.weight"])}, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=said):
+            open_timm(ARCH, str(tmp_path / "w.pth"), STATED, Asked())
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ({"qkv_bias": "no"}, "--arch-arg qkv_bias=no: it is a switch"),
+            ({"checkpoint_path": "w.pth"}, "--arch-arg checkpoint_path: no argument of a network"),
+            ({"global_pool": ""}, r"gives float\[1, 101, 64\] for an image, and not a vector of 64"),
+            ({"in_chans": 1}, "takes no images of 160 px: .* to have 1 channels"),
+            ({"depth": "two"}, "cannot be built with these arguments"),
+        ],
+    )
+    def test_an_argument_by_which_nothing_is_computed(self, arguments: dict[str, Any], said: str) -> None:
+        with pytest.raises(ExportUsageError, match=said) as caught:
+            open_timm(ARCH, "random", STATED, Asked(None, arguments))
+        assert caught.value.hint
 
     def test_the_published_weights_of_another_entry(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """mSTAR's have the names and shapes of UNI's: nothing else would tell."""
@@ -442,6 +514,20 @@ class TestAFolderOfHuggingFace:
         x = torch.rand(2, 3, 70, 70)
         with torch.no_grad():
             torch.testing.assert_close(opened.network.backbone(x), model(pixel_values=x).last_hidden_state[:, 0])
+
+    @pytest.mark.parametrize("pool", ["", "token", "avg", "map"])
+    def test_the_feature_is_what_its_network_pools(self, of_timm: Path, pool: str) -> None:
+        sizes = {"reg_tokens": 2, "img_size": 128, "global_pool": pool}
+        model = timm.create_model("test_vit", num_classes=0, **sizes).eval()
+        save_file(model.state_dict(), of_timm / "model.safetensors")
+        config = json.loads((of_timm / "config.json").read_text())
+        (of_timm / "config.json").write_text(json.dumps({**config, "model_args": sizes}))
+        opened = open_folder(of_timm, Stated(), Asked())
+        x = torch.rand(1, 3, 128, 128)
+        with torch.no_grad():
+            wanted = model(x) if pool else model(x)[:, 0]
+            torch.testing.assert_close(opened.network.backbone(x), wanted)
+        assert opened.feature == ("cls" if pool in ("", "token") else "pooled")
 
     def test_code_of_its_own_is_not_run(self, tmp_path: Path) -> None:
         config = {"model_type": "hibou", "auto_map": {"AutoModel": "modeling_hibou.HibouModel"}}
