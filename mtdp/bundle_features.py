@@ -22,13 +22,14 @@ from mtdp.augment import evaluation_view
 from mtdp.entry import ENGINE_THREAD
 from mtdp.errors import UsageError, WeightsError
 from mtdp.images import ImageCache
-from mtdp.preprocess import INTERPOLATIONS
+from mtdp.preprocess import INTERPOLATIONS, LARGEST_PX
 from mtdp.sampling import in_order
 from mtdp.tasks import Sample
 
 MANIFEST_NAME: Final = "bundle.json"
 SCHEMA_VERSION: Final = 1
 LIMIT_S: Final = 600.0  # for a batch: a hostile model may compute for ever
+LARGEST_DIM: Final = 1 << 20  # of the features of an image: 4 MB
 _HINT: Final = "copy the bundle again, or export it again"
 
 
@@ -76,6 +77,9 @@ def open_bundle(folder: Path) -> BundleModel:
         raise WeightsError(
             f"{folder} has no fp32 variant, by which a bundle is judged", "export it with --precision fp32"
         )
+    for key, value, most in (("tile_px", image_px, LARGEST_PX), ("features_dim", features_dim, LARGEST_DIM)):
+        if not 1 <= value <= most:
+            raise WeightsError(f"{path}: {key} is {value}, it must be 1 to {most}", _HINT)
     if interpolation not in INTERPOLATIONS:
         raise WeightsError(f"{path}: interpolation {interpolation!r} is unknown", "update mtdp")
     file = folder / Path(wanted[0]).name
@@ -120,7 +124,11 @@ def features_of_bundle(
     features = np.empty((len(samples), model.features_dim), np.float32)
     row = 0
     for images in in_order(samples, cache, evaluation_view, batch_size):
-        features[row : row + len(images)] = _within(LIMIT_S, model.file, session, images.numpy())
+        found = _within(LIMIT_S, model.file, session, images.numpy())
+        if found.shape != (len(images), model.features_dim):
+            wanted = f"{len(images)} x {model.features_dim}"
+            raise WeightsError(f"{model.file} gives features of {found.shape}, bundle.json says {wanted}", _HINT)
+        features[row : row + len(images)] = found
         row += len(images)
     return features
 

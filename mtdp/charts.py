@@ -122,10 +122,15 @@ def _image(alt: str, path: Path) -> str:
     return f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">{caption}</figure>'
 
 
+def in_table(name: str) -> str:
+    """Return a name as a cell of a Markdown table may hold it: a bar would end the cell."""
+    return name.replace("|", r"\|")
+
+
 def _cells(lines: Sequence[str]) -> Iterator[list[str]]:
     for line in lines:
         if not re.fullmatch(r"[|\s:-]+", line):
-            yield [cell.strip() for cell in line.strip().strip("|").split("|")]
+            yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
 
 
 def _table(rows: list[list[str]]) -> str:
@@ -142,5 +147,5 @@ def _table(rows: list[list[str]]) -> str:
 
 def _inline(text: str) -> str:
     """Return escaped text with its bold words and its code."""
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.replace(r"\|", "|")))
     return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -213,22 +214,27 @@ def evaluate(
     from mtdp.evaluation_report import as_json as numbers
     from mtdp.evaluation_report import markdown, write
     from mtdp.evaluation_sources import named_sources
+    from mtdp.run_state import locked_run
     from mtdp.tasks import load_task
 
     o.begin(verbose, huge_images)
     sources = named_sources(bundle or [], init or [], arch, seed, image_px)
     tasks = [load_task(path, metric=metric) for path in task]
+    twice = [name for name, count in Counter(one.name for one in tasks).items() if count > 1]
+    if twice:
+        raise UsageError(f"two tasks are named {twice[0]!r}", "results are told by name: rename one, or give it once")
     found = []
-    for one in tasks:
-        if not quiet:
-            print(f"{one.name}: {len(sources)} encoders", file=sys.stderr, flush=True)
-        found.append(evaluate_task(one, sources, precision, seed))
-    paths = write(found, out)
-    probes = zip(tasks, found, strict=True)
-    write_confusions(
-        out, [confusion(f"probe of {one.encoder}", task, one.outputs) for task, of in probes for one in of.encoders]
-    )
-    o.show(out, quiet)
+    with locked_run(out):
+        for one in tasks:
+            if not quiet:
+                print(f"{one.name}: {len(sources)} encoders", file=sys.stderr, flush=True)
+            found.append(evaluate_task(one, sources, precision, seed))
+        paths = write(found, out)
+        probes = zip(tasks, found, strict=True)
+        write_confusions(
+            out, [confusion(f"probe of {one.encoder}", task, one.outputs) for task, of in probes for one in of.encoders]
+        )
+        o.show(out, quiet)
     if as_json:
         typer.echo(json.dumps(numbers(found)))
         return

@@ -9,7 +9,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
+from mtdp.charts import in_table
 from mtdp.evaluate import DRAWS, FEW, FIRST, NEIGHBOURS, RETRIEVAL, Evaluated, Measure, TaskEvaluation, few_name
+from mtdp.run_state import write_text, writing_said
 
 NAMES: Final = ("probe", *(few_name(each) for each in FEW), "k-NN", RETRIEVAL)
 LEGEND: Final = (
@@ -36,10 +38,11 @@ def markdown(found: Sequence[TaskEvaluation]) -> str:
         for encoder in one.encoders:
             cells = [_cell(encoder.measures.get(name)) for name in names]
             of_classes = ", ".join(
-                f"{name} {100 * value:.1f}" for name, value in zip(one.class_names, encoder.of_classes, strict=True)
+                f"{in_table(name)} {100 * value:.1f}"
+                for name, value in zip(one.class_names, encoder.of_classes, strict=True)
             )
             facts = [f"{100 * encoder.balanced:.1f}", f"{encoder.c:g}", of_classes]
-            lines.append(f"| {encoder.encoder} | {' | '.join([*cells, *facts])} |")
+            lines.append(f"| {in_table(encoder.encoder)} | {' | '.join([*cells, *facts])} |")
         parts.append("\n".join(lines))
         differences = [_difference(first, second, names) for first, second in combinations(one.encoders, 2)]
         parts.append("Differences (points), with 95 % intervals of pairs:\n\n" + "\n".join(differences))
@@ -63,7 +66,7 @@ def _difference(first: Evaluated, second: Evaluated, names: Sequence[str]) -> st
         if name in first.measures and name in second.measures:
             by, interval = first.measures[name].minus(second.measures[name])
             told.append(f"{name} {100 * by:+.1f}" + (f" {_span(interval)}" if interval else ""))
-    return f"- {first.encoder} over {second.encoder}: {', '.join(told)}"
+    return f"- {in_table(first.encoder)} over {in_table(second.encoder)}: {', '.join(told)}"
 
 
 def as_csv(found: Sequence[TaskEvaluation]) -> str:
@@ -144,10 +147,14 @@ def draw(found: Sequence[TaskEvaluation], path: Path) -> None:
 
 
 def write(found: Sequence[TaskEvaluation], out: Path) -> list[Path]:
-    """Write evaluation.md, evaluation.csv and evaluation.png."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write evaluation.md, evaluation.csv and evaluation.png.
+
+    Raises:
+        UsageError: the system refuses it.
+    """
     paths = [out / f"evaluation.{suffix}" for suffix in ("md", "csv", "png")]
-    paths[0].write_text(markdown(found) + "\n![scores with their 95 % intervals](evaluation.png)\n", "utf-8")
-    paths[1].write_text(as_csv(found), "utf-8")
-    draw(found, paths[2])
+    write_text(paths[0], markdown(found) + "\n![scores with their 95 % intervals](evaluation.png)\n")
+    write_text(paths[1], as_csv(found))
+    with writing_said(paths[2]):
+        draw(found, paths[2])
     return paths

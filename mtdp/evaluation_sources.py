@@ -31,6 +31,9 @@ def named_sources(
     for path in bundles:
         if not is_bundle(str(path)):
             raise UsageError(f"{path} is not a bundle: it has no bundle.json", "export it with mtdp-export")
+    reserved = [name for name in given if Path(name).name in (RANDOM_ROW, COLOUR_ROW)]
+    if reserved:
+        raise UsageError(f"{reserved[0]} has the name of a row that is always there", "rename it")
     short = [Path(name).name or name for name in given]
     names = [one if short.count(one) == 1 else name for one, name in zip(short, given, strict=True)]
     sources = {

@@ -54,12 +54,7 @@ def write_run_page(run: Path) -> Path:
         f"<footer><p>Made {made} by mtdp {mtdp.__version__} from the files of this folder. "
         "Networks of this kind are for research, not for diagnosis.</p></footer></body></html>\n"
     )
-    try:
-        write_text(run / PAGE_NAME, page)
-    except OSError as error:
-        raise UsageError(
-            f"{run / PAGE_NAME} cannot be written: {error.strerror}", "check free space and rights"
-        ) from error
+    write_text(run / PAGE_NAME, page)
     return run / PAGE_NAME
 
 

@@ -147,11 +147,34 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, atomically; what UTF-8 has no bytes for is escaped."""
+    """Write a text, atomically; what UTF-8 has no bytes for is escaped.
+
+    Raises:
+        UsageError: the system refuses it.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text, "utf-8", errors="backslashreplace")
-    partial.replace(path)
+    with writing_said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, "utf-8", errors="backslashreplace")
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing_said(path: Path) -> Iterator[None]:
+    """Turn what the system refuses while a file is written into a line that names the file.
+
+    Raises:
+        UsageError: the body raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or error
+        raise UsageError(f"{path} cannot be written: {said}", "check free space and rights") from error
 
 
 def restore_network(net: MultiTaskNet, saved: RunState, out: Path) -> None:

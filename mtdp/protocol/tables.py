@@ -9,11 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Final
 
+from mtdp.charts import in_table
 from mtdp.metrics import percentiles
 from mtdp.protocol.rank_table import rank_table
 from mtdp.protocol.ranking import mean_and_std, significant
 from mtdp.protocol.rows import COLUMNS, Row, collect
 from mtdp.protocol.run import Protocol
+from mtdp.run_state import write_text, writing_said
 
 LEGEND: Final = (
     "Test scores in percent. FE: features and a linear SVM; FT: fine-tuning; colour: six numbers, the mean and the "
@@ -63,7 +65,7 @@ def _combination(row: Row) -> str:
 def _classes_line(row: Row, column: str) -> str:
     judgement = row.judgements[column]
     of_classes = ", ".join(
-        f"{name} {100 * value:.1f}" for name, value in zip(row.class_names, judgement.of_classes, strict=True)
+        f"{in_table(name)} {100 * value:.1f}" for name, value in zip(row.class_names, judgement.of_classes, strict=True)
     )
     return f"| {row.task} | {column} | {100 * fmean(judgement.balanced):.1f} | {of_classes} |"
 
@@ -132,9 +134,10 @@ def write_tables(protocol: Protocol) -> list[Path]:
     paths = [protocol.out / name for name in ("table.md", "table.csv", "table.png")]
     figure = "![test scores with their 95 % intervals](table.png)"
     parts = [_title(protocol), markdown(rows), figure, rank_table(protocol)]
-    paths[0].write_text("\n\n".join(part.strip() for part in parts if part) + "\n", "utf-8")
-    paths[1].write_text(as_csv(rows), "utf-8")
-    draw(rows, paths[2])
+    write_text(paths[0], "\n\n".join(part.strip() for part in parts if part) + "\n")
+    write_text(paths[1], as_csv(rows))
+    with writing_said(paths[2]):
+        draw(rows, paths[2])
     return paths
 
 

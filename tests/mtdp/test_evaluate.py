@@ -17,13 +17,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mtdp.bundle_features import features_of_bundle, open_bundle
+from mtdp.charts import from_markdown
 from mtdp.cli import app
-from mtdp.errors import UsageError
-from mtdp.evaluate import RETRIEVAL, Measure, evaluate_task
-from mtdp.evaluation_report import as_csv, markdown
+from mtdp.errors import UsageError, WeightsError
+from mtdp.evaluate import RETRIEVAL, Evaluated, Measure, TaskEvaluation, evaluate_task
+from mtdp.evaluation_report import as_csv, as_json, markdown, write
 from mtdp.evaluation_sources import COLOUR_ROW, RANDOM_ROW, named_sources
 from mtdp.few_labels import drawn_groups, nearest_mean, nearest_neighbours, retrieval_precision
 from mtdp.metrics import resampled_means
+from mtdp.run_state import locked_run
 from mtdp.tasks import Sample, load_task
 from mtdp.transfer import Colours, ProbeResult, colour_numbers, judge_features
 
@@ -130,10 +132,77 @@ def test_the_command_writes_a_table_and_a_figure(
     assert numbers[0]["encoders"][0]["measures"]["probe"] == {"score": 1.0, "spread": 0.0, "interval": [1.0, 1.0]}
 
 
+def test_every_figure_of_the_report_stands_in_its_place() -> None:
+    """Every number of it is another one."""
+    first, second = (
+        Evaluated(
+            name, {"probe": Measure(score, 0.04, np.linspace(low, low + 0.2, 1001))}, balanced, (0.5, 0.75), c, (1.0,)
+        )
+        for name, score, low, balanced, c in (("A|B", 0.84, 0.7, 0.625, 0.1), ("C", 0.66, 0.5, 0.55, 1e-3))
+    )
+    found = [TaskEvaluation("lung", "roc_auc", ("x|y", "z"), 11, 5, 7, 3, (first, second))]
+    text = markdown(found)
+    assert "ROC AUC, 2 classes; fitted on 11 images of 5 groups, judged on 7 images of 3 groups." in text
+    assert r"| A\|B | 84.0 ± 4.0 [70.5, 89.5] | 62.5 | 0.1 | x\|y 50.0, z 75.0 |" in text
+    assert r"- A\|B over C: probe +18.0 [20.0, 20.0]" in text
+    assert as_csv(found).splitlines()[1].startswith("lung,roc_auc,A|B,probe,0.84,0.04,0.705")
+    assert as_csv(found).splitlines()[1].endswith(",7,3")
+    told = as_json(found)[0]
+    assert (told["fit_images"], told["fit_groups"], told["test_images"], told["test_groups"]) == (11, 5, 7, 3)
+    encoder = told["encoders"][0]
+    assert (encoder["balanced_accuracy"], encoder["class_accuracies"], encoder["c"]) == (0.625, [0.5, 0.75], 0.1)
+    assert encoder["measures"]["probe"]["interval"] == pytest.approx((0.705, 0.895))
+    assert from_markdown(text, Path()).count("<td>x|y 50.0, z 75.0") == 2, "a bar in a name is no bar of the table"
+
+
 def test_too_small_a_task_says_so_in_the_table(tmp_path: Path, make_task: Make) -> None:
     found = [evaluate_task(load_task(make_task(tmp_path / "t", per_class=8)), {"colours": Colours()})]
     assert "20 groups" not in markdown(found).splitlines()[6]
     assert "roc_auc,colours,probe," in as_csv(found)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_computed(
+    task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtdp.evaluation_sources.RANDOM_ARCH", "timm:test_resnet")
+    monkeypatch.setattr("mtdp.evaluate.evaluate_task", lambda *args: pytest.fail("computed"))
+    (tmp_path / "file").touch()
+    base = ["evaluate", "--task", str(task_folder), "--bundle", str(bundle(tmp_path / "b")), "--out"]
+    result = CliRunner().invoke(app, [*base, str(tmp_path / "out"), "--task", str(task_folder)])
+    assert (result.exit_code, "two tasks are named 'colour'" in result.stderr) == (2, True)
+    result = CliRunner().invoke(app, [*base, str(tmp_path / "file" / "out")])
+    assert (result.exit_code, result.stderr.splitlines()[0].split(": ")[1]) == (
+        2,
+        f"{tmp_path}/file/out cannot be made",
+    )
+    with locked_run(tmp_path / "out"):
+        result = CliRunner().invoke(app, [*base, str(tmp_path / "out")])
+    assert (result.exit_code, "another process is working in" in result.stderr) == (2, True)
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.csv").mkdir()
+    with pytest.raises(UsageError, match=r"evaluation\.csv cannot be written: Is a directory"):
+        write([], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tile_px": 0}, "tile_px is 0"),
+        ({"tile_px": 10**7}, "tile_px is 10000000"),
+        ({"features_dim": -3}, "features_dim is -3"),
+        ({"features_dim": 1}, "gives features of \\(1, 3\\), bundle.json says 1 x 1"),
+    ],
+)
+def test_a_bundle_that_states_what_it_is_not_is_refused(tmp_path: Path, change: dict[str, int], words: str) -> None:
+    path = bundle(tmp_path / "b") / "bundle.json"
+    document = json.loads(path.read_text())
+    document["mtdp"] |= change
+    path.write_text(json.dumps(document))
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with pytest.raises(WeightsError, match=words):
+        features_of_bundle(open_bundle(path.parent), [Sample(tmp_path / "a.png", 0, "g")])
 
 
 def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
@@ -141,6 +210,7 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
         ([], [], "no encoder was named"),
         ([tmp_path], [], "is not a bundle"),
         ([], ["a", "a"], "named twice"),
+        ([bundle(tmp_path / COLOUR_ROW)], [], "six colour numbers has the name of a row"),
     ):
         with pytest.raises(UsageError, match=words):
             named_sources(bundles, inits, None)

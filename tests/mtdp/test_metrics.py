@@ -64,8 +64,10 @@ def test_a_resample_scores_as_the_images_written_out(metric: str) -> None:
     truth = Truth(labels, groups, metric, 2)
     found = resampled_scores([tuple(run.tolist()) for run in runs], truth)
     weights = group_weights(groups)
+    means = resampled_means(runs[0], groups)
     for row in (0, 7, 99):
         drawn = np.repeat(np.arange(60), weights[row].astype(int))
+        assert means[row] == pytest.approx(runs[0][drawn].mean())
         scores = [
             roc_auc_score(labels[drawn], run[drawn])
             if metric == "roc_auc"
@@ -162,10 +164,10 @@ def test_what_is_judged_never_moves_the_view_that_it_is_judged_from() -> None:
 
 
 def test_a_neighbour_votes_with_its_similarity() -> None:
-    """Cosines 0.8 and 0.6: 1.6 votes of class 1 against 1.8 of class 0."""
+    """Cosines 0.6, 0.8 and -0.6: 1.6 votes of class 1 against 1.8 and 0.4 of class 0."""
     fit = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
-    outputs = nearest_neighbours(fit, np.array([1, 0, 0, 1]), np.array([[3, 4]], np.float32), 2, 2)
-    assert outputs[0] == pytest.approx(1.6 - 1.8)
+    outputs = nearest_neighbours(fit, np.array([1, 0, 0, 1]), np.array([[3, 4]], np.float32), 2, 3)
+    assert outputs[0] == pytest.approx(1.6 - 1.8 - 0.4)
 
 
 def test_retrieval_looks_from_the_middle_of_all_images() -> None:

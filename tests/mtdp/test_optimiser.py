@@ -119,6 +119,11 @@ def test_drop_path_leaves_out_more_of_later_blocks_and_nothing_in_eval_mode() ->
         set_drop_path(build_backbone("resnet18"), 0.1)
 
 
+def test_a_training_asks_its_network_for_drop_path(pool_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="drop_path: timm:test_resnet"):
+        pretrain(load_pool(pool_file), replace(TINY, drop_path=0.1), tmp_path / "run", quiet=True)
+
+
 def test_a_resumed_run_with_adamw_ends_with_the_same_bits(pool_file: Path, tmp_path: Path) -> None:
     tasks = load_pool(pool_file)
     constant = replace(FULL, schedule="constant")
@@ -134,9 +139,19 @@ def test_a_resumed_run_with_adamw_ends_with_the_same_bits(pool_file: Path, tmp_p
     assert told == "AdamW, betas 0.9 and 0.999, weight decay 0.05, a rise of 2 iterations, layer decay 0.5"
 
 
-def test_the_length_of_a_cosine_cannot_change(pool_file: Path, tmp_path: Path) -> None:
-    tasks = load_pool(pool_file)
+def test_every_step_is_taken_at_its_rate_and_the_length_of_a_cosine_cannot_change(
+    pool_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, rates = load_pool(pool_file), []
+    step = torch.optim.AdamW.step
+
+    def recording(self: torch.optim.AdamW, closure: None = None) -> None:
+        rates.append(self.param_groups[0]["lr"])  # of the heads
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording)
     pretrain(tasks, FULL, tmp_path / "run", quiet=True)
+    assert rates == pytest.approx([1e-3, *(5e-3 * rate_factor(FULL, iteration) for iteration in range(1, 6))])
     with pytest.raises(CheckpointError, match="had iterations 6, now it is 9"):
         pretrain(tasks, replace(FULL, iterations=9), tmp_path / "run", resume=True, quiet=True)
 

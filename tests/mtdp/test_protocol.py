@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from mtdp.protocol.ranking import choose, mean_and_std, ranks, significant
 from mtdp.protocol.rows import Judgement, Row, collect, confusions_of
 from mtdp.protocol.run import Protocol, _trained, chosen, run_protocol, scores_on_val, training_folder
 from mtdp.protocol.settings import hold_to_settings
-from mtdp.protocol.tables import as_csv, markdown, write_tables
+from mtdp.protocol.tables import as_csv, draw, markdown, write_tables
 from mtdp.run_state import write_json
 from mtdp.tasks import Task, load_pool
 from mtdp.transfer import Extractor, ProbeResult
@@ -90,6 +91,10 @@ def test_names_that_are_not_in_the_pool_are_refused(tasks: tuple[Task, ...]) -> 
 def test_the_papers_grid_has_24_combinations_a_network() -> None:
     combinations = ProtocolConfig().combinations()
     assert len(combinations) == 24 == len({c.name for c in combinations})
+    assert [(c.lr, c.head_lr_multiplier, c.warmup) for c in combinations[:4]] == [
+        *((1e-3, tau, 5000) for tau in (1.0, 5.0, 10.0)),
+        (1e-4, 1.0, 5000),
+    ], "of equals the first is taken"
 
 
 def test_every_combination_and_seed_is_trained_once_for_each_set(tasks: tuple[Task, ...]) -> None:
@@ -151,6 +156,11 @@ def test_the_2_sigma_rule_gives_the_papers_tallies() -> None:
         if significant((imagenet,), three):
             found.add(task)
     assert found == {"BoMa", "Lung", "PrPa", "CeIn", "Glom", "Br2", "Br1"}  # 9 of 10 better, 7 significantly
+
+
+def test_twice_the_deviation_itself_is_not_more_than_it() -> None:
+    assert not significant((-1.0, 0.0, 1.0), (2.0, 2.0))
+    assert significant((-1.0, 0.0, 1.0), (2.01, 2.01))
 
 
 def test_two_single_scores_never_differ_significantly() -> None:
@@ -253,10 +263,32 @@ def test_the_table_marks_what_differs() -> None:
     )
     assert "FE MTL is better than FE start on 1 of 1 tasks, significantly on 1; significantly worse on 0." in text
     assert "Scratch" not in text.splitlines()[0]
+    worse = Row("lung", "accuracy", 9, 2, {"FE start": (0.70,), "FE MTL": (0.6, 0.7)}, "")
+    text = markdown([row, worse])
+    assert "FE MTL is better than FE start on 1 of 2 tasks, significantly on 1; significantly worse on 0." in text
     assert as_csv([row]).splitlines()[1:3] == [
         "blood,accuracy,4,120,FE start,0,0.700000,,0,0,,,",
         "blood,accuracy,4,120,FE MTL,0,0.800000,lr0.001-tau1-warmup0,0,0,,,",
     ]
+
+
+def test_the_bars_of_the_figure_are_the_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    bars, errorbar = [], Axes.errorbar
+
+    def recording(axes: Axes, x: Any, y: Any, **options: Any) -> Any:  # type: ignore[explicit-any]
+        bars.append((y, options["yerr"]))
+        return errorbar(axes, x, y, **options)
+
+    monkeypatch.setattr(Axes, "errorbar", recording)
+    judged = {"FE start": Judgement(np.linspace(0.5, 0.7, 1001), (0.6,), ())}
+    row = Row("blood", "accuracy", 9, 2, {"FE start": (0.66,), "FE MTL": (0.6, 0.8)}, "", judgements=judged)
+    draw([row], tmp_path / "a.png")
+    (start, of_start), (mtl, of_mtl) = bars
+    assert (start, mtl) == (pytest.approx([66.0]), pytest.approx([70.0]))
+    np.testing.assert_allclose(of_start, [[66.0 - 50.5], [69.5 - 66.0]])
+    np.testing.assert_allclose(of_mtl, [[20 / 2**0.5], [20 / 2**0.5]])  # without images: one deviation
 
 
 def test_two_columns_are_compared_on_the_same_resamples() -> None:
@@ -587,7 +619,15 @@ def test_every_row_tells_its_test_images_groups_seeds_combination_and_interval(
     (shown,) = confusions_of(protocol)
     assert shown is not None
     assert (shown.title, shown.matrix) == ("FE MTL", ((4, 0), (0, 4))), "of the first seed"
-    assert as_csv([row]).splitlines()[2].endswith("lr0.01-tau1-warmup0,8,2,0.500000,1.000000,1.000000")
+    lines = as_csv([row]).splitlines()
+    assert lines[2].endswith("lr0.01-tau1-warmup0,8,2,0.500000,1.000000,1.000000")
+    assert lines[3].endswith("lr0.01-tau1-warmup0,8,2,0.500000,1.000000,0.500000"), "each seed has its own"
+    joint = {"score": 0.5, "combination": "another", "outputs": sign}
+    write_json(protocol.result_path(Cell("joint-test", "c", "mtl", None, 0)), joint)
+    for seed in range(2):
+        protocol.result_path(Cell("probe", "c", "mtl", None, seed)).unlink()
+    (row,) = collect(replace(protocol, config=replace(protocol.config, joint=True)))
+    assert (row.combination, row.combinations) == ("", {"Joint": "another"}), "that of FE MTL, which is not there"
 
 
 def test_the_table_file_speaks_for_itself(tasks: tuple[Task, ...], tmp_path: Path) -> None:
@@ -601,17 +641,20 @@ def test_the_table_file_speaks_for_itself(tasks: tuple[Task, ...], tmp_path: Pat
 
 
 def test_the_ranks_that_chose_are_in_the_table(tasks: tuple[Task, ...], tmp_path: Path) -> None:
-    protocol = Protocol(tasks, replace(GRID, evaluate=("c", "d"), lrs=(1e-3,)), tmp_path)
+    protocol = Protocol(tasks, replace(GRID, evaluate=("a", "c", "d"), lrs=(1e-3,), joint=True), tmp_path)
     first, second = protocol.config.combinations()
     assert rank_table(protocol) == "", "nothing is ranked yet"
     for cell in selection_cells(protocol.sets, protocol.evaluated, protocol.config):
         wins = cell.combination == (first if cell.subject == "c" else second)
         write_json(protocol.result_path(cell), {"score": (0.9 if wins else 0.1) if cell.kind == "select" else None})
     text = rank_table(protocol)
-    assert f"| {first.name} | 1 (90.00) | 2 (10.00) | 1.50 |" in text
-    assert f"| {second.name} | 2 (10.00) | 1 (90.00) | 1.50 |" in text
-    assert f"Best over all: {first.name}." in text
-    assert f"c by {second.name}; d by {first.name}" in text
+    rows = [line for line in text.splitlines() if line.startswith("| lr")]
+    assert rows == [
+        f"| {second.name} | 1 (90.00) | 2 (10.00) | 1 (90.00) | 1.33 |",
+        f"| {first.name} | 2 (10.00) | 1 (90.00) | 2 (10.00) | 1.67 |",
+    ], "the best first"
+    assert f"Best over all: {second.name}." in text
+    assert f"a by {first.name}; c by {second.name}; d by {first.name}" in text
     assert text.strip() in write_tables(protocol)[0].read_text()
 
 

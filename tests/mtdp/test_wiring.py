@@ -76,6 +76,7 @@ GRID = ProtocolConfig(
     warmups=(0,),
     seeds=2,
     iterations=7,
+    warmup_lr=2e-3,
     batch_size=4,
     image_px=32,
     precision="fp32",
@@ -250,7 +251,7 @@ def test_every_training_is_of_its_tasks_splits_seed_and_combination(recorded: tu
         assert (setting.lr, setting.head_lr_multiplier, setting.warmup) == (combination.lr, 1.0, 0), folder
         assert (setting.seed, setting.init, setting.arch) == (seed, "imagenet", "resnet18"), folder
         assert (setting.iterations, setting.batch_size, setting.image_px) == (7, 4, 32), folder
-        assert (setting.adaptation_batches, setting.precision, setting.warmup_lr) == (3, "fp32", 1e-3), folder
+        assert (setting.adaptation_batches, setting.precision, setting.warmup_lr) == (3, "fp32", 2e-3), folder
         for name in names:
             judged = subject == "joint" and name in ("a", "c", "d")
             assert setting.splits_of(name) == (("train",) if judged else ("train", "val")), (folder, name)
