@@ -60,6 +60,39 @@ def inside(tensor: onnx.TensorProto, folder: Path | None) -> onnx.TensorProto:
     return copy
 
 
+def take_small_inside(model: onnx.ModelProto, folder: Path) -> None:
+    """Bring shapes and the like into a graph, in place; what they are is read where nothing is computed.
+
+    Raises:
+        ValueError: a file has not what the graph says of it.
+    """
+    for tensor in model.graph.initializer:
+        if is_apart(tensor):
+            content = _raw(tensor, folder)
+            if len(content) != _length(tensor):
+                raise ValueError(f"tensor {tensor.name} has {len(content)} bytes of {_length(tensor)}")
+            if len(content) < _SMALL:
+                tensor.CopyFrom(inside(tensor, folder))
+
+
+def session_in_memory(model: onnx.ModelProto, folder: Path | None, options: Any) -> Any:
+    """Return an ONNX Runtime session of a graph as `session_of`; nothing is written into `folder`, a stranger's."""
+    import onnxruntime
+
+    apart = [tensor for tensor in model.graph.initializer if is_apart(tensor)]
+    if apart:
+        arrays = [mapped(tensor, folder) for tensor in apart]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        options.add_external_initializers([tensor.name for tensor in apart], values)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def mapped(tensor: onnx.TensorProto, folder: Path | None) -> NDArray[Any]:
+    """Return the numbers of a tensor of a file without reading them yet."""
+    kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.frombuffer(_raw(tensor, folder), kind).reshape(tuple(tensor.dims))
+
+
 def size_bytes(model: onnx.ModelProto) -> int:
     """Return what the weights of a graph take, wherever they lie."""
     return sum(_length(tensor) for tensor in model.graph.initializer)

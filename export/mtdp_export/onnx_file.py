@@ -11,6 +11,7 @@ import onnx.inliner
 from onnx import TensorProto
 
 from mtdp_export.errors import ExportError, ExportUsageError
+from mtdp_export.model_store import load_light, size_bytes, take_small_inside
 from mtdp_export.typed import nested_nodes
 from mtdp_export.weights_file import refuse_failed_download
 
@@ -23,12 +24,15 @@ Layout = Literal["nchw", "nhwc"]
 _CHANNELS: Final[dict[Layout, int]] = {"nchw": 1, "nhwc": 3}
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read a file with its weights, functions inlined.
+def load_onnx(path: Path) -> tuple[onnx.ModelProto, Path | None]:
+    """Read a file with its weights, functions inlined; return it, and the folder of weights that are left in files.
+
+    They are where they are more than 2 GB: then only what is small is read.
 
     Raises:
-        ExportUsageError: there is no such file.
-        ExportError: it is damaged, its weights are missing or too large, or its opset is another day's.
+        ExportUsageError: there is no such file, or it is of torch.
+        ExportError: it is damaged, its weights are missing, or its opset is another day's.
+        WeightsError: it is what a failed download leaves.
     """
     if not path.is_file():
         raise ExportUsageError(f"--onnx {path}: no such file", "check the path")
@@ -38,18 +42,20 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     if start.startswith((b"PK", b"\x80\x02")):
         raise ExportUsageError(f"--onnx {path}: it is of torch, and no ONNX file", "give weights by --weights")
     try:
-        model = onnx.load(path)  # weights in files beside it come with it, into memory
-        if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_BYTES:
-            raise ExportError(f"{path}: more than 2 GB of weights, which no single ONNX file can hold")
-        onnx.checker.check_model(model)
+        model, folder = load_light(path), None
+        if size_bytes(model) > LARGEST_BYTES:
+            onnx.checker.check_model(str(path))  # also that every file is there, and in the folder
+            folder = path.parent
+            take_small_inside(model, folder)
+        else:
+            onnx.load_external_data_for_model(model, str(path.parent))
+            onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
     except FileNotFoundError as error:
         raise ExportError(
             f"{path}: its weights are in another file, which is missing: {error.filename or first_line(error)}",
             "copy that file beside it",
         ) from error
-    except ExportError:
-        raise
     except Exception as error:  # of protobuf, of the checker, of external data: they share no base class
         if "not regular file" in str(error):
             what = "its weights are in another file, which is missing, or a link"
@@ -62,7 +68,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             f"{path}: opset {opset}; {MIN_OPSET} to {newest} can be exported",
             "export it again, or use onnx.version_converter.convert_version(model, 20)",
         )
-    return model
+    return model, folder
 
 
 def check_operations(model: onnx.ModelProto, path: Path) -> None:

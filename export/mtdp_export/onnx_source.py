@@ -30,6 +30,7 @@ from mtdp_export.fold import fold_constants
 from mtdp_export.golden import synthetic_tiles
 from mtdp_export.graph import INPUT, finish_graph
 from mtdp_export.isolated import goes_on
+from mtdp_export.model_store import is_apart, mapped, session_in_memory
 from mtdp_export.onnx_file import (
     Layout,
     check_operations,
@@ -102,6 +103,7 @@ class OnnxSource:
     mpp: float | None = None
     licence_text: str = ""
     tokens: Tokens | None = None  # of the patches: the second output
+    folder: Path | None = None  # of the files in which its weights lie, where they are more than 2 GB
 
     @property
     def checkpoint(self) -> None:
@@ -120,7 +122,7 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
         ExportError: the file cannot be used: its opset is too old, its batch is fixed, it has operations of its own...
     """
     declared.stated.check(declared.input_range)
-    model = load_onnx(path)
+    model, folder = load_onnx(path)
     check_operations(model, path)
     tensor = image_input(model, path)
     output = feature_output(model, path, declared.output, pooled=declared.pool is not None)
@@ -138,7 +140,7 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
     model.graph.output.extend(outputs)
     del model.graph.value_info[:]
     onnxscript.optimizer.remove_unused_nodes(model)
-    digest = _digest(model)
+    digest = _digest(model, folder)
     producer = f"{model.producer_name} {model.producer_version}".strip() or "a program that it does not name"
     source = OnnxSource(
         model=model,
@@ -151,6 +153,7 @@ def open_onnx(path: Path, declared: Declared) -> OnnxSource:
         licence=declared.licence or "not stated by who exported the bundle",
         digest=digest,
         feature=declared.pool or "",
+        folder=folder,
     )
     given = original_outputs(source, synthetic_tiles(source.pixels.tile_px)[:4])
     grid = grid_of(given[TOKENS].shape, source.arch) if declared.tokens else None
@@ -219,9 +222,7 @@ def original_outputs(source: OnnxSource, tiles: NDArray[np.uint8]) -> dict[str, 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(
-            source.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = session_in_memory(source.model, source.folder, options)
     except Exception as error:  # its errors share no base class of their own
         raise ExportError(f"{source.arch}: ONNX Runtime refuses it: {first_line(error)}") from error
     pixels = _prepared(source, tiles)
@@ -256,7 +257,7 @@ def wrap_onnx(source: OnnxSource, metadata: Mapping[str, str]) -> onnx.ModelProt
     nodes = [*before, *model.graph.node, *after]
     del model.graph.node[:], model.graph.input[:], model.graph.output[:]
     model.graph.node.extend(nodes)
-    fold_constants(model)
+    fold_constants(model, source.folder)
     name_nodes(model)
     model.graph.name = "mtdp"
     model.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", side, side, 3]))
@@ -397,25 +398,28 @@ def _transpose(source: str, target: str) -> onnx.NodeProto:
     return helper.make_node("Transpose", [source], [target], perm=[0, 3, 1, 2])
 
 
-def _digest(model: onnx.ModelProto) -> str:
+def _digest(model: onnx.ModelProto, folder: Path | None) -> str:
     """SHA-256 over all constants in the order of their names: name, dtype, shape, bytes."""
     digest = hashlib.sha256()
-    for name, array in sorted(_constants(model.graph).items()):
+    for name, array in sorted(_constants(model.graph, folder).items()):
         digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-def _constants(graph: onnx.GraphProto, inside: str = "") -> dict[str, NDArray[Any]]:
+def _constants(graph: onnx.GraphProto, folder: Path | None, inside: str = "") -> dict[str, NDArray[Any]]:
     """Return initializers, and the tensors of Constant nodes, where some exporters put the weights, by name.
 
     Those of the graph inside an If or a Loop follow the name of what that node computes: two branches may use one name.
     """
-    found = {f"{inside}{tensor.name}": numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = {
+        f"{inside}{tensor.name}": mapped(tensor, folder) if is_apart(tensor) else numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+    }
     for node in graph.node:
         if node.op_type == "Constant":
             values = (attribute.t for attribute in node.attribute if attribute.name == "value")
             found |= {f"{inside}{node.output[0]}": numpy_helper.to_array(value) for value in values}
         for part, inner in inner_graphs(node):
-            found |= _constants(inner, f"{inside}{node.output[0]}/{part}/")
+            found |= _constants(inner, folder, f"{inside}{node.output[0]}/{part}/")
     return found

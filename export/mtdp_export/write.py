@@ -271,7 +271,7 @@ def _graph_and_reference(
     metadata = {"name": settings.name, "arch": source.arch, "mtdp_version": mtdp.__version__}
     if isinstance(source, OnnxSource):
         metadata["weights_sha256"] = source.digest
-        save_model(wrap_onnx(source, metadata), None, work / BASE)
+        save_model(wrap_onnx(source, metadata), source.folder, work / BASE)
         given = original_outputs(source, tiles)
         check_sees(given[FEATURES], tiles)
         return _Reference(source, given, source.digest)

@@ -19,7 +19,7 @@ from mtdp.errors import WeightsError
 from mtdp_export.cli import main
 from mtdp_export.errors import ExportError, ExportUsageError
 from mtdp_export.golden import check_sees, synthetic_tiles
-from mtdp_export.onnx_source import Declared, open_onnx, wrap_onnx
+from mtdp_export.onnx_source import Declared, open_onnx, original_outputs, wrap_onnx
 from mtdp_export.source import open_source
 from mtdp_export.verify import verify_bundle
 from mtdp_export.write import ExportSettings, write_bundle
@@ -325,6 +325,49 @@ def test_what_must_be_declared_is_asked_for(
 ) -> None:
     with pytest.raises(ExportUsageError, match=message):
         open_onnx(make_onnx(**made), declared)
+
+
+class TestWeightsOfMoreThanOneFileHolds:
+    """Acted out at a few bytes: they stay in their file, and the bundle is the same."""
+
+    @pytest.fixture
+    def large(self, make_onnx: Make, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr("mtdp_export.onnx_file.LARGEST_BYTES", 100)
+        monkeypatch.setattr("mtdp_export.model_store._SMALL", 100)
+        return make_onnx(external=True)
+
+    def test_give_the_same_bundle(self, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        apart = open_onnx(large, DECLARED)
+        assert [t.name for t in apart.model.graph.initializer if t.external_data] == ["kernel"]
+        monkeypatch.setattr("mtdp_export.onnx_file.LARGEST_BYTES", 1 << 20)
+        inside = open_onnx(large, DECLARED)
+        assert not any(t.external_data for t in inside.model.graph.initializer)
+        assert apart.digest == inside.digest
+        tiles = synthetic_tiles(PX)[:4]
+        np.testing.assert_array_equal(*(original_outputs(source, tiles)["features"] for source in (apart, inside)))
+        beside = sorted(path.name for path in large.parent.iterdir())
+        for number, source in enumerate((apart, inside)):
+            write_bundle(source, tmp_path / f"b{number}", ExportSettings("b", 0.5))
+        assert sorted(path.name for path in large.parent.iterdir()) == [*["b0", "b1"], *beside]
+        assert load_bundle(tmp_path / "b0").manifest == load_bundle(tmp_path / "b1").manifest
+
+    @pytest.mark.parametrize("left", [0, 500])
+    def test_that_are_cut_or_missing_are_said(self, large: Path, left: int) -> None:
+        weights = large.with_name("own.weights")
+        content = weights.read_bytes()[:left]
+        weights.unlink()
+        if left:
+            weights.write_bytes(content)
+        with pytest.raises(ExportError, match=r"own\.onnx: (not a usable ONNX file: |its weights are in another)"):
+            open_onnx(large, DECLARED)
+
+    def test_that_lie_elsewhere_are_not_read(self, large: Path, tmp_path: Path) -> None:
+        model = onnx.load(large, load_external_data=False)
+        model.graph.initializer[0].external_data[0].value = "../own.weights"
+        (tmp_path / "inner").mkdir()
+        (tmp_path / "inner" / "own.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ExportError, match="points outside the directory"):
+            open_onnx(tmp_path / "inner" / "own.onnx", DECLARED)
 
 
 def test_what_does_not_see_its_tiles_is_no_model(make_onnx: Make, tmp_path: Path) -> None:
