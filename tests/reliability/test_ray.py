@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,6 +139,23 @@ def test_a_cluster_whose_head_stays_away_ends_the_run_in_a_line() -> None:
     assert not head.gone
     with pytest.raises(BackendError, match=r"^the Ray cluster is gone: nobody listens at 127\.0\.0\.1:\d+$"):
         head.look(now_s + GONE_S + 1)
+
+
+def test_what_ray_says_of_a_machine_that_is_gone_is_not_among_the_results(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    worker = ray._import_ray(joins=False)._private.worker
+    said, stopped = {"job_id": None, "error_message": "The node has been marked dead"}, threading.Event()
+
+    def poll() -> tuple[None, dict[str, object]]:
+        stopped.set()
+        return None, said
+
+    told = SimpleNamespace(subscribe=lambda: None, poll=poll)
+    job = SimpleNamespace(binary=lambda: b"")
+    worker.listen_error_messages(SimpleNamespace(gcs_error_subscriber=told, current_job_id=job), stopped)
+    assert stopped.is_set()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_why_versions_do_not_go_together_is_said_in_one_line() -> None:

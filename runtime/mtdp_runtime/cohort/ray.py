@@ -168,12 +168,9 @@ class RayCrew:
         absent = sorted(self._actors.keys() - self._places.keys())
         if absent and self._head.there and time.monotonic() > self._patient_until_s:
             self._patient_until_s = math.inf
-            gpu = " and a GPU" if self._options["num_gpus"] else ""
-            yield (
-                absent[0],
-                "say",
-                f"no machine of the Ray cluster has {self._options['num_cpus']} cores{gpu} free; waiting",
-            )
+            cores, gpu = self._options["num_cpus"], " and a GPU" if self._options["num_gpus"] else ""
+            what = f"{cores} core{'s' if cores > 1 else ''}{gpu}"
+            yield absent[0], "say", f"no machine of the Ray cluster has {what} free: a worker waits for one"
         by_answer = {answer: worker for worker, answer in self._asked.items()}
         self._ray.wait(list(by_answer), num_returns=1, timeout=timeout_s)
         ready, _ = self._ray.wait(list(by_answer), num_returns=len(by_answer), timeout=0)
@@ -276,4 +273,6 @@ def _import_ray(joins: bool) -> Any:
         import ray.util.scheduling_strategies
     except ImportError as error:
         raise UsageError("--scheduler ray: Ray is not installed", hint="pip install 'mtdp[ray]'") from error
+    # It prints what becomes of machines on stdout, among our results, and has no option against that.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     return ray
