@@ -24,6 +24,7 @@ from mtdp.evaluate import RETRIEVAL, Evaluated, Measure, TaskEvaluation, evaluat
 from mtdp.evaluation_report import as_csv, as_json, markdown, write
 from mtdp.evaluation_sources import COLOUR_ROW, RANDOM_ROW, named_sources
 from mtdp.few_labels import drawn_groups, nearest_mean, nearest_neighbours, retrieval_precision
+from mtdp.images import load_image
 from mtdp.metrics import resampled_means
 from mtdp.run_state import locked_run
 from mtdp.tasks import Sample, load_task
@@ -203,6 +204,26 @@ def test_a_bundle_that_states_what_it_is_not_is_refused(tmp_path: Path, change: 
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     with pytest.raises(WeightsError, match=words):
         features_of_bundle(open_bundle(path.parent), [Sample(tmp_path / "a.png", 0, "g")])
+
+
+def test_encoders_in_folders_of_one_name_have_a_row_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtdp.evaluation_sources.load_extractor", lambda source, *rest: source)
+    (tmp_path / "other").mkdir()
+    places = [bundle(tmp_path / "b"), bundle(tmp_path / "other" / "b"), bundle(tmp_path / "c")]
+    found = named_sources(places, [], None)
+    assert list(found) == [str(places[0]), str(places[1]), "c", RANDOM_ROW, COLOUR_ROW]
+    assert list(found.values())[:3] == [str(place) for place in places]
+
+
+def test_a_bundle_is_given_images_by_the_interpolation_that_it_states(tmp_path: Path, write_image: Make) -> None:
+    path = bundle(tmp_path / "b") / "bundle.json"
+    document = json.loads(path.read_text())
+    document["mtdp"]["interpolation"] = "lanczos"
+    path.write_text(json.dumps(document))
+    image = write_image(tmp_path / "a.png", 45, 45, (9, 9, 9))  # noise cut at 0: its mean depends on the interpolation
+    found = features_of_bundle(open_bundle(path.parent), [Sample(image, 0, "g")])
+    np.testing.assert_allclose(found[0], load_image(image, 32, "lanczos").mean((0, 1)), rtol=1e-4)
+    assert np.abs(found[0] - load_image(image, 32).mean((0, 1))).max() > 0.01
 
 
 def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:

@@ -155,16 +155,27 @@ def test_a_real_allocation_that_fails_is_said() -> None:
         torch.empty(1 << 50)
 
 
-def test_a_checkpoint_says_what_was_done_and_not_what_is_usual(pool_file: Path, tmp_path: Path) -> None:
-    from mtdp.choices import pretraining_choices
+def test_a_checkpoint_says_what_was_done_and_not_what_is_usual() -> None:
+    from mtdp.choices import finetuning_choices, pretraining_choices
 
-    plain = pretraining_choices(replace(TINY, momentum=0.0, splits=("train",)))
-    assert plain["optimiser"].startswith("SGD, no momentum")
-    assert plain["splits of the pool's tasks"] == "train"
-    assert plain["batch norm"].startswith("not adapted"), "random weights have nothing to keep"
+    plain = pretraining_choices(replace(TINY, momentum=0.0, splits=("train",), train_only=("a", "b")))
+    assert plain["optimiser"] == "SGD, no momentum, no weight decay, no schedule of the rates"
+    assert plain["splits of the pool's tasks"] == "train; train alone of a, b, judged by joint training"
+    assert plain["batch norm"].startswith("not adapted beforehand;"), "random weights have nothing to keep"
     assert "DenseNet" not in plain
     paper = pretraining_choices(PretrainConfig("densenet121"))
-    assert "momentum 0.9" in paper["optimiser"]
-    assert "20 batches" in paper["batch norm"]
+    assert paper["optimiser"] == "SGD, momentum 0.9 without Nesterov, no weight decay, no schedule of the rates"
+    assert paper["batch norm"].startswith("adapted once, before the warm-up, on 20 batches of training views;")
     assert paper["rate of the heads in the warm-up"].startswith("0.001")
+    assert paper["momentum after the warm-up"] == "starts anew"
     assert "without its last ReLU" in paper["DenseNet"]
+    other = pretraining_choices(
+        PretrainConfig(warmup=0, optimiser="adamw", schedule="cosine", lr_rise=7, drop_path=0.2, adaptation_batches=3)
+    )
+    wanted = "a rise of 7 iterations and a fall to 0 by a cosine, drop path 0.2"
+    assert other["optimiser"] == f"AdamW, betas 0.9 and 0.999, no weight decay, {wanted}"
+    assert other["momentum after the warm-up"] == other["rate of the heads in the warm-up"] == "there was no warm-up"
+    assert other["batch norm"].startswith("adapted once, before training, on 3 batches")
+    tuned = finetuning_choices(FinetuneConfig("resnet18", "random", momentum=0.5, adaptation_batches=4))
+    assert tuned["optimiser"].startswith("SGD, momentum 0.5 without Nesterov, no weight decay")
+    assert tuned["batch norm"] == "not adapted beforehand"

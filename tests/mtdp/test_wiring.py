@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtdp.backbones import build_backbone
-from mtdp.checkpoint import load_checkpoint
+from mtdp.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from mtdp.errors import TrainingDiverged
-from mtdp.finetune import ADAPTATION_EPOCH, FinetuneConfig, FinetuneResult, FinetuneSteps, finetune, finetune_best
+from mtdp.finetune import (
+    ADAPTATION_EPOCH,
+    FinetuneConfig,
+    FinetuneResult,
+    FinetuneSteps,
+    _judged_on_test,
+    finetune,
+    finetune_best,
+)
 from mtdp.images import ImageCache, load_image
+from mtdp.metrics import Truth, interval
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Normalise, Preprocessing
 from mtdp.pretrain import PretrainSteps, pretrain
@@ -27,7 +36,7 @@ from mtdp.protocol.cells import Cell
 from mtdp.protocol.config import Combination, ProtocolConfig
 from mtdp.protocol.ranking import choose
 from mtdp.protocol.rows import collect
-from mtdp.protocol.run import Protocol, Steps, run_protocol, scores_on_val
+from mtdp.protocol.run import Protocol, Steps, run_protocol, score_own_head, scores_on_val
 from mtdp.run_state import write_json
 from mtdp.sampling import ADAPTATION, TRAINING, batches, draw_epoch, epoch_batches
 from mtdp.scores import head_scores
@@ -44,9 +53,10 @@ from mtdp.transfer import (
     judge_features,
     load_extractor,
     probe_task,
+    sureness,
     svm_outputs,
 )
-from mtdp.weights import load_backbone_weights
+from mtdp.weights import WeightsOrigin, load_backbone_weights
 
 Make = Callable[..., Path]
 
@@ -393,6 +403,22 @@ def test_a_probe_computes_the_features_of_the_images_that_it_names(tmp_path: Pat
     assert not wanted["test"] & set().union(*(found for _, found in rows)), "a choice has seen the test split"
 
 
+def test_a_probe_tells_how_sure_it_is_by_the_groups_of_test() -> None:
+    """All images of three groups of seven are wrong."""
+    task = in_memory("t", 3)
+    test = task.of(("test",))
+    labels = np.array([sample.label for sample in test])
+    groups = tuple(sample.group for sample in test)
+    outputs = tuple(float((s.label + (s.group < "test3")) % 3) for s in test)
+    told = sureness(ProbeResult("t", "x", "accuracy", 4 / 7, 1.0, {}, {}, True, outputs), task)
+    assert told["test_groups"] == 7
+    assert told["interval"] == interval([outputs], Truth(labels, groups, "accuracy", 3))
+    assert told["interval"][1] - told["interval"][0] > 0.6, "28 images, but 7 groups"
+    right = np.array(outputs) == labels
+    assert told["class_accuracies"] == {f"c{c}": pytest.approx(right[labels == c].mean()) for c in range(3)}
+    assert told["balanced_accuracy"] == pytest.approx(np.mean(list(told["class_accuracies"].values())))
+
+
 def test_the_svm_is_the_minimum_of_the_squared_hinge_loss() -> None:
     """Liblinear: |w|^2 / 2 (with the bias) + C * sum of max(0, 1 - y f)^2; at its minimum the gradient is zero."""
     rng = np.random.default_rng(0)
@@ -536,6 +562,31 @@ def test_features_are_taken_in_eval_mode(task: Task, tmp_path: Path, pool_file: 
         together = extract_features(extractor, samples, "fp32")
         alone = [extract_features(extractor, [sample], "fp32")[0] for sample in samples]
         np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_sees_images_as_its_checkpoint_states_wherever_it_is_judged(tmp_path: Path, make_task: Make) -> None:
+    """A side, a mean, a deviation and an interpolation that nothing has by default."""
+    task = load_task(make_task(tmp_path / "colour", per_class=2))
+    stated = Preprocessing(48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "lanczos")
+    net = MultiTaskNet(build_backbone("timm:test_resnet"), {"colour": task.classes}).eval()
+    init = WeightsOrigin("random", "by chance", "none", None).to_json()
+    info = CheckpointInfo("timm:test_resnet", net.class_names, stated, {"config": {}, "init": init, "tasks": {}}, 1)
+    (tmp_path / "run" / "lr-0.001").mkdir(parents=True)
+    save_checkpoint(tmp_path / "run" / "lr-0.001" / "checkpoint.safetensors", net, info)
+    test, run = task.of(("test",)), str(tmp_path / "run" / "lr-0.001")
+    images = [load_image(sample.path, 48, "lanczos") for sample in test]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (stated.mean, stated.std))
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+        features = net.backbone((pixels - mean) / std)
+        logits = net.heads["colour"](features)
+    margins = (logits[:, 1] - logits[:, 0]).numpy()
+    near: dict[str, float] = {"rtol": 1e-3, "atol": 1e-5}
+    np.testing.assert_allclose(extract_features(load_extractor(run), test, "fp32"), features.numpy(), **near)
+    np.testing.assert_allclose(score_own_head(task, run, "test", "fp32")["outputs"], margins, **near)
+    config = replace(TUNING, arch="timm:test_resnet")
+    tuned = _judged_on_test(task, config, tmp_path / "run", {1e-3: (0.5, 1)}, FinetuneSteps())
+    np.testing.assert_allclose(tuned.outputs, margins, **near)
 
 
 def test_random_features_are_those_of_their_seed() -> None:
