@@ -65,7 +65,7 @@ def manifest_rows(path: Path) -> list[Row]:
         UsageError: a Parquet file, and pyarrow is not installed.
         TaskError: not such a table, or lines that cannot be used.
     """
-    table = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
+    table = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path, MANIFEST_COLUMNS)
     rows: list[Row] = []
     problems: list[str] = []
     lines: dict[Path, int] = {}
@@ -113,8 +113,12 @@ def _existing(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _read_csv(path: Path) -> Iterable[tuple[int, dict[str, str | None]]]:
-    """(line, cells by column) of each line."""
+def read_csv(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str | None]]]:
+    """(line, cells by column) of each line of a table with a header, whatever separates its cells.
+
+    Raises:
+        TaskError: no such table; one of the wanted columns is missing or there twice, or a line has too many cells.
+    """
     text = _decoded(path)
     for separator in SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
@@ -122,14 +126,14 @@ def _read_csv(path: Path) -> Iterable[tuple[int, dict[str, str | None]]]:
             columns = [_column(name) for name in next(reader, [])]
         except csv.Error:  # with this separator
             continue
-        if set(MANIFEST_COLUMNS) <= set(columns):
+        if set(wanted) <= set(columns):
             break
     else:
         raise TaskError(
-            f"{path} lacks one of the columns {', '.join(MANIFEST_COLUMNS)}",
+            f"{path} lacks one of the columns {', '.join(wanted)}",
             "name them in the first line, separated by a comma, a semicolon, a tab or |",
         )
-    twice = [column for column in MANIFEST_COLUMNS if columns.count(column) > 1]
+    twice = [column for column in wanted if columns.count(column) > 1]
     if twice:
         raise TaskError(f"{path} has the column {twice[0]} twice", "remove one of them")
     found: list[tuple[int, dict[str, str | None]]] = []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from mtdp.catalogue import catalogue, more_tasks
@@ -17,8 +16,8 @@ from mtdp.converters.source import group_name
 from mtdp.converters.splits import split_groups
 from mtdp.errors import TaskError, UsageError, system_said
 from mtdp.integrity import image_digests
-from mtdp.manifest import MANIFEST_COLUMNS, SPLITS, listed, plain_text
-from mtdp.task_folder import group_of, is_junk
+from mtdp.manifest import MANIFEST_COLUMNS, SPLITS, listed, plain_text, read_csv
+from mtdp.task_folder import group_of, is_junk, is_note
 from mtdp.tasks import Task, load_task
 
 RECORD: Final = "split.json"
@@ -64,6 +63,8 @@ def split_classes(
         raise UsageError(f"no folder {source}", "it should hold a folder of images for each class")
     if out.exists():
         raise UsageError(f"{out} is there already", "give another --out, or remove it first")
+    if source.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} would be one of the classes", "give an --out that is not in the folder of the classes")
     if len(shares) != 3 or min(shares) < 0 or shares[0] == 0:
         raise UsageError(f"shares {shares}", "three numbers for train, val and test, train above 0")
     images = _class_images(source)
@@ -105,7 +106,8 @@ def _class_images(source: Path) -> dict[Path, str]:
     problems = []
     for folder in sorted(entry for entry in source.iterdir() if not is_junk(entry)):
         if not folder.is_dir():
-            continue  # notes and lists beside the classes
+            problems += [f"{folder} is in no class"] * (not is_note(folder))
+            continue
         found = sorted(entry for entry in folder.iterdir() if not is_junk(entry))
         problems += [f"{entry} is not a file" for entry in found if not entry.is_file()]
         problems += [f"{folder} is an empty class"] * (not found)
@@ -125,14 +127,15 @@ def _group(path: Path, source: Path, named: Mapping[str, str] | None, each_image
 
 
 def _named_groups(path: Path, source: Path) -> dict[str, str]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"image", "group"} <= set(reader.fieldnames or ()):
-                raise TaskError(f"{path} lacks one of the columns image, group")
-            return {(row["image"] or "").strip(): plain_text(row["group"] or "") for row in reader}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TaskError(f"{path} is not a CSV file: {error}", f"columns image, group; images below {source}") from error
+    found: dict[str, str] = {}
+    torn = []
+    for number, row in read_csv(path, ("image", "group")):
+        image, group = PurePosixPath((row.get("image") or "").strip()).as_posix(), plain_text(row.get("group") or "")
+        if found.setdefault(image, group) != group:
+            torn.append(f"line {number} puts {image} into group {group!r}, one before it into {found[image]!r}")
+    if torn:
+        raise listed(path, torn, f"an image is in one group; images are named as below {source}")
+    return found
 
 
 def _copied(

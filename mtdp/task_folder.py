@@ -36,6 +36,11 @@ def is_junk(path: Path) -> bool:
     return path.name.startswith(".") or path.name in _JUNK
 
 
+def is_note(path: Path) -> bool:
+    """Whether a file beside folders of images is notes or a table, by its suffix, and there at all."""
+    return path.suffix.lower() in _NOTES and path.exists()
+
+
 def folder_rows(path: Path) -> list[Row]:
     """The images of a task's folder, by split, class and name.
 
@@ -84,7 +89,7 @@ def _strangers(path: Path) -> Iterator[str]:
                 yield f"{entry} would not be read: rename it to {meant}"
             else:
                 yield f"{entry} would not be read"
-        elif entry.name in SPLITS or entry.suffix.lower() not in _NOTES:
+        elif entry.name in SPLITS or not is_note(entry):
             yield f"{entry} {_not_read(entry, 'would not be read')}"
 
 

@@ -248,3 +248,13 @@ def test_a_tiff_whose_next_page_is_garbage_is_an_error_of_ours(tmp_path: Path) -
     path.write_bytes(data + bytes(6))  # a page without a width
     with pytest.raises(ImageUnreadable, match=r"a\.tif"):
         check_image(path)
+
+
+def test_an_image_is_blank_where_its_colour_is_one_and_not_where_a_channel_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    pixels[..., 0] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert check_image(tmp_path / "a.png")
+    pixels[3:] = pixels[0, 0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert check_image(tmp_path / "a.png") == 0

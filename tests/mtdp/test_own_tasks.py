@@ -62,6 +62,13 @@ def test_groups_may_come_from_a_list(classes: Path, tmp_path: Path) -> None:
     homes = {split for split, samples in task.samples.items() for s in samples if s.group == "x-1"}
     assert len(homes) == 1
     assert sum(s.group == "x-1" for s in task.of(("train", "val", "test"))) == 4
+    other = "\n".join(["Image;Group", *("./" + line.replace(",", ";") for line in lines[1:])])
+    (tmp_path / "groups.csv").write_text(other, "utf-16")
+    split_classes(classes, tmp_path / "again", groups=tmp_path / "groups.csv")
+    assert load_task(tmp_path / "again").classes == task.classes
+    (tmp_path / "groups.csv").write_text("\n".join([*lines, lines[1].split(",")[0] + ",another"]))
+    with pytest.raises(TaskError, match=r"line 42 puts blue/p10_0\.jpg into group 'another', one before it into 'p10'"):
+        split_classes(classes, tmp_path / "other", groups=tmp_path / "groups.csv")
     (tmp_path / "groups.csv").write_text("\n".join(lines[:-2]))
     with pytest.raises(TaskError, match="2 problems"):
         split_classes(classes, tmp_path / "other", groups=tmp_path / "groups.csv")
@@ -80,6 +87,7 @@ def test_what_cannot_be_split_is_said(classes: Path, tmp_path: Path, write_image
     cases: list[tuple[dict[str, object], type[MtdpError], str]] = [
         ({"source": tmp_path / "nowhere"}, UsageError, "no folder"),
         ({"out": classes}, UsageError, "is there already"),
+        ({"out": classes / "task"}, UsageError, "would be one of the classes"),
         ({"shares": (0, 50, 50)}, UsageError, "train above 0"),
         ({"shares": (1, 1)}, UsageError, "three numbers|shares"),
     ]
@@ -87,6 +95,14 @@ def test_what_cannot_be_split_is_said(classes: Path, tmp_path: Path, write_image
         with pytest.raises(kind) as caught:
             split_classes(**{"source": classes, "out": tmp_path / "t", **change})  # type: ignore[arg-type]
         assert any(word in f"{caught.value.message} {caught.value.hint}" for word in words.split("|"))
+    (classes / "notes.txt").touch()
+    write_image(classes / "p98_0.png")
+    (classes / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(TaskError, match="2 problems") as told:
+        split_classes(classes, tmp_path / "t")
+    assert f"{classes / 'p98_0.png'} is in no class" in told.value.message
+    for stray in ("p98_0.png", "gone.txt"):
+        (classes / stray).unlink()
     write_image(classes / "green" / "p99_0.png")
     with pytest.raises(TaskError, match="class 'green' is in 1 group only"):
         split_classes(classes, tmp_path / "t")

@@ -45,6 +45,9 @@ def test_a_manifest_gives_the_same_task_as_its_folder(tmp_path: Path, make_task:
     by_manifest = load_task(manifest_of(folder, tmp_path / "list.csv"), name="colour")
     by_folder = load_task(folder)
     assert by_manifest.samples == by_folder.samples
+    head, *lines = (tmp_path / "list.csv").read_text("utf-8").splitlines()
+    (tmp_path / "turned.csv").write_text("\n".join([head, *lines[::-1]]), "utf-8")
+    assert load_task(tmp_path / "turned.csv").samples == by_folder.samples, "whatever the order of its lines"
     assert by_manifest.classes == by_folder.classes
 
 
@@ -88,6 +91,8 @@ def test_a_class_that_is_missing_in_a_split_is_refused(tmp_path: Path, make_task
     folder = make_task(tmp_path / "t")
     write_image(folder / "train" / "green" / "train9_x.png")
     refused(folder, TaskError, str(folder), "'green'", "val")
+    write_image(folder / "val" / "green" / "val9_x.png", seed=1)
+    refused(folder, TaskError, str(folder), "'green'", "test")
 
 
 def test_a_group_in_two_splits_is_refused_across_classes(tmp_path: Path, make_task: Make, write_image: Make) -> None:
@@ -137,6 +142,7 @@ def test_a_manifest_that_names_a_missing_file_is_refused(tmp_path: Path, make_ta
         ("path,label,group,split\na.png,x,,train\n", "line 2 has no group"),
         ("path,label,group,split\na.png,x,g,train\na.png,y,g,train\n", "line 3 lists a.png again, after line 2"),
         ("path,label,group,split\n", "lists no image"),
+        ("path,label,group,split,Label\na.png,x,g,train,y\n", "has the column label twice"),
         ("path,label,group,split\na\0.png,x,g,train\n", "line 2 has a path that no file can have"),
         (f"path,label,group,split\n{'a' * 300}.png,x,g,train\n", "line 2 has a path that no file can have"),
     ],
@@ -155,6 +161,7 @@ def test_every_entry_of_a_folder_is_accounted_for_and_all_that_is_wrong_named_at
     (folder / "train" / "red" / "train0_gone.png").symlink_to(tmp_path / "nowhere.png")
     (folder / "train" / "stray.csv").write_text("x")
     write_image(folder / "test" / "test0_no-class.png")
+    write_image(folder / "test" / "red" / "_nobody.png")
     write_image(folder / "masks" / "m.png")
     write_image(folder / "beside.png")
     (folder / "Val").mkdir()
@@ -165,12 +172,13 @@ def test_every_entry_of_a_folder_is_accounted_for_and_all_that_is_wrong_named_at
         f"train/red/train0_gone.png is a link to {tmp_path / 'nowhere.png'}, which is not there",
         "train/stray.csv is in no class",
         "test/test0_no-class.png is in no class",
+        "test/red/_nobody.png has no group before its first underscore",
         "masks would not be read",
         "beside.png would not be read",
         "Val would not be read: rename it to val",
     ):
         assert f"{folder}/{words}" in caught.value.message
-    assert len(caught.value.message.splitlines()) == 8
+    assert len(caught.value.message.splitlines()) == 9
 
 
 def test_what_systems_and_archives_leave_behind_is_not_in_the_way(
@@ -265,7 +273,8 @@ def test_all_faulty_lines_are_named_at_once_and_a_file_is_one_file_however_it_is
     folder = make_task(tmp_path / "colour")
     path = manifest_of(folder, tmp_path / "list.csv")
     first = path.read_text("utf-8").splitlines()[1].split(",")[0]
-    more = [f"./{first},red,x,train", "a.png,red,,train", "", "b.png,red,g,Validation", "c.png,red,g,train,9"]
+    (tmp_path / "link.png").symlink_to(tmp_path / first)
+    more = ["link.png,red,x,train", "a.png,red,,train", "", "b.png,red,g,Validation", "c.png,red,g,train,9"]
     path.write_text(path.read_text("utf-8") + "\n".join(more), "utf-8")
     with pytest.raises(TaskError, match="line 30 has 5 cells, the header 4"):
         load_task(path)
@@ -273,7 +282,7 @@ def test_all_faulty_lines_are_named_at_once_and_a_file_is_one_file_however_it_is
     with pytest.raises(TaskError, match="3 problems") as caught:
         load_task(path)
     for words in (
-        f"line 26 lists ./{first} again, after line 2",
+        "line 26 lists link.png again, after line 2",
         "line 27 has no group",
         "line 29: split 'Validation'",
     ):
@@ -400,6 +409,23 @@ def test_a_table_with_the_ends_of_lines_of_an_old_mac_is_read(tmp_path: Path, ma
     text = manifest_of(folder, tmp_path / "list.csv").read_text("utf-8")
     (tmp_path / "other.csv").write_bytes(text.replace("\n", "\r").encode())
     assert load_task(tmp_path / "other.csv", name="colour").samples == load_task(folder).samples
+
+
+def test_a_file_is_found_in_either_form_of_unicode_and_a_quoted_cell_behind_a_space(
+    tmp_path: Path, make_task: Make
+) -> None:
+    folder = make_task(tmp_path / "colour")
+    text = manifest_of(folder, tmp_path / "list.csv").read_text("utf-8").replace(",red,", ', "red, dark",')
+    names = (
+        ("train0_red0.png", "train0_e\u0301.png", "train0_\u00e9.png"),
+        ("train0_red1.png", "\u00e9.png", "e\u0301.png"),
+    )
+    for name, on_disk, in_table in names:
+        (folder / "train" / "red" / name).rename(folder / "train" / "red" / on_disk)
+        text = text.replace(name, in_table)
+    (tmp_path / "other.csv").write_text(text, "utf-8")
+    task = load_task(tmp_path / "other.csv")
+    assert (task.classes, len(task.samples["train"])) == (("blue", "red, dark"), 8)
 
 
 def test_invisible_characters_around_text_are_no_part_of_it(tmp_path: Path, make_task: Make) -> None:
