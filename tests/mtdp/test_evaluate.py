@@ -282,6 +282,11 @@ def test_colours_and_bundles_are_judged_on_the_central_square(tmp_path: Path) ->
     Image.fromarray(np.repeat(image[:, None], 32, axis=1)).save(tmp_path / "tall.png")
     sample = Sample(tmp_path / "tall.png", 0, "g")
     np.testing.assert_allclose(colour_numbers([sample]), [[0, 1, 0, 0, 0, 0]], atol=0.05)
+    halves = np.zeros((64, 64, 3), np.uint8)
+    halves[:, 16:, 0] = 255  # a quarter of it is dark: a deviation of sqrt(3) / 4
+    Image.fromarray(halves).save(tmp_path / "halves.png")
+    found = colour_numbers([Sample(tmp_path / "halves.png", 0, "g")])
+    np.testing.assert_allclose(found, [[0.75, 0, 0, 3**0.5 / 4, 0, 0]], atol=1e-5)
     np.testing.assert_allclose(features_of_bundle(open_bundle(bundle(tmp_path / "b")), [sample]), [[0, 255, 0]])
 
 

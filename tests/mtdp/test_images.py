@@ -250,6 +250,21 @@ def test_a_tiff_whose_next_page_is_garbage_is_an_error_of_ours(tmp_path: Path) -
         check_image(path)
 
 
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
+def test_an_interpolation_is_pillows_of_that_name(tmp_path: Path, write_image: Make, name: str) -> None:
+    path = write_image(tmp_path / "a.png", 45, 45)
+    with Image.open(path) as image:
+        wanted = np.asarray(image.resize((32, 32), Image.Resampling[name.upper()]))
+    np.testing.assert_array_equal(load_image(path, 32, name), wanted)
+
+
+def test_the_same_pixels_in_another_shape_are_another_image(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 64, 3), dtype=np.uint8)
+    for name, shape in (("a.png", (16, 64, 3)), ("b.png", (64, 16, 3))):
+        Image.fromarray(pixels.reshape(shape)).save(tmp_path / name)
+    assert check_image(tmp_path / "a.png") != check_image(tmp_path / "b.png")
+
+
 def test_an_image_is_blank_where_its_colour_is_one_and_not_where_a_channel_is(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     pixels[..., 0] = 200

@@ -50,6 +50,16 @@ def test_whole_groups_stay_in_one_split_and_every_class_is_in_each(classes: Path
     }
 
 
+def test_each_image_may_be_a_group_and_the_seed_decides_which_split_it_is_in(classes: Path, tmp_path: Path) -> None:
+    of_test = set()
+    for seed in (1, 1, 2):
+        out = tmp_path / f"task{len(list(tmp_path.iterdir()))}"
+        summary = split_classes(classes, out, each_image=True, seed=seed)
+        assert sum(summary.groups.values()) == 40, "as many as images"
+        of_test.add(frozenset(path.name for path in (out / "test").rglob("*.jpg")))
+    assert len(of_test) == 2
+
+
 def test_groups_may_come_from_a_list(classes: Path, tmp_path: Path) -> None:
     """Patients p0 and p1 are one person."""
     lines = ["image,group"]

@@ -69,3 +69,11 @@ def test_too_few_groups_of_a_class_are_refused() -> None:
     groups = {"p1": Counter(a=5, b=1), "p2": Counter(a=5, b=1), "p3": Counter(a=5)}
     with pytest.raises(TaskError, match=r"/data: class 'b' is in 2 groups only \(p1, p2\)"):
         split_groups(groups, TARGETS, 0, "/data")
+
+
+def test_of_many_draws_that_nearest_to_the_shares_is_taken() -> None:
+    shares = {"train": 60, "val": 20, "test": 20}
+    groups = {f"g{number}": Counter(a=images, b=images) for number, images in enumerate((25, 20, 15, 10, 10, 5, 5, 10))}
+    for seed in range(5):
+        homes = split_groups(groups, shares, seed, "it")
+        assert {split: sum(groups[name]["a"] for name in homes if homes[name] == split) for split in shares} == shares
