@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from mtdp.protocol.crew import Given, Told, attempt, threads_each
 
 _STORE_BYTES: Final = 200 << 20  # Ray would take a third of the memory; of a pool only the names pass through it
 _REACH_S: Final = 5.0
+_LOOK_EVERY_S: Final = 5.0
+_GONE_S: Final = 40.0  # without its head: a new one may take its place, and Ray ends this process after 60
 _GRACE_S: Final = 60.0  # from a signal to the end of what hangs
 
 
@@ -68,13 +71,20 @@ class RayCrew:
         self._task = ray.remote(_compute).options(num_cpus=each, num_gpus=1 if gpus else 0, max_retries=0)
         self._given = ray.put(given(threads_each(each, 1)))
         self._at: dict[int, Any] = {}
+        self._head = _Head(None if address is None else ray.get_runtime_context().gcs_address)
 
     def start(self, worker: int, cell: Cell) -> None:
         self._at[worker] = self._task.remote(self._given, cell)
 
     def ended(self, timeout_s: float) -> Iterator[tuple[int, Told]]:
+        """Yield what workers told that have ended.
+
+        Raises:
+            UsageError: the cluster is gone.
+        """
         if not self._at:
             return
+        self._head.look(time.monotonic())
         by_answer = {answer: worker for worker, answer in self._at.items()}
         self._ray.wait(list(by_answer), num_returns=1, timeout=timeout_s)
         ready, _ = self._ray.wait(list(by_answer), num_returns=len(by_answer), timeout=0)
@@ -95,11 +105,41 @@ class RayCrew:
             yield worker, told
 
     def close(self) -> None:
-        for answer in self._at.values():
+        left = [] if self._head.gone else list(self._at.values())
+        for answer in left:
             self._ray.cancel(answer, force=False)  # as SIGINT would
-        if self._at:
-            self._ray.wait(list(self._at.values()), num_returns=len(self._at), timeout=_GRACE_S)
+        if left:
+            self._ray.wait(left, num_returns=len(left), timeout=_GRACE_S)
         self._ray.shutdown()
+
+
+class _Head:
+    """The cluster's head, as far as it can be reached; None: one that dies with us."""
+
+    def __init__(self, address: str | None) -> None:
+        self.gone = False
+        self._address, self._seen_s, self._looked_s = address, time.monotonic(), 0.0
+
+    def look(self, now_s: float) -> None:
+        """Look now and then whether it is there.
+
+        Raises:
+            UsageError: it has not been for long.
+        """
+        if self._address is None or now_s < self._looked_s + _LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        try:
+            _look_for(self._address)
+        except OSError:
+            self.gone = now_s - self._seen_s > _GONE_S
+        else:
+            self._seen_s = now_s
+        if self.gone:
+            raise UsageError(
+                f"the Ray cluster is gone: nobody listens at {self._address}",
+                "start it again; the same command goes on",
+            )
 
 
 def _compute(given: Given, cell: Cell) -> Told:
@@ -144,7 +184,8 @@ def _first_line(error: BaseException) -> str:
     if "uthenticat" in str(error.__cause__):  # Unauthenticated, or AuthenticationError
         return "it wants a token, and not this one"
     said = getattr(error, "strerror", None) or str(error)
-    return (said.strip().splitlines() or [type(error).__name__])[0]
+    first = (said.strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(said.split()) if first.endswith(":") else first  # of two versions, say, that do not go together
 
 
 def _import_ray(joins: bool) -> Any:
@@ -157,4 +198,6 @@ def _import_ray(joins: bool) -> Any:
         import ray
     except ImportError as error:
         raise UsageError("--scheduler ray: Ray is not installed", "pip install 'mtdp[ray]'") from error
+    # It prints what becomes of machines on stdout, among our results, and has no option against that.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     return ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -311,3 +312,25 @@ def test_options_that_do_not_go_together_are_wrong_usage(pool: Path, tmp_path: P
         check_workers("local", "auto", None)
     with pytest.raises(UsageError, match="more than the"):
         check_workers("local", None, 5000)
+
+
+def test_a_cluster_of_other_versions_or_whose_head_stays_away_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mtdp.protocol import ray
+
+    said = (
+        "Version mismatch: The cluster was started with:\n  Ray: 2.9.0\nThis process was started with:\n  Ray: 2.60.0"
+    )
+    assert ray._first_line(RuntimeError(said)).endswith("with: Ray: 2.9.0 This process was started with: Ray: 2.60.0")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        head = ray._Head(f"127.0.0.1:{one.getsockname()[1]}")
+        now_s = time.monotonic()
+        head.look(now_s)
+    for later_s in (1, 20):  # not looked at so soon; another one may take its place
+        head.look(now_s + later_s)
+    assert not head.gone
+    with pytest.raises(UsageError, match=r"^the Ray cluster is gone: nobody listens at 127\.0\.0\.1:\d+$"):
+        head.look(now_s + ray._GONE_S + 1)

@@ -479,6 +479,10 @@ def test_one_line_says_what_a_url_needs(
         extra = caught.value.hint.removeprefix("pip install 'mtdp[").removesuffix("]'")
         assert library in "".join(extras[extra])
         assert known_implementations[scheme]["class"].startswith(f"{library}."), "what fsspec takes for it"
+    for twice in (("s3://b/a.svs", "s3://b//a.svs"), ("https://h/a.svs?sig=1", f"https://h/a.svs?sig={SECRET}")):
+        monkeypatch.undo()
+        with pytest.raises(UsageError, match=r"^(s3://b|https://h)/a\.svs: named twice, with another query or number"):
+            list_slides(list(map(path_or_url, twice)))
     with pytest.raises(UsageError, match="a folder of the web cannot be listed"):
         list_slides([path_or_url("https://h/folder/")])
 

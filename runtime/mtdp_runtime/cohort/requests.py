@@ -174,6 +174,11 @@ def _each_once(requests: Sequence[SlideRequest]) -> list[SlideRequest]:
         first = by_name.setdefault(request.name, request)
         if first is request:
             continue
+        if _real(first.path) != _real(request.path) and str(first.path) == str(request.path):
+            raise DuplicateSlideNames(
+                f"{request.path}: named twice, with another query or number of slashes",
+                hint="Leave one out; if they are two slides, give each a name: a manifest with the columns slide,name.",
+            )
         if _real(first.path) != _real(request.path):
             raise DuplicateSlideNames(
                 f"two slides would write {request.name}.h5: {first.path} and {request.path}",
