@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 REPLICATES: Final = 2000
 LEVEL: Final = 0.95
+_CELLS: Final = 1 << 20  # of a table of resamples and images that is computed at once: 8 MB
 
 Outputs = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -119,13 +120,16 @@ def percentiles(replicates: NDArray[np.float64]) -> tuple[float, float] | None:
 
 def _weighted_auc(outputs: Outputs, labels: Labels, weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """ROC AUC of each of R weightings float[R, N]: the chance that a positive is above a negative, equals half."""
-    _, place = np.unique(outputs, return_inverse=True)
-    levels = int(place.max()) + 1
+    order = np.argsort(outputs, kind="stable")
+    rising = outputs[order]
+    starts = np.flatnonzero(np.append(True, rising[1:] != rising[:-1]))  # of each level of equal outputs
     found = np.full(len(weights), np.nan)
-    for row, weight in enumerate(weights):
-        positive = np.bincount(place, weight * (labels == 1), levels)
-        negative = np.bincount(place, weight * (labels == 0), levels)
-        pairs = positive.sum() * negative.sum()
-        if pairs > 0:
-            found[row] = (positive * (np.cumsum(negative) - negative / 2)).sum() / pairs
+    step = max(1, _CELLS // len(outputs))
+    for first in range(0, len(weights), step):
+        ordered = weights[first : first + step, order]
+        positive = np.add.reduceat(ordered * (labels[order] == 1), starts, axis=1)  # (rows, levels)
+        negative = np.add.reduceat(ordered * (labels[order] == 0), starts, axis=1)
+        won = (positive * (np.cumsum(negative, axis=1) - negative / 2)).sum(1)
+        pairs = positive.sum(1) * negative.sum(1)
+        np.divide(won, pairs, out=found[first : first + step], where=pairs > 0)
     return found

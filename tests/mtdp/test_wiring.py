@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 
 from mtdp.backbones import build_backbone
 from mtdp.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
@@ -457,6 +458,7 @@ class RecordingSteps:
     trained: list[tuple[tuple[Sample, ...], int, int, int]] = field(default_factory=list)
     scored: list[tuple[tuple[Sample, ...], torch.Tensor]] = field(default_factory=list)
     taken: int = 0
+    precisions: list[str] = field(default_factory=list)
 
     def steps(self) -> FinetuneSteps:
         return FinetuneSteps(self.batches, self.scores)
@@ -473,6 +475,7 @@ class RecordingSteps:
         self, net: MultiTaskNet, normalise: Any, head: str, samples: Sequence[Sample], cache: ImageCache, precision: str
     ) -> NDArray[np.float32]:
         self.scored.append((tuple(samples), net.heads[head].weight.detach().clone()))
+        self.precisions.append(precision)
         rates = list(self.on_val)
         judged = len(self.scored) - 1
         epochs = len(self.on_val[rates[0]])
@@ -491,7 +494,8 @@ def task(tmp_path: Path, make_task: Make) -> Task:
 
 def test_fine_tuning_learns_on_train_chooses_on_val_and_looks_at_test_once(task: Task, tmp_path: Path) -> None:
     spy = RecordingSteps({1e-3: (0.25, 0.5, 0.5, 0.25), 1e-4: (0.5, 0.75, 0.25, 0.75)})
-    result = finetune_best(task, TUNING, tmp_path / "run", (1e-3, 1e-4), quiet=True, steps=spy.steps())
+    config = replace(TUNING, arch="timm:test_resnet")
+    result = finetune_best(task, config, tmp_path / "run", (1e-3, 1e-4), quiet=True, steps=spy.steps())
     train, val, test = (task.samples[split] for split in SPLITS)
     assert [(samples, seed, epoch, size) for samples, seed, epoch, size in spy.trained] == [
         (train, 7, epoch, 4) for _ in range(2) for epoch in range(4)
@@ -507,7 +511,7 @@ def test_fine_tuning_learns_on_train_chooses_on_val_and_looks_at_test_once(task:
 
 def test_of_equal_rates_the_first_is_kept(task: Task, tmp_path: Path) -> None:
     spy = RecordingSteps({1e-4: (0.5,), 1e-3: (0.5,)})
-    once = replace(TUNING, epochs=1)
+    once = replace(TUNING, arch="timm:test_resnet", epochs=1)
     assert finetune_best(task, once, tmp_path / "run", (1e-4, 1e-3), quiet=True, steps=spy.steps()).lr == 1e-4
 
 
@@ -533,6 +537,18 @@ def test_fine_tuning_adapts_batch_norm_on_train_by_as_many_batches_as_asked(task
         (task.samples["train"], 7, 0),
     ]
     assert spy.taken == 2 + 3  # 12 images in batches of 4
+
+
+def test_fine_tuning_from_random_weights_adapts_nothing_and_is_judged_at_its_precision_and_seed(
+    task: Task, tmp_path: Path
+) -> None:
+    spy = RecordingSteps({1e-3: (0.5,)})
+    config = replace(TUNING, arch="timm:test_resnet", precision="bf16", epochs=1, adaptation_batches=2)
+    finetune_best(task, config, tmp_path / "run", (1e-3,), quiet=True, steps=spy.steps())
+    assert [epoch for _, _, epoch, _ in spy.trained] == [0]
+    assert spy.precisions == ["bf16", "bf16"], "on val, and on test"
+    torch.manual_seed(7)  # of what a backbone draws itself, such as dropout; this one draws nothing
+    assert load_file(tmp_path / "run" / "lr-0.001" / "state.safetensors")["rng"].equal(torch.get_rng_state())
 
 
 def test_a_head_is_scored_in_eval_mode_whatever_the_mode_of_the_network(task: Task) -> None:
