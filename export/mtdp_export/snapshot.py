@@ -57,6 +57,26 @@ def is_snapshot(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def refuse_bare_weights(folder: Path) -> None:
+    """Refuse a folder that holds weights, and nothing that says of which network.
+
+    Raises:
+        ExportUsageError: it does.
+    """
+    held = [name for name in _WEIGHTS if (folder / name).is_file()]
+    if (folder / "open_clip_config.json").is_file():
+        raise ExportUsageError(
+            f"{folder}: a model of open_clip, which is not built here",
+            "make an ONNX file of its encode_image (torch.onnx.export), and bring it by --onnx",
+        )
+    if held:
+        raise ExportUsageError(
+            f"{folder}: {held[0]} lies in it, and no {CONFIG} that says of which network",
+            f"name it: mtdp-export ENCODER --weights {folder / held[0]} (--list-encoders), or timm:NAME with --mean "
+            "and --std",
+        )
+
+
 def weights_in(folder: Path, preferred: str = "") -> Path:
     """Return the file of weights in a folder.
 

@@ -12,12 +12,12 @@ from mtdp.backbones import ARCHITECTURES, build_backbone, native_preprocessing
 from mtdp.checkpoint import CheckpointInfo, load_checkpoint
 from mtdp.multitask import MultiTaskNet
 from mtdp.preprocess import Preprocessing
-from mtdp.weights import file_sha256, is_named_source, load_backbone_weights, names_its_architecture
+from mtdp.weights import CHECKPOINT_NAME, file_sha256, is_named_source, load_backbone_weights, names_its_architecture
 from mtdp_export.catalogue import by_digest, named, nearest
 from mtdp_export.encoder_source import Asked, Opened, open_folder, open_recipe, open_timm
 from mtdp_export.errors import ExportUsageError
 from mtdp_export.pixels import Pixels, Stated, arranged
-from mtdp_export.snapshot import is_snapshot
+from mtdp_export.snapshot import is_snapshot, refuse_bare_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ def open_source(
         return _of(open_folder(Path(local), stated, asked))
     if Path(local).exists() and local == name:
         _no_weights(name, weights)
+        if Path(name).is_dir() and not (Path(name) / CHECKPOINT_NAME).is_file():
+            refuse_bare_weights(Path(name))
         return _run(name, stated, heads, asked)
     close = nearest(name, ARCHITECTURES)
     raise ExportUsageError(

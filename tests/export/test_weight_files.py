@@ -536,6 +536,15 @@ class TestAFolderOfHuggingFace:
         with pytest.raises(ExportUsageError, match=r"names code of its own \(modeling_hibou\.HibouModel\)"):
             open_folder(tmp_path, Stated(), Asked())
 
+    def test_weights_alone_do_not_say_of_which_network_they_are(self, of_timm: Path) -> None:
+        (of_timm / "config.json").unlink()
+        with pytest.raises(ExportUsageError, match=r"model\.safetensors lies in it, and no config\.json") as caught:
+            open_source(str(of_timm), None, None, True)
+        assert f"--weights {of_timm}/model.safetensors" in caught.value.hint
+        (of_timm / "open_clip_config.json").write_text("{}")
+        with pytest.raises(ExportUsageError, match="a model of open_clip"):
+            open_source(str(of_timm), None, None, True)
+
     def test_what_it_lacks_is_said(self, of_timm: Path) -> None:
         config = json.loads((of_timm / "config.json").read_text())
         del config["pretrained_cfg"]

@@ -42,7 +42,7 @@ def bundle_of(model: Path | str, trust_engines: bool = False) -> Bundle:
     named = _NAME.fullmatch(str(model))
     if named is None:
         raise UsageError(
-            f"--model {model}: not hf:OWNER/NAME@REVISION",
+            f"{model}: not hf:OWNER/NAME@REVISION",
             hint="The revision pins what is computed: the commit's 40 digits are best, a tag is taken, too.",
         )
     return _fetched(str(model), named["repository"], named["revision"], trust_engines)
@@ -80,7 +80,7 @@ def _fetcher(name: str, repository: str, revision: str) -> Fetch:
             RevisionNotFoundError,
         )
     except ImportError as error:
-        raise UsageError(f"--model {name} needs huggingface_hub", hint="pip install 'mtdp[hf]'") from error
+        raise UsageError(f"{name} needs huggingface_hub", hint="pip install 'mtdp[hf]'") from error
 
     def fetch(file: str) -> Path:
         try:
