@@ -49,6 +49,16 @@ def test_the_papers_rates_are_constant_and_of_two_groups() -> None:
     assert warming == {"heads.t.weight": (1e-3, 0.0), "heads.t.bias": (1e-3, 0.0)}
 
 
+def test_what_no_option_says_of_an_optimiser_is_what_checkpoints_say() -> None:
+    net = MultiTaskNet(build_backbone("timm:test_resnet"), {"t": ("a", "b")})
+    for group in build_optimiser(net, TINY, 3).param_groups:
+        assert (group["momentum"], group["dampening"], group["nesterov"], group["weight_decay"]) == (0.9, 0, False, 0)
+    adam = build_optimiser(net, replace(FULL, layer_decay=1.0), 3)
+    assert isinstance(adam, torch.optim.AdamW)
+    for group in adam.param_groups:
+        assert (group["betas"], group["eps"], group["amsgrad"]) == ((0.9, 0.999), 1e-8, False)
+
+
 def test_the_rate_rises_and_falls_after_the_warm_up_of_the_heads() -> None:
     config = replace(FULL, iterations=11, warmup=1, lr_rise=4)
     factors = [rate_factor(config, iteration) for iteration in range(11)]
