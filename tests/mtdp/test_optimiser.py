@@ -14,7 +14,7 @@ from mtdp.backbones import build_backbone
 from mtdp.checkpoint import load_checkpoint
 from mtdp.errors import CheckpointError, UsageError
 from mtdp.multitask import MultiTaskNet
-from mtdp.optimiser import build_optimiser, rate_factor, set_drop_path
+from mtdp.optimiser import build_optimiser, rate_at, rate_factor, set_drop_path
 from mtdp.pretrain import pretrain
 from mtdp.pretrain_config import PretrainConfig
 from mtdp.tasks import load_pool
@@ -162,6 +162,8 @@ def test_every_step_is_taken_at_its_rate_and_the_length_of_a_cosine_cannot_chang
     monkeypatch.setattr(torch.optim.AdamW, "step", recording)
     pretrain(tasks, FULL, tmp_path / "run", quiet=True)
     assert rates == pytest.approx([1e-3, *(5e-3 * rate_factor(FULL, iteration) for iteration in range(1, 6))])
+    told = [rate_at(FULL, iteration) for iteration in range(6)]
+    assert told == pytest.approx([1e-3, *(rate / 5 for rate in rates[1:])]), "of the backbone's last layers"
     with pytest.raises(CheckpointError, match="had iterations 6, now it is 9"):
         pretrain(tasks, replace(FULL, iterations=9), tmp_path / "run", resume=True, quiet=True)
 

@@ -510,9 +510,9 @@ def test_fine_tuning_learns_on_train_chooses_on_val_and_looks_at_test_once(task:
 
 
 def test_of_equal_rates_the_first_is_kept(task: Task, tmp_path: Path) -> None:
-    spy = RecordingSteps({1e-4: (0.5,), 1e-3: (0.5,)})
-    once = replace(TUNING, arch="timm:test_resnet", epochs=1)
-    assert finetune_best(task, once, tmp_path / "run", (1e-4, 1e-3), quiet=True, steps=spy.steps()).lr == 1e-4
+    spy = RecordingSteps({1e-4: (0.5, 0.25), 1e-3: (0.25, 0.5)})
+    twice = replace(TUNING, arch="timm:test_resnet", epochs=2)
+    assert finetune_best(task, twice, tmp_path / "run", (1e-4, 1e-3), quiet=True, steps=spy.steps()).lr == 1e-4
 
 
 def test_the_seed_of_a_fine_tuning_decides_its_head_and_its_random_start(task: Task, tmp_path: Path) -> None:
