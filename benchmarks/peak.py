@@ -28,17 +28,16 @@ from mtdp_runtime.machine import cpuinfo
 
 SOURCE = r"""
 #include <immintrin.h>
+#define EACH(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7) do(8) do(9) do(10) do(11)
+#define BEGIN(i) __m512 sum##i = _mm512_set1_ps(i);
+#define STEP(i) __asm__ volatile("vdpbf16ps %2, %1, %0" : "+v"(sum##i) : "v"(a), "v"(b));
+#define END(i) out += _mm512_reduce_add_ps(sum##i);
 float run(long rounds) {
-  __m512 sums[12];
-  __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0x3c00);
-  for (int i = 0; i < 12; i++) sums[i] = _mm512_set1_ps((float)i);
-  for (long r = 0; r < rounds; r++)
-    for (int i = 0; i < 12; i++) {
-      sums[i] = _mm512_dpbf16_ps(sums[i], a, b);
-      __asm__ volatile("" : "+v"(sums[i]));
-    }
+  __m512 a = _mm512_set1_ps(1), b = _mm512_set1_ps(0);
   float out = 0;
-  for (int i = 0; i < 12; i++) out += _mm512_reduce_add_ps(sums[i]);
+  EACH(BEGIN)
+  for (long r = 0; r < rounds; r++) { EACH(STEP) }
+  EACH(END)
   return out;
 }
 """
