@@ -73,7 +73,8 @@ def test_the_best_rate_on_val_is_judged_on_test(task: Task, tmp_path: Path) -> N
     assert result.val == max(result.val_of_each_lr.values())
     assert json.loads((tmp_path / "run/result.json").read_text())["test"] == result.test
     net, info = load_checkpoint(tmp_path / "run")
-    assert info.iteration == result.epoch
+    assert (info.iteration, info.origin.description) == (result.epoch, result.weights)
+    assert "random" in result.weights
     assert net.class_names == {"colour": ("blue", "green", "red")}
     lines = [json.loads(line) for line in (tmp_path / f"run/lr-{result.lr:g}/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
@@ -87,6 +88,8 @@ def test_starting_weights_are_those_of_the_run_that_is_named(task: Task, pool_fi
     pretrain(load_pool(pool_file), config, tmp_path / "pre", quiet=True)
     started = replace(TINY, init=str(tmp_path / "pre"), lr=1e-12, epochs=1)
     finetune(task, started, tmp_path / "run", quiet=True)
+    origin = load_checkpoint(tmp_path / "run")[1].origin
+    assert origin.description == "1 iterations of pre, from random initialisation, seed 0"
     name = "backbone.trunk.layer1.0.conv1.weight"
     before = load_file(tmp_path / "pre/checkpoint.safetensors")[name]
     torch.testing.assert_close(load_file(tmp_path / "run/checkpoint.safetensors")[name], before)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.svm import LinearSVC
 
@@ -15,7 +16,7 @@ from mtdp.errors import TaskError, TrainingDiverged, UsageError
 from mtdp.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from mtdp.pretrain import pretrain
 from mtdp.pretrain_config import PretrainConfig
-from mtdp.tasks import load_pool, load_task
+from mtdp.tasks import Sample, load_pool, load_task
 from mtdp.transfer import C_GRID, best_c, cross_validate, extract_features, load_extractor, probe_task
 
 Make = Callable[..., Path]
@@ -94,6 +95,22 @@ def test_a_probe_fits_on_train_and_val_and_scores_on_test(tmp_path: Path, make_t
     assert result.score == 1.0  # colours: even random features tell them apart
     assert result.c in C_GRID
     assert len(result.cross_validation) == 11
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_probe_computes_in_the_precision_that_is_asked_for(
+    pool_file: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    asked = []
+
+    def extract(source: object, samples: tuple[Sample, ...], precision: str) -> NDArray[np.float32]:
+        asked.append((source, samples, precision))
+        return np.eye(len(samples), 4, dtype=np.float32)
+
+    monkeypatch.setattr("mtdp.transfer.extract_features", extract)
+    extractor, task = load_extractor("random", "resnet18", image_px=32), load_pool(pool_file)[0]
+    probe_task(extractor, task, precision=precision)
+    assert asked == [(extractor, task.of(("train", "val")) + task.of(("test",)), precision)]
 
 
 def test_a_probe_without_a_test_split_is_refused(tmp_path: Path, make_task: Make) -> None:
