@@ -84,7 +84,7 @@ def survives(
     *scheduler: object,
 ) -> None:
     """Run with one worker killed and one stopped in mid-slide, and one slide that kills each: what must come of it."""
-    arguments = [slides, "--model", tiny_bundle, *OPTIONS, "--stall-limit", 3, *scheduler]
+    arguments = [slides, "--model", tiny_bundle, *OPTIONS, "--stall-limit", 5, *scheduler]
     faults = {"big-0": (signal.SIGKILL, 1), "big-1": (signal.SIGSTOP, 1), "big-2": (signal.SIGKILL, 2)}
     result = run(arguments, out, faults)
     assert result.returncode == 1, result.stdout + result.stderr

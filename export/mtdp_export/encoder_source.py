@@ -291,6 +291,8 @@ def _checked(network: Backbone, pixels: Pixels, own_px: int) -> Backbone:
         given = shape_given(network.eval(), side)
     except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
+        if side != own_px and getattr(getattr(trunk, "patch_embed", None), "img_size", None):
+            hint = f"--arch-arg img_size={side}, which resamples its table of positions, or {hint}"
         raise ExportUsageError(f"{network.arch} takes no images of {side} px: {reason}", hint) from error
     if given != (1, network.features_dim):
         raise ExportUsageError(

@@ -324,6 +324,11 @@ class TestByName:
                 "test_vit takes no images of 100 px: 100 is no multiple of its patch of 16 px",
                 "--resize 160",
             ),
+            (
+                ("timm:test_vit", "--weights", "random", "--resize", "176", "--arch-arg", "dynamic_img_size=false"),
+                "test_vit takes no images of 176 px: Input height (176) doesn't match model (160)",
+                "--arch-arg img_size=176, which resamples its table of positions, or use its own side, 160 px",
+            ),
         ],
     )
     def test_what_cannot_be_is_said(
