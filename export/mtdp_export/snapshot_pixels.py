@@ -98,13 +98,9 @@ def _normalised(folder: Path, said: Mapping[str, Any], stated: Stated) -> tuple[
     """The mean and std that a preprocessor applies to pixels of 0..1."""
     if stated.mean is not None and stated.std is not None:
         return None, None
-    factor = said.get("rescale_factor", 1 / 255)
-    if (
-        not said.get("do_rescale", True)
-        or not isinstance(factor, float)
-        or not math.isclose(factor, 1 / 255, rel_tol=1e-3)
-    ):
-        what = f"rescale_factor {factor}" if said.get("do_rescale", True) else "do_rescale false"
+    divides, factor = said.get("do_rescale", True), said.get("rescale_factor", _PER_GREY_LEVEL)
+    if not (divides and isinstance(factor, float) and math.isclose(factor, _PER_GREY_LEVEL, rel_tol=1e-3)):
+        what = f"rescale_factor {factor}" if divides else "do_rescale false"
         raise ExportUsageError(
             f"{folder}: its preprocessor does not divide pixels by 255 ({what}): on which scale its mean and std are "
             "is not known",
