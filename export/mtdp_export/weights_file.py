@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -155,6 +156,6 @@ def _is_whole(archive: zipfile.ZipFile, name: str) -> bool:
         with archive.open(name) as stream:
             while stream.read(1 << 22):
                 pass
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError):
         return False
     return True

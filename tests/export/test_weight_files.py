@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -557,3 +558,16 @@ class TestAFolderOfHuggingFace:
         (of_timm / "config.json").write_text("{")
         with pytest.raises(ExportError, match=r"config\.json cannot be read"):
             open_folder(of_timm, STATED, Asked())
+
+
+@pytest.mark.parametrize("place", range(0, 400, 40))
+def test_a_damaged_archive_that_was_packed_again_is_named(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"x" * 5000)
+        archive.writestr("a/data/0", bytes(range(256)) * 400)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"a/data/0") + 8 + place] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"packed\.pth"):
+        read_state(path)
